@@ -1,0 +1,103 @@
+"""Photos on the host: decode, crop to the garment, fit to the network's square, flip, jitter. PIL and numpy only."""
+
+import io
+import warnings
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageOps
+
+MAX_PIXELS = 64_000_000  # a larger photo is refused before its pixels are decoded
+BACKGROUND = (255, 255, 255)  # behind transparent pixels and beside a padded photo
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels, 0-based, half-open
+
+
+def decode(data: bytes) -> Image.Image:
+    """The photo in `data` as upright RGB, fully decoded: EXIF orientation honored, transparency laid on white.
+
+    Raises ValueError, saying why, where the bytes are no picture, are cut short, or hold more than MAX_PIXELS.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # Pillow's remarks on odd EXIF; its size warning is our own check below
+            image = Image.open(io.BytesIO(data))
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f'{image.width}x{image.height} pixels; at most {MAX_PIXELS:,} are read')
+            image.load()
+            image = ImageOps.exif_transpose(image)
+            if image.mode in ('RGBA', 'LA', 'PA') or 'transparency' in image.info:
+                image = image.convert('RGBA')
+                ground = Image.new('RGBA', image.size, (*BACKGROUND, 255))
+                image = Image.alpha_composite(ground, image)
+            return image.convert('RGB')
+    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:  # what Pillow's readers raise
+        raise ValueError(f'not a readable picture ({error})' if str(error) else 'not a readable picture') from error
+
+
+def crop_to_box(image: Image.Image, box: Box) -> Image.Image:
+    """The garment's box, rounded outwards and cut to the photo."""
+    left, top, right, bottom = box
+    left, top = max(0, int(np.floor(left))), max(0, int(np.floor(top)))
+    right, bottom = min(image.width, int(np.ceil(right))), min(image.height, int(np.ceil(bottom)))
+    return image.crop((left, top, right, bottom))
+
+
+def fit_square(image: Image.Image, size: int, fit: str = 'crop') -> UInt8[np.ndarray, 'size size 3']:
+    """`image` as a `size` x `size` square.
+
+    'crop' is the papers' way: shorter side to `size` with PIL's antialiased bilinear, longer `int(size*long/short)`,
+    then the center, its offsets `round((long - size) / 2)`. 'pad' fits the whole photo in and pads it with its own
+    edge color; 'stretch' changes the aspect.
+    """
+    width, height = image.size
+    if fit == 'stretch':
+        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+    if fit == 'pad':
+        scale = size / max(width, height)
+        inner = image.resize((max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BILINEAR)
+        pixels = np.asarray(inner)
+        rows, columns = size - pixels.shape[0], size - pixels.shape[1]
+        around = ((rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2), (0, 0))
+        return np.pad(pixels, around, mode='edge')
+    if width <= height:
+        width, height = size, int(size * height / width)
+    else:
+        width, height = int(size * width / height), size
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def box_to_square(box: Box, width: int, height: int, size: int, fit: str = 'crop') -> Float[np.ndarray, ' 4']:
+    """Where `box` of a `width` x `height` photo lies after `fit_square`, in the square's pixels, cut to the square."""
+    if fit == 'stretch':
+        scales, offsets = (size / width, size / height), (0.0, 0.0)
+    else:
+        scale = size / (max(width, height) if fit == 'pad' else min(width, height))
+        scales, offsets = (scale, scale), ((size - width * scale) / 2, (size - height * scale) / 2)
+    moved = np.array(box, np.float32) * np.array([*scales, *scales]) + np.array([*offsets, *offsets])
+    return np.clip(moved, 0, size).astype(np.float32)
+
+
+def jitter_crop(image: Image.Image, rng: np.random.Generator, strength: float) -> Image.Image:
+    """A random crop that keeps at least `1 - strength` of each side (0 keeps all): an augmentation, in no paper's recipe."""
+    if strength <= 0:
+        return image
+    width, height = (max(1, round(side * (1 - rng.uniform(0, strength)))) for side in image.size)
+    left, top = rng.integers(0, image.width - width + 1), rng.integers(0, image.height - height + 1)
+    return image.crop((left, top, left + width, top + height))
+
+
+def load_square(
+    data: bytes, size: int, fit: str = 'crop', box: Box | None = None, flip: bool = False,
+    jitter: float = 0.0, rng: np.random.Generator | None = None,
+) -> UInt8[np.ndarray, 'size size 3']:  # fmt: skip
+    """Decode, crop to `box`, jitter, fit and flip one photo: all that happens to it before the device."""
+    image = decode(data)
+    if box is not None:
+        image = crop_to_box(image, box)
+    if jitter and rng is not None:
+        image = jitter_crop(image, rng, jitter)
+    pixels = fit_square(image, size, fit)
+    return pixels[:, ::-1] if flip else pixels

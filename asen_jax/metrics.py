@@ -1,0 +1,107 @@
+"""Retrieval metrics and their closed forms for a random ranking; numpy only, so that builders can use them too."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+QUERY_BLOCK = 256  # queries ranked at a time: bounds the score matrix, changes no figure
+
+
+def rank_relevance(
+    queries: Float[np.ndarray, 'queries dim'],
+    candidates: Float[np.ndarray, 'candidates dim'],
+    query_values: Int[np.ndarray, ' queries'],
+    candidate_values: Int[np.ndarray, ' candidates'],
+) -> Bool[np.ndarray, 'queries candidates']:
+    """Whether the candidate at each rank has the query's value, ranked by descending dot product.
+
+    Ties rank by candidate order; the PyTorch original leaves their order open.
+    """
+    order = np.argsort(-(queries @ candidates.T), axis=1, kind='stable')
+    return candidate_values[order] == query_values[:, None]
+
+
+def average_precision(relevance: Bool[np.ndarray, 'queries candidates']) -> Float[np.ndarray, ' queries']:
+    """Mean over a query's relevant candidates of the precision at their ranks; 0 where none is relevant.
+
+    AP = (1/R) * sum over relevant ranks k of (relevant among the first k) / k, over the full ranking.
+    """
+    ranks = np.arange(1, relevance.shape[1] + 1)
+    precision = np.cumsum(relevance, axis=1) / ranks
+    num_relevant = relevance.sum(axis=1)
+    return (precision * relevance).sum(axis=1) / np.maximum(num_relevant, 1)
+
+
+def chance_average_precision(
+    query_values: Int[np.ndarray, ' queries'], candidate_values: Int[np.ndarray, ' candidates']
+) -> Float[np.ndarray, ' queries']:
+    """The expected AP of a random ranking, query by query.
+
+    With R relevant of N candidates: (1/N) * sum_{k=1..N} (1 + (k-1)(R-1)/(N-1)) / k, and 0 where R = 0.
+    """
+    total = len(candidate_values)
+    if total == 0:
+        return np.zeros(len(query_values))
+    values, counts = np.unique(candidate_values, return_counts=True)
+    count_of = dict(zip(values.tolist(), counts.tolist(), strict=True))
+    relevant = np.array([count_of.get(value, 0) for value in np.asarray(query_values).tolist()], np.float64)
+    harmonic = np.sum(1 / np.arange(1, total + 1))
+    # sum of (k-1)/k is N - H_N; with one candidate the second term is empty
+    later = (relevant - 1) * (total - harmonic) / (total - 1) if total > 1 else 0.0
+    return np.where(relevant > 0, (harmonic + later) / total, 0.0)
+
+
+def retrieval_metrics(
+    queries: Float[np.ndarray, 'queries dim'],
+    candidates: Float[np.ndarray, 'candidates dim'],
+    query_values: Int[np.ndarray, ' queries'],
+    candidate_values: Int[np.ndarray, ' candidates'],
+    ks: Sequence[int] = (1, 5, 10),
+) -> dict[str, Float[np.ndarray, ' queries']]:
+    """AP, recall@k and precision@k of every query of one attribute, as fractions.
+
+    recall@k is 1 where at least one of the first k candidates is relevant (the usage of metric learning), else 0;
+    precision@k is the relevant share of the first min(k, candidates).
+    """
+    blocks = []
+    for start in range(0, len(queries), QUERY_BLOCK):
+        part = slice(start, start + QUERY_BLOCK)
+        relevance = rank_relevance(queries[part], candidates, query_values[part], candidate_values)
+        block = {'ap': average_precision(relevance)}
+        for k in ks:
+            top = relevance[:, :k]
+            block[f'recall@{k}'] = top.any(axis=1).astype(np.float64)
+            block[f'precision@{k}'] = top.sum(axis=1) / max(top.shape[1], 1)
+        blocks.append(block)
+    names = ['ap', *(f'{kind}@{k}' for k in ks for kind in ('recall', 'precision'))]
+    return {name: np.concatenate([b[name] for b in blocks]) if blocks else np.zeros(0) for name in names}
+
+
+def summarize(per_query: Mapping[str, Float[np.ndarray, ' queries']]) -> dict:
+    """Means per attribute, their plain mean (`macro`), and the mean over all queries (`overall`); None without queries."""
+    means = {name: float(np.mean(figures)) for name, figures in per_query.items() if len(figures)}
+    if not means:
+        return {'overall': None, 'macro': None, 'per_attribute': {}}
+    every = np.concatenate([figures for figures in per_query.values() if len(figures)])
+    return {'overall': float(every.mean()), 'macro': float(np.mean(list(means.values()))), 'per_attribute': means}
+
+
+def chance_map(
+    attributes: Sequence[str],
+    query: Int[np.ndarray, 'queries 3'],
+    candidate: Int[np.ndarray, 'candidates 3'],
+) -> dict:
+    """`summarize` of `chance_average_precision` over lists of (index, attribute, value)."""
+    figures = {}
+    for number, name in enumerate(attributes):
+        asked, offered = query[query[:, 1] == number], candidate[candidate[:, 1] == number]
+        figures[name] = chance_average_precision(asked[:, 2], offered[:, 2])
+    return summarize(figures)
+
+
+def triplet_is_right(
+    anchor: Float[np.ndarray, 'n dim'], positive: Float[np.ndarray, 'n dim'], negative: Float[np.ndarray, 'n dim']
+) -> Bool[np.ndarray, ' n']:
+    """Whether each anchor lies strictly nearer (by dot product) to its positive than to its negative; ties are wrong."""
+    return np.einsum('nd,nd->n', anchor, positive) > np.einsum('nd,nd->n', anchor, negative)

@@ -1,0 +1,70 @@
+"""Every field of a config, once, with its unit and meaning; nothing derived. A dataset's file changes a few.
+
+The values here are the published recipe of ASEN (AAAI 2020). `python main.py --help` prints these comments.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The fields that all configs share."""
+    config = ml_collections.ConfigDict()
+    config.name = 'asen'  # names the run; the default workdir is runs/<name>
+    config.seed = 0  # decides initial weights, triplets and augmentation
+    config.precision = 'float32'  # float32 | tensorfloat32 | bfloat16: of the network's arithmetic; weights stay float32
+
+    config.data = data = ml_collections.ConfigDict()
+    data.name = 'fashionai'  # fashionai | catalog | synthetic: which builder
+    data.manual_dir = 'data'  # folder of the raw files; a catalog's own folder
+    data.dir = 'data/records'  # folder of the prepared records
+    data.image_size = 224  # pixels, side of the network's square input
+    data.fit = 'crop'  # crop | pad | stretch: how a photo becomes a square; the papers crop
+    data.attributes = ()  # names of the attributes to use; () is all of them (a catalog: columns with 2-100 values)
+    data.crop_to_bbox = False  # crop photos to their garment's box first, where there is one
+    data.num_triplets = 100_000  # triplets an epoch
+    data.triplets = 'fresh'  # fresh | fixed: drawn anew each epoch, or the builder's list
+    data.strict_negatives = False  # forbid a negative that also holds the anchor's value
+    data.flip = True  # mirror training photos at random, each on its own
+    data.jitter = 0.0  # fraction of a side that a random crop of a training photo may cut away
+    data.missing = 'error'  # error | skip: a listed photo that is not there
+    data.broken = 'error'  # error | skip: a photo that cannot be decoded
+    data.num_workers = 4  # processes that load photos; 0 loads in threads of this one
+    data.num_photos = 4000  # synthetic only: photos to draw
+    data.synthetic_size = 96  # synthetic only: pixels, side of a drawn photo
+
+    config.model = model = ml_collections.ConfigDict()
+    model.name = 'asen'  # asen | asen_v2 | csn | triplet
+    model.trunk = 'resnet50'  # resnet18 | resnet34 | resnet50, each up to layer3
+    model.trunk_width = 64  # channels of the stem; 64 is the published width, others need init.trunk=none
+    model.embed_dim = 1024  # size of an embedding; asen_v2 has no last layer: its size is the trunk's
+    model.normalize = True  # embeddings of unit length
+    model.bn_per_role = True  # batch statistics per anchor, positive, negative, as the original computes them
+    model.spatial_attention = True  # asen, asen_v2: off is the paper's ablation, an average pool
+    model.channel_attention = True  # asen, asen_v2: off is the paper's ablation, no mask
+    model.masks = 'learned'  # csn: learned | sections | fixed
+
+    config.init = init = ml_collections.ConfigDict()
+    init.trunk = 'imagenet'  # imagenet | none: where the trunk's weights come from
+
+    config.optim = optim = ml_collections.ConfigDict()
+    optim.learning_rate = 1e-4  # Adam's, in the first epoch
+    optim.decay_rate = 0.985  # the learning rate is multiplied by this ...
+    optim.decay_every_epochs = 1  # ... every so many epochs
+
+    config.train = train = ml_collections.ConfigDict()
+    train.batch_size = 16  # triplets a step, over all devices
+    train.num_epochs = 200  # epochs
+    train.margin = 0.2  # of the triplet loss
+    train.distance = 'cosine'  # cosine: similarity that the loss compares
+    train.log_every_steps = 50  # steps between lines of metrics.jsonl
+    train.save_every_minutes = 10.0  # minutes between saves of the latest checkpoint, besides each epoch's
+    train.save_every_steps = 0  # steps between such saves; 0 leaves it to the minutes
+
+    config.eval = evaluation = ml_collections.ConfigDict()
+    evaluation.batch_size = 64  # photos a batch; changes no figure
+    evaluation.every_epochs = 1  # epochs between evaluations on valid
+    evaluation.cross_attribute = False  # also rank each attribute by the others' vectors
+
+    config.mesh = mesh = ml_collections.ConfigDict()
+    mesh.model = 1  # devices along the 'model' axis; the others share the batch
+    return config

@@ -1,0 +1,17 @@
+"""FashionAI with the published recipes (ASEN, AAAI 2020; `:asen_v2` as in the authors' repository).
+
+    python main.py --config configs/fashionai.py            # ASEN
+    python main.py --config configs/fashionai.py:asen_v2    # or :csn :triplet :no_spatial :no_channel
+"""
+
+import ml_collections
+
+from configs import variants
+
+
+def get_config(variant: str = 'asen') -> ml_collections.ConfigDict:
+    """The recipe of `variant`."""
+    config = variants.get_config(variant)
+    config.name = 'fashionai' if variant == 'asen' else f'fashionai_{variant}'
+    config.data.name = 'fashionai'
+    return config
