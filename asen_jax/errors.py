@@ -11,3 +11,11 @@ class NumericsError(Exception):
     """The numbers broke (NaN or infinity); the message names the step and the last good checkpoint."""
 
     exit_status = 3
+
+
+class StoppedError(Exception):
+    """A signal asked the run to stop, and it has saved; the exit status is the shell's usual 128 + signal number."""
+
+    def __init__(self, message: str, signal_number: int):
+        super().__init__(message)
+        self.exit_status = 128 + signal_number

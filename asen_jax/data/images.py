@@ -8,6 +8,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 
 MAX_PIXELS = 64_000_000  # a larger photo is refused before its pixels are decoded
+FITS = ('crop', 'pad', 'stretch')
 BACKGROUND = (255, 255, 255)  # behind transparent pixels and beside a padded photo
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels, 0-based, half-open

@@ -1,0 +1,61 @@
+"""Conditional similarity network (Veit et al., CVPR 2017) as ASEN's authors train it, and the plain triplet network."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from asen_jax.errors import InputError
+from asen_jax.models.asen import HeadOutput
+from asen_jax.models.layers import Linear, Numerics
+from asen_jax.models.resnet import average_pool
+
+MASKS = ('learned', 'sections', 'fixed')
+
+
+def section_masks(num_attributes: int, dim: int, outside: float) -> Float[Array, 'attributes dim']:
+    """1 in the attribute's own `dim // num_attributes` channels, `outside` elsewhere."""
+    owner = jnp.arange(dim) // (dim // num_attributes)
+    return jnp.where(owner == jnp.arange(num_attributes)[:, None], 1.0, outside)
+
+
+class CsnHead(nnx.Module):
+    """fc(average pool) times a mask row per attribute.
+
+    'learned' masks start from N(0.9, 0.7), 'sections' from disjoint sections (1 inside, 0.1 outside), both through a relu;
+    'fixed' are disjoint sections (1 inside, 0 outside) and are not trained.
+    """
+
+    def __init__(
+        self, trunk_dim: int, embed_dim: int, num_attributes: int, masks: str, *, numerics: Numerics, rngs: nnx.Rngs
+    ):
+        if masks not in MASKS:
+            raise InputError(f'config.model.masks is {masks!r}; it is one of {", ".join(MASKS)}.')
+        self.fc = Linear(trunk_dim, embed_dim, numerics=numerics, rngs=rngs)
+        self.num_attributes, self.embed_dim = num_attributes, embed_dim
+        if masks == 'learned':
+            self.masks = nnx.Param(0.9 + 0.7 * jax.random.normal(rngs.params(), (num_attributes, embed_dim)))
+        elif masks == 'sections':
+            self.masks = nnx.Param(section_masks(num_attributes, embed_dim, outside=0.1))
+        else:
+            self.masks = None
+
+    def __call__(self, x: Float[Array, 'n h w c'], attribute: Int[Array, ' n'], roles: int = 0) -> HeadOutput:
+        if self.masks is None:
+            masks = section_masks(self.num_attributes, self.embed_dim, outside=0.0)
+        else:
+            masks = nnx.relu(self.masks[...])
+        embedding = self.fc(average_pool(x))
+        return HeadOutput(embedding * masks[attribute].astype(embedding.dtype), None)
+
+
+class TripletHead(nnx.Module):
+    """fc(average pool): the attribute is ignored."""
+
+    def __init__(self, trunk_dim: int, embed_dim: int, *, numerics: Numerics, rngs: nnx.Rngs):
+        self.fc = Linear(trunk_dim, embed_dim, numerics=numerics, rngs=rngs)
+
+    def __call__(self, x: Float[Array, 'n h w c'], attribute: Int[Array, ' n'], roles: int = 0) -> HeadOutput:
+        embedding = self.fc(average_pool(x))
+        # an attribute's worth of the same vectors, so that all networks answer alike under vmap
+        return HeadOutput(embedding + 0 * attribute[:, None].astype(embedding.dtype), None)

@@ -1,0 +1,49 @@
+"""The mesh of devices and where arrays lie on it: batches along 'data', wide matrices along 'model'."""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from asen_jax.errors import InputError
+
+MIN_SHARDED_DIM = 512  # narrower outputs are not worth splitting over 'model'
+
+
+def make_mesh(model: int = 1) -> jax.sharding.Mesh:
+    """All devices as ('data', 'model'), `model` of them along the second axis."""
+    count = jax.device_count()
+    if model < 1 or count % model:
+        raise InputError(f'config.mesh.model is {model}, but there are {count} devices; it must divide them.')
+    return jax.make_mesh((count // model, model), ('data', 'model'), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """The first axis over 'data'."""
+    return NamedSharding(mesh, PartitionSpec('data'))
+
+
+def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def state_shardings(tree, mesh: jax.sharding.Mesh):
+    """A sharding for every array of a train state: a wide matrix's outputs over 'model', all else replicated."""
+    model = mesh.shape['model']
+
+    def place(leaf):
+        shape = np.shape(leaf)
+        if model > 1 and len(shape) == 2 and shape[1] >= MIN_SHARDED_DIM and shape[1] % model == 0:
+            return NamedSharding(mesh, PartitionSpec(None, 'model'))
+        return replicated(mesh)
+
+    return jax.tree.map(place, tree)
+
+
+def check_batch_size(batch_size: int, mesh: jax.sharding.Mesh) -> None:
+    """A batch must split evenly over the devices of 'data'."""
+    devices = mesh.shape['data']
+    if batch_size % devices:
+        raise InputError(
+            f'config.train.batch_size is {batch_size}, which {devices} devices cannot share evenly; use a multiple of {devices}.'
+        )

@@ -1,0 +1,31 @@
+"""Your own photos: a folder with a labels.csv (see data_builders/catalog/README.md).
+
+    python main.py --config configs/catalog.py --config.data.manual_dir=FOLDER
+
+Starts from nothing and fits a laptop's CPU.
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """A small network from scratch, on whole photos cropped to the garment's box where there is one."""
+    config = common.get_config()
+    config.name = 'catalog'
+    config.data.name = 'catalog'
+    config.data.manual_dir = 'data/catalog'
+    config.data.crop_to_bbox = True
+    config.data.fit = 'pad'
+    config.data.image_size = 64
+    config.data.num_triplets = 6400
+    config.data.num_workers = 0
+    config.model.trunk = 'resnet18'
+    config.model.trunk_width = 32
+    config.model.embed_dim = 128
+    config.init.trunk = 'none'
+    config.optim.learning_rate = 1e-3
+    config.train.batch_size = 64
+    config.train.num_epochs = 10
+    return config

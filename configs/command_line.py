@@ -1,0 +1,189 @@
+"""The command line: flags, the layers of a config (file, workdir, --config, --config.field=value), and --help."""
+
+import ast
+import difflib
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from asen_jax.errors import InputError
+
+HERE = Path(__file__).resolve().parent
+DEFAULT_CONFIG = HERE / 'fashionai.py'
+MODES = {
+    'train': 'prepare if needed, train, evaluate on valid each epoch, keep best and latest, resume; test the best at the end',
+    'eval': 'evaluate a checkpoint; print the table and write eval_<split>.json',
+    'prepare': 'build the records only; print what was read, skipped and why; write prepare.json beside them',
+}
+
+
+class Arguments(NamedTuple):
+    """What a command line asks for."""
+
+    mode: str
+    config: ml_collections.ConfigDict
+    workdir: Path
+    checkpoint: str
+    split: str
+
+
+def parse(argv: Sequence[str], default_workdir: Callable) -> Arguments | None:
+    """The arguments of `argv`, or None after --help; raises InputError, in one sentence, for what cannot be meant.
+
+    `default_workdir` names the workdir's folder under `runs` for a config.
+    """
+    if any(argument in ('--help', '-h', '-help', '--helpfull', '-?') for argument in argv[1:]):
+        print(help_text())
+        return None
+    values = flags.FlagValues()
+    before, sys.argv = sys.argv, list(argv)  # config_flags looks for --config.field=value in sys.argv
+    try:
+        extra = _define_flags(values)(list(argv))[1:]
+    except AttributeError as error:
+        raise InputError(_unknown_field(argv, error)) from error
+    except (flags.Error, OSError, SyntaxError, TypeError, ValueError) as error:
+        raise InputError(_one_sentence(error)) from error
+    finally:
+        sys.argv = before
+    if extra:
+        raise InputError(f'{extra[0]!r} is not a flag; every option begins with two dashes (--help lists them).')
+    flags.FLAGS.mark_as_parsed()  # Grain's workers ask for this
+    config = values.config
+    workdir = Path(values.workdir or Path('runs') / default_workdir(config))
+    config = _layer(values, config, workdir)
+    return Arguments(values.mode, config, workdir, values.checkpoint, values.split)
+
+
+def _define_flags(values: flags.FlagValues) -> flags.FlagValues:
+    config_flags.DEFINE_config_file('config', str(DEFAULT_CONFIG), lock_config=True, flag_values=values)
+    flags.DEFINE_enum('mode', 'train', list(MODES), 'what to do', flag_values=values)
+    flags.DEFINE_string('workdir', None, 'folder of the run', flag_values=values)
+    flags.DEFINE_string('checkpoint', 'best', 'best, latest or a step', flag_values=values)
+    flags.DEFINE_enum('split', 'test', ['valid', 'test'], 'split to evaluate', flag_values=values)
+    return values
+
+
+def _layer(values: flags.FlagValues, config: ml_collections.ConfigDict, workdir: Path) -> ml_collections.ConfigDict:
+    """What the workdir remembers lies between a default config file and --config.field=value; an explicit --config wins."""
+    overrides = config_flags.get_override_values(values['config'])
+    if 'data.attributes' in overrides:  # a,b is one string to the flag's parser
+        names = [name.strip() for text in config.data.attributes for name in str(text).split(',')]
+        config.data.attributes = overrides['data.attributes'] = tuple(name for name in names if name)
+    remembered = _read_remembered(workdir / 'config.json')
+    if remembered is None:
+        return config
+    if values['config'].using_default_value:
+        given, config = config, config.copy_and_resolve_references()
+        _fill(config, remembered, workdir / 'config.json')
+        for field in overrides:
+            _assign(config, field, _look_up(given.to_dict(), field))
+    _say_differences(config, remembered, workdir)
+    return config
+
+
+def _read_remembered(path: Path) -> dict | None:
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f'{path} is not readable as JSON ({error}); mend it, or name another --workdir.') from error
+
+
+def _flatten(tree: dict, prefix: str = '') -> dict:
+    flat = {}
+    for name, value in tree.items():
+        flat |= _flatten(value, f'{prefix}{name}.') if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def _look_up(tree: dict, field: str):
+    return _flatten(tree)[field]
+
+
+def _assign(config: ml_collections.ConfigDict, field: str, value) -> None:
+    *groups, name = field.split('.')
+    for group in groups:
+        config = config[group]
+    config[name] = tuple(value) if isinstance(value, list) else value
+
+
+def _fill(config: ml_collections.ConfigDict, remembered: dict, path: Path) -> None:
+    known = _flatten(config.to_dict())
+    for field, value in _flatten(remembered).items():
+        if field not in known:
+            print(f'{path}: field {field} is of another version and ignored')
+            continue
+        try:
+            _assign(config, field, value)
+        except TypeError as error:
+            raise InputError(f'{path}, field {field}: {_one_sentence(error)}') from error
+
+
+def _say_differences(config: ml_collections.ConfigDict, remembered: dict, workdir: Path) -> None:
+    now, before = _flatten(json.loads(config.to_json())), _flatten(remembered)
+    for field in sorted(now.keys() & before.keys()):
+        if now[field] != before[field]:
+            print(f'config.{field} is {now[field]!r}; {workdir} had {before[field]!r}')
+
+
+def _unknown_field(argv: Sequence[str], error: AttributeError) -> str:
+    """The sentence for a misspelt field, with the nearest that exists."""
+    fields = [field for field, _ in config_fields()]
+    for argument in argv[1:]:
+        match = re.match(r'--?config\.([^=]+)', argument)
+        if match and match[1] not in fields:
+            last = {field.rpartition('.')[2]: field for field in fields}
+            near = difflib.get_close_matches(match[1], fields, 1, 0.75)
+            near = near or [last[name] for name in difflib.get_close_matches(match[1].rpartition('.')[2], last, 1)]
+            remedy = f'did you mean --config.{near[0]}?' if near else '--help lists the fields.'
+            return f'config has no field {match[1]!r}; {remedy}'
+    return f'The config file asks for a field that configs/common.py does not have: {_one_sentence(error)}'
+
+
+def _one_sentence(error: Exception) -> str:
+    text = ' '.join(str(error).split())
+    missing = re.search(r'Attempted \[[^]]*]: (\S+) ', text)
+    return f'There is no config file {missing[1]}; configs/ has them.' if missing else text
+
+
+def config_fields() -> list[tuple[str, str]]:
+    """Every field of configs/common.py as ('data.name', "'fashionai'  # what it means"), read from its source."""
+    path, groups, fields = HERE / 'common.py', {'config': ''}, []
+    lines = path.read_text().splitlines()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Attribute):
+            continue
+        owner, name = node.targets[0].value.id, node.targets[0].attr
+        field = groups[owner] + name
+        if len(node.targets) == 2:  # config.data = data = ConfigDict()
+            groups[node.targets[1].id] = field + '.'
+        else:
+            fields.append((field, lines[node.lineno - 1].partition(' = ')[2]))
+    return fields
+
+
+def help_text() -> str:
+    """What --help prints: modes, flags and every config field with its comment."""
+    names = sorted(path.stem for path in HERE.glob('*.py') if path.stem not in ('__init__', 'common', 'variants', 'command_line'))
+    lines = ['usage: python main.py [--config configs/NAME.py[:VARIANT]] [--mode MODE] [--workdir DIR] [--config.FIELD=VALUE ...]']
+    lines += ['', 'modes:', *(f'  {mode:<10}{does}' for mode, does in MODES.items())]
+    lines += [
+        '', 'flags:',
+        f'  --config      a file of configs/ ({", ".join(names)}); default configs/fashionai.py',
+        '  --workdir     folder of the run; default runs/<config.name>',
+        '  --checkpoint  best | latest | STEP: what eval evaluates; default best',
+        '  --split       valid | test: what it is evaluated on; default test',
+        '', 'fields, as --config.FIELD=VALUE (values shown are those of configs/common.py; a config file changes some):',
+    ]  # fmt: skip
+    for field, text in config_fields():
+        value, _, meaning = text.partition('  # ')
+        lines.append(f'  {field:<28}{value:<16}{meaning}')
+    return '\n'.join(lines)

@@ -1,0 +1,28 @@
+"""Drawn garments: needs no data, minutes on a laptop's CPU.
+
+    python main.py --config configs/synthetic.py
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """A small ASEN from scratch on drawings of 96 pixels."""
+    config = common.get_config()
+    config.name = 'synthetic'
+    config.data.name = 'synthetic'
+    config.data.image_size = 96
+    config.data.num_triplets = 6400
+    config.data.num_workers = 0
+    config.data.flip = False
+    config.model.trunk = 'resnet18'
+    config.model.trunk_width = 16
+    config.model.embed_dim = 64
+    config.init.trunk = 'none'
+    config.optim.learning_rate = 1e-3
+    config.train.batch_size = 64
+    config.train.num_epochs = 5
+    config.eval.cross_attribute = True
+    return config

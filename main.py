@@ -1,0 +1,49 @@
+"""Flags and dispatch: `python main.py --help` lists modes and fields; the work is in asen_jax and data_builders."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # XLA's remarks on the machine are not for the user
+
+from asen_jax.errors import InputError, NumericsError, StoppedError
+from configs import command_line
+
+
+def run(argv: list[str]) -> int:
+    """Do what `argv` says; the exit status: 0 done, 2 bad input, 3 the numbers broke, 143 stopped by SIGTERM."""
+    try:
+        from data_builders import prepare
+
+        arguments = command_line.parse(argv, prepare.default_workdir_name)
+        if arguments is not None:
+            dispatch(arguments)
+    except (InputError, NumericsError, StoppedError) as error:
+        print(f'{Path(argv[0]).name}: {error}', file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print(f'{Path(argv[0]).name}: interrupted; the same command goes on.', file=sys.stderr)
+        return 130
+    return 0
+
+
+def dispatch(arguments: command_line.Arguments) -> None:
+    """One mode, one call."""
+    from data_builders import prepare
+
+    config, workdir = arguments.config, arguments.workdir
+    match arguments.mode:
+        case 'prepare':
+            print(prepare.summary(prepare.prepare(config)))
+        case 'train':
+            from asen_jax.train import train_and_evaluate
+
+            train_and_evaluate(config, workdir, prepare.prepare(config))
+        case 'eval':
+            from asen_jax.evaluate import evaluate_workdir
+
+            evaluate_workdir(config, workdir, prepare.prepare, arguments.checkpoint, arguments.split)
+
+
+if __name__ == '__main__':
+    sys.exit(run(sys.argv))
