@@ -44,7 +44,8 @@ def open_records(directory: str | os.PathLike) -> Records:
         raise InputError(f'{directory} holds no prepared records; run --mode prepare first ({error}).') from error
     metadata = builder.info.metadata
     return Records(
-        directory, metadata['dataset'], tuple(metadata['attributes']), tuple(map(tuple, metadata['values'])),
+        directory, metadata['dataset'], tuple(metadata['attributes']),
+        tuple(tuple(metadata['values'][name]) for name in metadata['attributes']),
         {name: split.num_examples for name, split in builder.info.splits.items()},
         metadata['dropped'], report['fingerprint'],
     )  # fmt: skip

@@ -1,0 +1,221 @@
+"""Builds one data set's records, or finds them built: raw files in `data.manual_dir` become a directory in `data.dir`.
+
+Beside the records lie `prepare.json` (what was read, skipped and why) and `labels.npz` (all labels without the photos).
+All of it is made in a folder `incomplete` and then moved into place at once, so that nothing half-made is ever seen and
+a failure harms no earlier records.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import importlib
+import io
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+from jaxtyping import Int
+
+from asen_jax.errors import InputError
+from asen_jax.metrics import chance_map
+from data_builders.checks import check_photos
+from data_builders.records import FORMAT, SPLITS, RawDataset, labels_of, with_triplets, write_labels
+
+BUILDERS = ('fashionai', 'catalog', 'synthetic')
+SHOWN = 5  # skipped photos that the summary names
+logger = logging.getLogger(__name__)
+
+
+def prepare(config) -> Path:
+    """The directory with the records of `config.data`, built now unless it is there, whole and of the same description.
+
+    Whole records serve also when the raw files are gone. Of two processes that prepare one data set the second waits.
+    """
+    data, module = config.data, load_builder(config.data.name)
+    target = prepared_path(config)
+    if why := _usable(target, module, data):
+        logger.info('Using the records in %s: %s.', target, why)
+        return target
+    raw = module.read(data)
+    with _lock(target.parent):
+        _clear_leftovers(target)
+        if not _usable(target, module, data):  # the process that we waited for may have built them
+            fingerprint = _fingerprint(module, data)
+            raw = with_triplets(check_photos(raw, data.missing, data.broken))
+            built = _build(module, raw, target)
+            write_labels(raw, built / 'labels.npz')
+            (built / 'prepare.json').write_text(json.dumps(describe(raw, fingerprint), indent=1))
+            _move(built, target)
+            _clear_leftovers(target)
+    return target
+
+
+def prepared_path(config) -> Path:
+    """`<data.dir>/<name>/<builder config>/<version>`."""
+    module = load_builder(config.data.name)
+    root = Path(config.data.dir).expanduser()
+    return root / config.data.name / module.config_name(config.data) / str(module.Builder.VERSION)
+
+
+def default_workdir_name(config) -> str:
+    """`config.name`; a catalog that was given no name of its own is called after its folder, as its records are."""
+    if config.data.name == 'catalog' and config.name == 'catalog':
+        return f'catalog-{load_builder("catalog").config_name(config.data)}'
+    return config.name
+
+
+def load_builder(name: str):
+    """The builder's module: `Builder`, `list_files(data)`, `config_name(data)` and `read(data) -> RawDataset`."""
+    if name not in BUILDERS:
+        raise InputError(f'data.name is {name!r}; write one of {", ".join(BUILDERS)}.')
+    return importlib.import_module(f'data_builders.{name}.{name}_dataset_builder')
+
+
+def describe(raw: RawDataset, fingerprint: str) -> dict:
+    """The content of prepare.json."""
+    splits = {}
+    for split in SPLITS:
+        labels = labels_of(raw.photos.get(split, ()))
+        if not raw.photos.get(split):
+            continue
+        query = raw.queries.get(split, np.zeros((0, 3), np.int32))
+        candidate = raw.candidates.get(split, np.zeros((0, 3), np.int32))
+        pairs = np.unique(np.stack([labels.attribute, labels.value]), axis=1)[0]
+        splits[split] = {
+            'photos': len(raw.photos[split]),
+            'labels': len(labels.photo),
+            'values': {name: int((pairs == number).sum()) for number, name in enumerate(raw.attributes)},
+            'queries': len(query),
+            'candidates': len(candidate),
+            'unanswered': count_unanswered(query, candidate),
+            'chance_map': chance_map(raw.attributes, query, candidate) if len(query) else None,
+        }
+    return {
+        'dataset': raw.dataset, 'splits': splits, 'skipped': list(raw.skipped), 'notes': list(raw.notes),
+        'fingerprint': fingerprint,
+    }  # fmt: skip
+
+
+def count_unanswered(query: Int[np.ndarray, 'n 3'], candidate: Int[np.ndarray, 'm 3']) -> int:
+    """Queries without a candidate of their attribute and value."""
+    answers = set(map(tuple, candidate[:, 1:].tolist()))
+    return sum(tuple(row) not in answers for row in query[:, 1:].tolist())
+
+
+def summary(prepared: Path) -> str:
+    """prepare.json as text for a person; chance MAP in percent."""
+    content = json.loads((Path(prepared) / 'prepare.json').read_text())
+    splits = content['splits']
+    lines = [f'{content["dataset"]}: {prepared}', '']
+    heads = ''.join(f'{head:>12}' for head in ('queries', 'candidates', 'unanswered', 'chance MAP'))
+    lines.append(f'{"":10}{"photos":>10}{"labels":>10}{heads}')
+    for split, facts in splits.items():
+        chance = f'{100 * facts["chance_map"]["overall"]:.2f}' if facts['chance_map'] else '-'
+        figures = f'{facts["photos"]:>10,}{facts["labels"]:>10,}{facts["queries"]:>12,}{facts["candidates"]:>12,}'
+        lines.append(f'{split:10}{figures}{facts["unanswered"]:>12,}{chance:>12}')
+    lines += ['', f'{"":24}' + ''.join(f'{f"{split} values":>14}{"chance MAP":>12}' for split in splits)]
+    for name in next(iter(splits.values()))['values']:
+        cells = ''
+        for facts in splits.values():
+            chance = facts['chance_map'] and facts['chance_map']['per_attribute'].get(name)
+            cells += f'{facts["values"][name]:>14,}{"-" if chance is None else f"{100 * chance:.2f}":>12}'
+        lines.append(f'{name:24}' + cells)
+    lines += ['', f'skipped: {len(content["skipped"]):,} photos']
+    lines += [f'  {entry["image_id"]}: {entry["why"]}' for entry in content['skipped'][:SHOWN]]
+    if len(content['skipped']) > SHOWN:
+        lines.append(f'  ... all are listed in {Path(prepared) / "prepare.json"}')
+    return '\n'.join([*lines, *content['notes']])
+
+
+def is_whole(prepared: Path) -> bool:
+    """Whether records, labels and prepare.json are all there; the records' contents carry checksums of their own."""
+    needed = [prepared / name for name in ('dataset_info.json', 'labels.npz', 'prepare.json')]
+    if not all(path.is_file() for path in needed):
+        return False
+    builder = tfds.builder_from_directory(prepared)
+    shards = [path for split in builder.info.splits.values() for path in split.filepaths]
+    return builder.is_prepared() and all(path.exists() and path.stat().length > 0 for path in shards)
+
+
+def _usable(target: Path, module, data) -> str:
+    """Why the records can be used as they are; '' where they must be built."""
+    if not is_whole(target):
+        return ''
+    if not all(path.is_file() for path in module.list_files(data)):
+        return 'the raw files are not there, the records are whole'
+    content = json.loads((target / 'prepare.json').read_text())
+    # photos that were left out by data.missing=skip must not stay out unseen under 'error'
+    allowed = all(data[entry['why'].split(':')[0]] == 'skip' for entry in content['skipped'])
+    same = content['fingerprint'] == _fingerprint(module, data)
+    return 'their description has not changed' if allowed and same else ''
+
+
+def _fingerprint(module, data) -> str:
+    """Of all that decides the records: the description files, the options (in the config's name), the versions."""
+    files = [[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in module.list_files(data)]
+    facts = [data.name, module.config_name(data), str(module.Builder.VERSION), FORMAT, files]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _build(module, raw: RawDataset, target: Path) -> Path:
+    """Let TFDS write the records below `incomplete`, and return where."""
+    config = tfds.core.BuilderConfig(name=target.parent.name)
+    with _quiet():
+        builder = module.Builder(raw=raw, data_dir=target.parent / 'incomplete', config=config)
+        builder.download_and_prepare(file_format='array_record')
+    if not builder.is_prepared():  # TFDS takes an existing empty directory for done
+        raise RuntimeError(f'TFDS wrote no records to {builder.data_path}')
+    return Path(builder.data_path)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """TFDS prints to stdout that it downloads (it does not), and warns of a config that is not in a list."""
+    absl_logger = logging.getLogger('absl')
+    level = absl_logger.level
+    absl_logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        absl_logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _lock(home: Path) -> Iterator[None]:
+    """Only one process builds in `home`; the lock ends with its process, however that ends."""
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        file = (home / '.lock').open('w')
+    except OSError as error:
+        why = f'{home} cannot be written ({error.strerror})'
+        raise InputError(f'data.dir: {why}; choose another --config.data.dir.') from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.warning('Another process prepares %s; waiting for it.', home)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _move(built: Path, target: Path) -> None:
+    """Put the new records in the place of the old."""
+    if target.exists():
+        os.rename(target, target.parent / 'replaced')
+    os.rename(built, target)
+
+
+def _clear_leftovers(target: Path) -> None:
+    """Remove what an interrupted build left; if it was interrupted between the two moves, the old records come back."""
+    replaced = target.parent / 'replaced'
+    if replaced.exists() and not target.exists():
+        os.rename(replaced, target)
+    for path in (replaced, *target.parent.glob('incomplete*')):
+        if path.exists():
+            shutil.rmtree(path)

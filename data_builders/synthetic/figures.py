@@ -1,0 +1,150 @@
+"""Shapes of a paper-doll figure and its clothes: where things are, not what color they have.
+
+Figure coordinates: x is 0 on the body's center line, y is 0 at the crown and 1 at the soles; one unit is the figure's
+height. Every function returns polygons as float arrays [points, 2].
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+SHOULDER = (0.14, 0.222)
+HIP = (0.055, 0.52)
+NECK_BASE = 0.176
+WAIST = 0.42
+ANKLE = 0.945
+ARM_LENGTH = 0.40
+
+
+class Pose(NamedTuple):
+    """Center lines of the limbs, each [points, 2] from the body outward: left and right arm, left and right leg."""
+
+    arms: tuple[np.ndarray, np.ndarray]
+    legs: tuple[np.ndarray, np.ndarray]
+
+
+def draw_pose(rng: np.random.Generator) -> Pose:
+    """Arms that stay clear of the body, so that no cuff is ever hidden, and legs a little apart."""
+    arms, legs = [], []
+    for side in (-1, 1):
+        upper = np.deg2rad(rng.uniform(30, 52))
+        raised = rng.random() < 0.15
+        fore = np.deg2rad(rng.uniform(80, 125) if raised else rng.uniform(5, 48))
+        elbow = step(SHOULDER, upper, ARM_LENGTH / 2)
+        arms.append(bend(SHOULDER, elbow, step(elbow, fore, ARM_LENGTH / 2)) * (side, 1))
+        thigh, shin = np.deg2rad(rng.uniform(3, 8)), np.deg2rad(rng.uniform(0, 7))
+        knee = step(HIP, thigh, (ANKLE - HIP[1]) / 2)
+        legs.append(bend(HIP, knee, step(knee, shin, (ANKLE - HIP[1]) / 2)) * (side, 1))
+    return Pose(tuple(arms), tuple(legs))
+
+
+def step(start, angle: float, length: float) -> tuple[float, float]:
+    """The point `length` away from `start`; the angle is 0 straight down and grows outward."""
+    return start[0] + length * np.sin(angle), start[1] + length * np.cos(angle)
+
+
+def bend(start, middle, end, count: int = 17) -> np.ndarray:
+    """A smooth limb start - middle - end: two straight halves with the joint rounded off."""
+    at = np.linspace(0, 1, count)
+    path = np.stack([np.interp(at, (0, 0.5, 1), line) for line in zip(start, middle, end, strict=True)], axis=1)
+    path[1:-1] = (path[:-2] + 2 * path[1:-1] + path[2:]) / 4
+    return path
+
+
+def cut(path: np.ndarray, fraction: float) -> np.ndarray:
+    """The first `fraction` of a limb, resampled to as many points."""
+    at = np.linspace(0, 1, len(path))
+    return np.stack([np.interp(at * fraction, at, path[:, axis]) for axis in (0, 1)], axis=1)
+
+
+def ribbon(path: np.ndarray, start_width: float, end_width: float) -> np.ndarray:
+    """A band around a path whose half-width goes evenly from `start_width` to `end_width`."""
+    along = np.gradient(path, axis=0)
+    across = np.stack([-along[:, 1], along[:, 0]], axis=1) / np.linalg.norm(along, axis=1, keepdims=True)
+    across *= np.linspace(start_width, end_width, len(path))[:, None]
+    return np.concatenate([path + across, (path - across)[::-1]])
+
+
+def ellipse(x: float, y: float, rx: float, ry: float, start: float = 0, end: float = 360) -> np.ndarray:
+    """An ellipse, or the part of it from angle `start` to `end` in degrees (0 right, 90 down)."""
+    angle = np.deg2rad(np.linspace(start, end, 25))
+    return np.stack([x + rx * np.cos(angle), y + ry * np.sin(angle)], axis=1)
+
+
+def mirrored(*points: tuple[float, float]) -> np.ndarray:
+    """A shape with two like halves, from the points of its right half (top to bottom)."""
+    right = np.array(points)
+    return np.concatenate([right, (right * (-1, 1))[::-1]])
+
+
+def limbs(paths, start_width: float, end_width: float) -> list[np.ndarray]:
+    return [ribbon(path, start_width, end_width) for path in paths]
+
+
+def sleeves(pose: Pose, fraction: float, width: float) -> list[np.ndarray]:
+    """Both sleeves, down to `fraction` of the arm; none at 0."""
+    if fraction <= 0:
+        return []
+    return [ribbon(cut(arm, fraction), 0.042, 0.042 + fraction * (width - 0.042)) for arm in pose.arms]
+
+
+def torso() -> np.ndarray:
+    """The upper part of a garment, from the shoulders to the waist."""
+    return mirrored(
+        (0.05, NECK_BASE), (0.11, 0.188), (0.158, 0.212), (0.15, 0.25), (0.128, 0.3), (0.105, 0.38), (0.102, WAIST)
+    )
+
+
+def hem_at(fraction: float) -> float:
+    """The height y of a hem at `fraction` of the leg (0 the hip, 1 the ankle)."""
+    return HIP[1] + fraction * (ANKLE - HIP[1])
+
+
+def skirt(pose: Pose, fraction: float, flare: float) -> np.ndarray:
+    """From the waist to `fraction` of the leg, wide enough to cover both legs at the hem."""
+    hem = hem_at(fraction)
+    if hem <= HIP[1]:  # a coat that ends at the waist or on the hip
+        return mirrored((0.1, WAIST), (0.115, max(hem, WAIST + 0.01)))
+    reach = max(np.abs(cut(leg, fraction)[-1, 0]) for leg in pose.legs)
+    width = max(0.14, reach + 0.045) + flare * fraction
+    return mirrored((0.1, WAIST), (0.12, 0.46), (0.136, HIP[1]), (width, hem), (width / 2, hem + 0.008))
+
+
+def trousers(pose: Pose, fraction: float, width: float) -> list[np.ndarray]:
+    """Hips and both legs of a pair of trousers that end at `fraction` of the leg."""
+    hips = mirrored((0.1, WAIST), (0.12, 0.47), (0.122, 0.53), (0.1, 0.575), (0.005, 0.575))
+    return [hips] + [ribbon(cut(leg, fraction), 0.058, 0.058 + fraction * (width - 0.058)) for leg in pose.legs]
+
+
+def neckline(value: str) -> np.ndarray:
+    """What a neckline leaves bare below the neck."""
+    top = NECK_BASE - 0.004
+    match value:
+        case 'Round Neckline':
+            return ellipse(0, top, 0.082, 0.088, 0, 180)
+        case 'Square Neckline':
+            return mirrored((0.09, top + 0.005), (0.09, 0.275))
+        case 'Deep V Neckline':
+            return mirrored((0.075, top), (0.05, 0.24), (0, 0.385))
+        case 'Straight Neck':
+            return mirrored((0.128, 0.188), (0.124, 0.222))
+        case 'Sweat Heart Neck':
+            bust = ellipse(0.055, 0.272, 0.053, 0.05, 360, 195)
+            return mirrored((0.108, top + 0.012), *bust, (0, 0.312))
+    raise ValueError(f'no shape for the neckline {value!r}')
+
+
+def collar(value: str) -> list[np.ndarray]:
+    """A collar's parts, left and right apart so that each gets its own outline."""
+    match value:
+        case 'Shirt Collar':
+            half = np.array([(0.052, 0.15), (0.0, 0.196), (0.05, 0.285), (0.098, 0.19)])
+        case 'Peter Pan':
+            half = np.concatenate([[(0.05, 0.166)], ellipse(0.057, 0.206, 0.055, 0.046, -60, 200), [(0.0, 0.182)]])
+        case 'Puritan Collar':
+            half = np.array([(0.05, 0.16), (0.105, 0.176), (0.182, 0.222), (0.17, 0.315), (0.03, 0.345), (0.0, 0.2)])
+        case 'Rib Collar':
+            return [mirrored((0.056, 0.148), (0.064, 0.18), (0.08, 0.214))]
+        case _:
+            raise ValueError(f'no shape for the collar {value!r}')
+    return [half, half * (-1, 1)]

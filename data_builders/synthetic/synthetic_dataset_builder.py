@@ -1,0 +1,92 @@
+"""Garments that are drawn on the spot, so that everything can be tried without any data; README.md shows them."""
+
+import hashlib
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+from jaxtyping import Int
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from asen_jax.errors import InputError
+from data_builders import annotations, records
+from data_builders.records import Photo, RawDataset
+from data_builders.synthetic.garments import ATTRIBUTES, Garment, draw_garment
+
+SEED = 2020  # of the drawings; config.seed must not change records
+EVAL_SHARE = 10  # one photo of so many is in valid, and as many in test
+QUERY_SHARE = 5  # one photo of so many in valid and test asks queries; the others are candidates
+MIN_PHOTOS = 100  # two that ask, in valid and in test
+MIN_SIZE = 32  # pixels; smaller, no one can tell a collar
+JPEG_QUALITY = 95
+
+
+class Builder(tfds.core.ShardBasedBuilder):
+    """Writes the records of drawn photos; `data_builders.prepare` is the way to call it."""
+
+    VERSION = tfds.core.Version('1.0.0')
+
+    def __init__(self, *, raw: RawDataset, **kwargs):
+        self._raw = raw  # before TFDS's own constructor, which asks for _info
+        super().__init__(**kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return records.builder_info(self, self._raw)
+
+    def _shard_iterators_per_split(self, dl_manager) -> Mapping[str, list[Callable[[], Iterator]]]:
+        return records.shard_iterators(self._raw)
+
+
+def list_files(data: ConfigDict) -> list[Path]:
+    """The description of the data set is the drawing code: when it changes the records are made anew."""
+    del data
+    return [Path(__file__).with_name(name) for name in ('figures.py', 'garments.py', 'sketch.py')]
+
+
+def config_name(data: ConfigDict) -> str:
+    """How many photos of what size, and a hash of the chosen attributes unless that is all."""
+    name = f'{data.num_photos}-photos-{data.synthetic_size}px'
+    chosen = annotations.pick_attributes(data.attributes, tuple(ATTRIBUTES), 'synthetic')
+    if len(chosen) == len(ATTRIBUTES):
+        return name
+    return f'{name}-{len(chosen)}-attributes-{hashlib.sha256(repr(sorted(chosen)).encode()).hexdigest()[:8]}'
+
+
+def read(data: ConfigDict) -> RawDataset:
+    """Draw the photos; in valid and test the first fifth asks for each of its labels, the others answer with theirs."""
+    for field, least in (('num_photos', MIN_PHOTOS), ('synthetic_size', MIN_SIZE)):
+        if data[field] < least:
+            raise InputError(f'data.{field} is {data[field]}; synthetic needs at least {least}.')
+    chosen = annotations.pick_attributes(data.attributes, tuple(ATTRIBUTES), 'synthetic')
+    indices = tqdm(range(data.num_photos), desc='Drawing', unit='photo', disable=None)
+    photos = [make_photo(index, draw_garment(SEED, index, data.synthetic_size)) for index in indices]
+    num_eval = data.num_photos // EVAL_SHARE
+    splits = {'train': photos[: -2 * num_eval], 'valid': photos[-2 * num_eval : -num_eval], 'test': photos[-num_eval:]}
+    num_asking = num_eval // QUERY_SHARE
+    queries = {split: labels_between(splits[split], 0, num_asking) for split in ('valid', 'test')}
+    candidates = {split: labels_between(splits[split], num_asking, num_eval) for split in ('valid', 'test')}
+    raw = RawDataset('synthetic', tuple(ATTRIBUTES), ATTRIBUTES, splits, queries, candidates)
+    return records.choose_attributes(raw, chosen)
+
+
+def make_photo(index: int, garment: Garment) -> Photo:
+    """A drawn photo as a source would hold it: encoded, with its labels and their boxes."""
+    encoded = io.BytesIO()
+    garment.image.save(encoded, 'JPEG', quality=JPEG_QUALITY, subsampling=0)
+    names = tuple(ATTRIBUTES)
+    return Photo(
+        image_id=f'{index:06d}.jpg',
+        read=encoded.getvalue,
+        attributes=tuple(names.index(name) for name in garment.labels),
+        values=tuple(ATTRIBUTES[name].index(value) for name, value in garment.labels.items()),
+        attribute_boxes=tuple(garment.boxes[name] for name in garment.labels),
+    )
+
+
+def labels_between(photos: Sequence[Photo], start: int, stop: int) -> Int[np.ndarray, 'n 3']:
+    """Every label of photos `start` to `stop` as index, attribute, value."""
+    labels = records.labels_of(photos[start:stop])
+    return np.stack([labels.photo + start, labels.attribute, labels.value], axis=1).astype(np.int32)

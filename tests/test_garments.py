@@ -1,0 +1,161 @@
+"""The drawn garments: labels, boxes and pixels keep what data_builders/synthetic promises."""
+
+from collections import Counter
+
+import itertools
+import numpy as np
+import pytest
+from PIL import Image
+
+from asen_jax.errors import InputError
+from configs import common
+from data_builders.synthetic import figures, garments, synthetic_dataset_builder
+from data_builders.synthetic.garments import ATTRIBUTES, draw_garment
+
+NUM_DRAWN = 400
+SIZE = 48
+
+
+@pytest.fixture(scope='module')
+def drawn():
+    return [draw_garment(0, index, SIZE) for index in range(NUM_DRAWN)]
+
+
+@pytest.mark.parametrize('size', [33, 96])
+def test_same_seed_and_index_same_photo(size):
+    one, again = draw_garment(3, 5, size), draw_garment(3, 5, size)
+    assert one.image.mode == 'RGB' and one.image.size == (size, size)
+    assert one.image.tobytes() == again.image.tobytes()
+    assert (one.labels, one.boxes) == (again.labels, again.boxes)
+    for other in (draw_garment(3, 6, size), draw_garment(4, 5, size)):
+        assert one.image.tobytes() != other.image.tobytes()
+
+
+def test_size_does_not_change_what_is_drawn():
+    small, large = draw_garment(1, 2, 48), draw_garment(1, 2, 96)
+    assert small.labels == large.labels
+    for attribute, box in small.boxes.items():
+        np.testing.assert_allclose(np.multiply(box, 2), large.boxes[attribute], atol=1e-6)
+
+
+def test_labels_are_those_that_the_garment_shows(drawn):
+    lengths = {'skirt_length', 'pant_length', 'coat_length'}
+    for garment in drawn:
+        names = set(garment.labels)
+        assert 'sleeve_length' in names
+        assert len(names & lengths) == 1
+        assert len(names & {'neckline_design', 'collar_design'}) == 1
+        assert not {'coat_length', 'neckline_design'} <= names, 'a coat hides the neckline'
+        assert all(value in ATTRIBUTES[name] for name, value in garment.labels.items())
+
+
+def test_boxes_lie_in_the_photo(drawn):
+    for garment in drawn:
+        assert garment.boxes.keys() == garment.labels.keys()
+        for left, top, right, bottom in garment.boxes.values():
+            assert 0 <= left < right <= SIZE and 0 <= top < bottom <= SIZE
+            assert right - left > SIZE / 8 and bottom - top > SIZE / 8
+
+
+def test_values_are_even_and_independent():
+    rng = np.random.default_rng(0)
+    kinds = rng.choice(tuple(garments.KINDS), p=tuple(garments.KINDS.values()), size=6000)
+    labels = [garments.draw_labels(rng, str(kind)) for kind in kinds]
+    for name, values in ATTRIBUTES.items():
+        counts = Counter(each[name] for each in labels if name in each)
+        expected = counts.total() / len(values)
+        assert all(abs(counts[value] - expected) < 5 * expected**0.5 for value in values), counts
+    pairs = Counter((each['sleeve_length'], each['pant_length']) for each in labels if 'pant_length' in each)
+    expected = pairs.total() / len(garments.SLEEVE_ENDS) / len(garments.PANT_ENDS)
+    assert len(pairs) == len(garments.SLEEVE_ENDS) * len(garments.PANT_ENDS)
+    assert all(abs(count - expected) < 5 * expected**0.5 for count in pairs.values())
+
+
+@pytest.mark.parametrize('attribute', ATTRIBUTES)
+def test_a_value_shows_in_its_box_and_nowhere_else(attribute, monkeypatch):
+    """With all else drawn alike, two values differ inside the attribute's box, and outside of it nothing does."""
+    draw_labels = garments.draw_labels
+    monkeypatch.setattr(garments, 'add_noise', lambda picture, rng: picture)
+    indices = [index for index in range(60) if attribute in draw_garment(0, index, 32).labels]
+    assert len(indices) >= 8
+    for index in indices[:8]:
+        pictures = []
+        for value in ATTRIBUTES[attribute]:
+            relabel = {attribute: value}
+            monkeypatch.setattr(garments, 'draw_labels', lambda *args, new=relabel: draw_labels(*args) | new)
+            garment = draw_garment(0, index, SIZE)
+            pictures.append(np.asarray(garment.image, np.int32))
+        left, top, right, bottom = garment.boxes[attribute]
+        inside = np.zeros((SIZE, SIZE), bool)
+        inside[int(top) : int(np.ceil(bottom)), int(left) : int(np.ceil(right))] = True
+        for one, other in itertools.pairwise(pictures):
+            differs = np.abs(one - other).max(axis=2)
+            assert (differs[inside] > 24).sum() >= 9, f'photo {index}: no difference to see'
+            assert not differs[~inside].any(), f'photo {index}: it shows outside the box {garment.boxes[attribute]}'
+
+
+def test_neighboring_lengths_keep_a_gap():
+    for ends in (garments.SLEEVE_ENDS, *garments.HEMS.values()):
+        steps = np.diff(sorted(ends.values()))
+        assert (steps > 4 * garments.JITTER).all()
+
+
+@pytest.mark.parametrize('shape', [figures.neckline, figures.collar])
+def test_unknown_values_are_refused(shape):
+    with pytest.raises(ValueError, match='Polo'):
+        shape('Polo')
+
+
+@pytest.mark.parametrize('attribute', ATTRIBUTES)
+def test_overall_color_does_not_tell_a_value(drawn, attribute):
+    """A linear classifier on a 2 x 2 thumbnail stays near chance on photos it was not fitted to."""
+    shown = [garment for garment in drawn if attribute in garment.labels]
+    values = np.array([ATTRIBUTES[attribute].index(garment.labels[attribute]) for garment in shown])
+    thumbnails = [np.asarray(garment.image.resize((2, 2), Image.Resampling.BOX)).ravel() / 255 for garment in shown]
+    features = np.column_stack([thumbnails, np.ones(len(shown))])
+    targets, half = np.eye(len(ATTRIBUTES[attribute]))[values], len(shown) // 2
+    weights = np.linalg.lstsq(features[:half], targets[:half], rcond=None)[0]
+    accuracy = np.mean((features[half:] @ weights).argmax(axis=1) == values[half:])
+    assert accuracy < 1 / targets.shape[1] + 0.2
+
+
+@pytest.fixture
+def data():
+    data = common.get_config().data
+    data.num_photos, data.synthetic_size = 100, 32
+    return data
+
+
+def test_builder_splits_and_lists(data):
+    raw = synthetic_dataset_builder.read(data)
+    assert {split: len(photos) for split, photos in raw.photos.items()} == {'train': 80, 'valid': 10, 'test': 10}
+    image_ids = [photo.image_id for photos in raw.photos.values() for photo in photos]
+    assert len(set(image_ids)) == 100
+    for split in ('valid', 'test'):
+        lists = raw.queries[split], raw.candidates[split]
+        assert [len(set(rows[:, 0])) for rows in lists] == [2, 8]
+        listed = sorted(map(tuple, np.concatenate(lists).tolist()))
+        photos = raw.photos[split]
+        labels = [(i, *pair) for i, p in enumerate(photos) for pair in zip(p.attributes, p.values, strict=True)]
+        assert listed == sorted(labels), 'every label is asked for or answered with, once'
+    for index, photo in enumerate(raw.photos['train'][:5]):
+        garment = draw_garment(synthetic_dataset_builder.SEED, index, 32)
+        names = [raw.attributes[attribute] for attribute in photo.attributes]
+        values = [raw.values[name][value] for name, value in zip(names, photo.values, strict=True)]
+        assert dict(zip(names, values, strict=True)) == garment.labels
+        assert list(photo.attribute_boxes) == [garment.boxes[name] for name in names]
+
+
+def test_builder_keeps_the_chosen_attributes(data):
+    every = synthetic_dataset_builder.config_name(data)
+    data.attributes = ('collar_design', 'coat_length')
+    raw = synthetic_dataset_builder.read(data)
+    assert raw.attributes == ('coat_length', 'collar_design')
+    assert all(photo.attributes for photos in raw.photos.values() for photo in photos)
+    assert synthetic_dataset_builder.config_name(data) != every
+
+
+def test_builder_refuses_too_few_photos(data):
+    data.num_photos = 20
+    with pytest.raises(InputError, match=r'data\.num_photos is 20'):
+        synthetic_dataset_builder.read(data)
