@@ -1,5 +1,6 @@
 """Photos to vectors: every photo once through the trunk, whatever number of attributes asks about it."""
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from tqdm import tqdm
 
 from asen_jax.checkpoint import Checkpoints, abstract_like
 from asen_jax.models import Model, build_model, embed_all
-from asen_jax.sharding import batch_sharding, state_shardings
+from asen_jax.sharding import batch_sharding_for, state_shardings
 
 
 class Vectors(NamedTuple):
@@ -49,11 +50,10 @@ def load_network(checkpoints: Checkpoints, which: str, precision: str, mesh: jax
 
 def make_embedder(model: Model, mesh: jax.sharding.Mesh) -> Callable:
     """A compiled `embed_all` over all devices: (params, batch statistics, images) -> vectors, heatmaps."""
-    sharding = batch_sharding(mesh)
+    compiled = jax.jit(functools.partial(embed_all, model))
 
-    @jax.jit
     def embedder(params, batch_stats, images):
-        return embed_all(model, params, batch_stats, jax.lax.with_sharding_constraint(images, sharding))
+        return compiled(params, batch_stats, jax.device_put(images, batch_sharding_for(mesh, len(images))))
 
     return embedder
 

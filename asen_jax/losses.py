@@ -1,7 +1,11 @@
 """Losses per triplet; the caller reduces."""
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
+
+
+NEVER = -1e30  # instead of -infinity, whose gradient is NaN where nothing else is counted
 
 
 def cosine_similarity(a: Float[Array, 'n d'], b: Float[Array, 'n d']) -> Float[Array, ' n']:
@@ -14,3 +18,24 @@ def triplet_loss(
 ) -> Float[Array, ' n']:
     """max(0, margin - s(anchor, positive) + s(anchor, negative)) of each triplet (ASEN, equation 9)."""
     return jnp.maximum(0.0, margin - similarity_to_positive + similarity_to_negative)
+
+
+def contrastive_loss(
+    embedding: Float[Array, 'n a d'], labels: UInt8[Array, 'n a v'], temperature: float
+) -> Float[Array, 'n a']:
+    """Each photo against all others of the batch, under each attribute it is labeled with.
+
+    -mean over positives p of log(exp(s_ip / t) / sum over labeled j != i of exp(s_ij / t)), s the dot product of unit
+    vectors (Khosla et al., NeurIPS 2020, equation 2, within each attribute). A positive shares a value. NaN where a photo
+    has no label or no positive, so that the caller means over the rest. In no paper of ASEN: it draws far more from each
+    pass of the trunk than the triplets alone.
+    """
+    same = jnp.einsum('iav,jav->aij', labels, labels, preferred_element_type=jnp.int32) > 0
+    labeled = labels.any(axis=-1).T  # [a, n]
+    other = ~jnp.eye(len(labels), dtype=bool)
+    positive, counted = same & other, labeled[:, None, :] & other
+    similarity = jnp.einsum('iad,jad->aij', embedding, embedding) / temperature
+    log_share = similarity - jax.nn.logsumexp(jnp.where(counted, similarity, NEVER), axis=-1, keepdims=True)
+    num_positive = positive.sum(axis=-1)
+    total = -jnp.where(positive, log_share, 0.0).sum(axis=-1)
+    return jnp.where(num_positive > 0, total / jnp.maximum(num_positive, 1), jnp.nan).T

@@ -22,6 +22,11 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec('data'))
 
 
+def batch_sharding_for(mesh: jax.sharding.Mesh, batch_size: int) -> NamedSharding:
+    """`batch_sharding` where the devices can share `batch_size` evenly, else the whole batch on each."""
+    return replicated(mesh) if batch_size % mesh.shape['data'] else batch_sharding(mesh)
+
+
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())

@@ -2,11 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from asen_jax import losses, sharding
 from asen_jax.models import Model, embed_triplets
@@ -29,21 +30,19 @@ def create_state(params: dict, batch_stats: dict, optimizer: optax.GradientTrans
 
 
 def make_train_step(
-    model: Model, optimizer: optax.GradientTransformation, margin: float, places: TrainState, mesh: jax.sharding.Mesh
+    model: Model, optimizer: optax.GradientTransformation, options: Any, places: TrainState, mesh: jax.sharding.Mesh
 ) -> Callable:
     """The compiled step: (state, batch) -> (state, metrics). The state is donated; the batch is shared over 'data'.
 
-    `places` are the state's shardings. The loss is the mean over all triplets of the batch (ASEN, equation 9).
+    `options` is `config.train`; `places` are the state's shardings.
     """
+    compute_loss = {'triplet': _triplet_loss, 'contrastive': _contrastive_loss}[options.loss]
 
     def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
-        def mean_loss(params):
-            embedding, stats = embed_triplets(model, params, state.batch_stats, batch['images'], batch['attribute'])
-            anchor, positive, negative = embedding[:, 0], embedding[:, 1], embedding[:, 2]
-            near, far = losses.cosine_similarity(anchor, positive), losses.cosine_similarity(anchor, negative)
-            return losses.triplet_loss(near, far, margin).mean(), (stats, (near > far).mean())
+        def objective(params):
+            return compute_loss(model, params, state.batch_stats, batch, options)
 
-        (loss, (batch_stats, accuracy)), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+        (loss, (batch_stats, accuracy)), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {'loss': loss, 'triplet_accuracy': accuracy, 'gradient_norm': optax.tree.norm(gradients)}
@@ -53,3 +52,28 @@ def make_train_step(
         train_step, donate_argnums=0, in_shardings=(places, sharding.batch_sharding(mesh)),
         out_shardings=(places, sharding.replicated(mesh)),
     )  # fmt: skip
+
+
+def _similarities(embedding: Float[Array, 'b 3 d']) -> tuple[Float[Array, ' b'], Float[Array, ' b']]:
+    """Of each anchor to its positive and to its negative."""
+    anchor, positive, negative = embedding[:, 0], embedding[:, 1], embedding[:, 2]
+    return losses.cosine_similarity(anchor, positive), losses.cosine_similarity(anchor, negative)
+
+
+def _triplet_loss(model: Model, params: dict, batch_stats: dict, batch: dict, options: Any):
+    """The papers' loss: the mean over all triplets (ASEN, equation 9)."""
+    embedding, stats = embed_triplets(model, params, batch_stats, batch['images'], batch['attribute'])
+    near, far = _similarities(embedding)
+    return losses.triplet_loss(near, far, options.margin).mean(), (stats, (near > far).mean())
+
+
+def _contrastive_loss(model: Model, params: dict, batch_stats: dict, batch: dict, options: Any):
+    """Every photo of the batch against every other, under each attribute that it is labeled with."""
+    embedding, stats = embed_triplets(
+        model, params, batch_stats, batch['images'], batch['attribute'], all_attributes=True
+    )
+    folded, labels = (part.reshape(-1, *part.shape[2:]) for part in (embedding, batch['labels']))
+    loss = jnp.nanmean(losses.contrastive_loss(folded, labels, options.temperature))
+    own = jnp.take_along_axis(embedding, batch['attribute'][:, None, None, None], axis=2)[:, :, 0]
+    near, far = _similarities(own)
+    return loss, (stats, (near > far).mean())

@@ -64,8 +64,7 @@ def start(config, workdir: Path, records: Records, checkpoints: Checkpoints, sto
     """Build the network, the step and the state: fresh, or the latest checkpoint's."""
     mesh = sharding.make_mesh(config.mesh.model)
     sharding.check_batch_size(config.train.batch_size, mesh)
-    if config.train.distance != 'cosine':
-        raise InputError(f'config.train.distance is {config.train.distance!r}; it is cosine.')
+    check_options(config)
     epoch_steps = steps_per_epoch(records, config)
     model, params, batch_stats = build_model(config, len(records.attributes))
     optimizer = make_optimizer(config, epoch_steps)
@@ -80,7 +79,7 @@ def start(config, workdir: Path, records: Records, checkpoints: Checkpoints, sto
         state = restore_state(checkpoints, like, resumed, places)
         print(f'resumes {workdir} after step {resumed} of {epoch_steps * config.train.num_epochs}')
     (workdir / 'config.json').write_text(config.to_json(indent=2) + '\n')
-    train_step = make_train_step(model, optimizer, config.train.margin, places, mesh)
+    train_step = make_train_step(model, optimizer, config.train, places, mesh)
     run = Run(
         config, workdir, records, mesh, epoch_steps, train_step, make_schedule(config, epoch_steps),
         make_embedder(model, mesh), checkpoints, Tracker(workdir, resumed or 0), stop,
@@ -93,6 +92,13 @@ def restore_state(checkpoints: Checkpoints, like: TrainState, step: int, places:
     items = {name: getattr(like, name) for name in ('params', 'batch_stats', 'opt_state')}
     restored = checkpoints.restore('latest', items)
     return TrainState(jax.device_put(np.int32(step), places.step), **restored)
+
+
+def check_options(config) -> None:
+    """Words that only training reads."""
+    for field, known in (('distance', ('cosine',)), ('loss', ('triplet', 'contrastive'))):
+        if config.train[field] not in known:
+            raise InputError(f'config.train.{field} is {config.train[field]!r}; it is one of {", ".join(known)}.')
 
 
 def check_initial_trunk(config) -> None:

@@ -54,7 +54,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.train = train = ml_collections.ConfigDict()
     train.batch_size = 16  # triplets a step, over all devices
     train.num_epochs = 200  # epochs
+    train.loss = 'triplet'  # triplet | contrastive: the papers' loss, or each photo against all of its batch (not in them)
     train.margin = 0.2  # of the triplet loss
+    train.temperature = 0.1  # of the contrastive loss
     train.distance = 'cosine'  # cosine: similarity that the loss compares
     train.log_every_steps = 50  # steps between lines of metrics.jsonl
     train.save_every_minutes = 10.0  # minutes between saves of the latest checkpoint, besides each epoch's

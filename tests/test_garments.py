@@ -1,8 +1,8 @@
 """The drawn garments: labels, boxes and pixels keep what data_builders/synthetic promises."""
 
+import itertools
 from collections import Counter
 
-import itertools
 import numpy as np
 import pytest
 from PIL import Image

@@ -102,6 +102,9 @@ class TripletSource:
         self.num_epochs, self.options = config.train.num_epochs, LoadOptions.from_config(config)
         self.flip, self.jitter = config.data.flip, config.data.jitter
         self.strict_negatives = config.data.strict_negatives
+        self.label_shape = None  # [attributes, values] where the loss asks for every label of the photos
+        if config.train.loss == 'contrastive':
+            self.label_shape = len(records.attributes), max(map(len, records.values))
         self.fixed = self.index = None
         if config.data.triplets == 'fixed':
             self.fixed = read_rows(records, 'train_triplets', ('anchor', 'positive', 'negative', 'attribute'))
@@ -125,11 +128,17 @@ class TripletSource:
         rng = np.random.default_rng([self.seed, 2, int(i)])
         flips = rng.integers(0, 2, len(photos)).astype(bool) & self.flip
         source = open_split(self.directory, 'train')
+        taken = [source[photo] for photo in photos]
         pixels = [
-            self.options.load(source[photo], flip=bool(flip), jitter=self.jitter, rng=rng)
-            for photo, flip in zip(photos, flips, strict=True)
+            self.options.load(record, flip=bool(flip), jitter=self.jitter, rng=rng)
+            for record, flip in zip(taken, flips, strict=True)
         ]
-        return {'images': np.stack(pixels), 'attribute': np.int32(attribute)}
+        element = {'images': np.stack(pixels), 'attribute': np.int32(attribute)}
+        if self.label_shape is not None:
+            element['labels'] = np.zeros((len(photos), *self.label_shape), np.uint8)
+            for role, record in enumerate(taken):
+                element['labels'][role, record['attributes'], record['values']] = 1
+        return element
 
 
 def make_train_index(records: Records) -> TripletIndex:
@@ -155,7 +164,10 @@ def steps_per_epoch(records: Records, config) -> int:
 
 
 def train_batches(records: Records, config, start_step: int = 0) -> Iterator[dict[str, np.ndarray]]:
-    """Batches `images` uint8 [B, 3, size, size, 3] and `attribute` int32 [B] from `start_step` to the last epoch's end."""
+    """Batches `images` uint8 [B, 3, size, size, 3] and `attribute` int32 [B] from `start_step` to the last epoch's end.
+
+    With the contrastive loss also `labels` uint8 [B, 3, attributes, values]: 1 where a photo has the value.
+    """
     batch_size = config.train.batch_size
     source = TripletSource(records, config, steps_per_epoch(records, config) * batch_size)
     dataset = grain.MapDataset.source(source).batch(batch_size, drop_remainder=True)[start_step:]

@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
 from asen_jax.errors import InputError
-from asen_jax.models.asen import AsenHead, AsenV2Head, HeadOutput, Network
+from asen_jax.models.asen import AsenHead, AsenV2Head, HeadOutput, Network, Projected
 from asen_jax.models.csn import CsnHead, TripletHead
 from asen_jax.models.layers import l2_normalize, normalize_pixels, numerics
 from asen_jax.models.resnet import ResNet
@@ -50,19 +50,33 @@ def _finish(model: Model, output: HeadOutput) -> HeadOutput:
     return output._replace(embedding=l2_normalize(embedding) if model.normalize else embedding)
 
 
+def _under_all(model: Model, network: Network, projected: Projected, count: int) -> HeadOutput:
+    """A head's answer under every attribute, second axis."""
+
+    def under(attribute):
+        return _finish(model, network.head(projected, jnp.full(count, attribute)))
+
+    return jax.vmap(under, out_axes=1)(jnp.arange(model.num_attributes))
+
+
 def embed_triplets(
-    model: Model, params: dict, batch_stats: dict, images: UInt8[Array, 'b 3 h w 3'], attribute: Int[Array, ' b']
-) -> tuple[Float[Array, 'b 3 d'], dict]:
+    model: Model, params: dict, batch_stats: dict, images: UInt8[Array, 'b 3 h w 3'], attribute: Int[Array, ' b'],
+    all_attributes: bool = False,
+) -> tuple[Float[Array, 'b 3 d'] | Float[Array, 'b 3 a d'], dict]:  # fmt: skip
     """Train mode: the vectors of anchor, positive, negative under the triplet's attribute, and the moved statistics.
 
-    The roles are folded into the batch, so that one pass does the work of the original's three.
+    With `all_attributes` under every attribute. The roles are folded into the batch: one pass for the original's three.
     """
     network = nnx.merge(model.graphdef, params, batch_stats)
     batch, roles = images.shape[:2]
-    folded = normalize_pixels(images.reshape(batch * roles, *images.shape[2:]))
-    output = network.head(network.trunk(folded, model.roles), jnp.repeat(attribute, roles), model.roles)
-    embedding = _finish(model, output).embedding
-    return embedding.reshape(batch, roles, -1), nnx.to_pure_dict(nnx.state(network, nnx.BatchStat))
+    pixels = normalize_pixels(images.reshape(batch * roles, *images.shape[2:]))
+    projected = network.head.project(network.trunk(pixels, model.roles), model.roles)
+    if all_attributes:
+        output = _under_all(model, network, projected, batch * roles)
+    else:
+        output = _finish(model, network.head(projected, jnp.repeat(attribute, roles)))
+    embedding = output.embedding.reshape(batch, roles, *output.embedding.shape[1:])
+    return embedding, nnx.to_pure_dict(nnx.state(network, nnx.BatchStat))
 
 
 def embed_all(
@@ -70,10 +84,6 @@ def embed_all(
 ) -> tuple[Float[Array, 'n a d'], Float[Array, 'n a h16 w16'] | None]:
     """Eval mode: each photo's vectors under every attribute, from one pass of the trunk, and the attention maps."""
     network = nnx.merge(model.graphdef, params, batch_stats)
-    features = network.trunk(normalize_pixels(images))
-
-    def under(attribute):
-        return _finish(model, network.head(features, jnp.full(len(images), attribute)))
-
-    output = jax.vmap(under, out_axes=1)(jnp.arange(model.num_attributes))
+    projected = network.head.project(network.trunk(normalize_pixels(images)), 0)
+    output = _under_all(model, network, projected, len(images))
     return output.embedding, output.heatmap

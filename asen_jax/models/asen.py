@@ -17,6 +17,13 @@ class HeadOutput(NamedTuple):
     heatmap: Float[Array, 'n h w'] | None
 
 
+class Projected(NamedTuple):
+    """Photos as a head keeps them, computed once for all attributes."""
+
+    features: Float[Array, 'n h w c'] | Float[Array, 'n c']  # the trunk's, pooled where no attention needs the positions
+    image: Float[Array, 'n h w k'] | None  # what spatial attention compares with the attribute
+
+
 class AsenHead(nnx.Module):
     """v = channel(spatial(x, c), c), then fc; an attention that is off is an average pool, or no mask (the ablations)."""
 
@@ -30,8 +37,14 @@ class AsenHead(nnx.Module):
         self.channel_rows = Table(num_attributes, trunk_dim, linear=True, rngs=rngs) if channel else None
         self.fc = Linear(trunk_dim, embed_dim, **make)
 
-    def __call__(self, x: Float[Array, 'n h w c'], attribute: Int[Array, ' n'], roles: int = 0) -> HeadOutput:
-        pooled, heatmap = self.spatial(x, attribute, roles) if self.spatial else (average_pool(x), None)
+    def project(self, x: Float[Array, 'n h w c'], roles: int) -> Projected:
+        """What the head computes of photos whatever the attribute."""
+        return Projected(x, self.spatial.project(x, roles)) if self.spatial else Projected(average_pool(x), None)
+
+    def __call__(self, projected: Projected, attribute: Int[Array, ' n']) -> HeadOutput:
+        pooled, heatmap = projected.features, None
+        if self.spatial:
+            pooled, heatmap = self.spatial(*projected, attribute)
         if self.channel:
             pooled = self.channel(pooled, nnx.relu(self.channel_rows(attribute)))
         return HeadOutput(self.fc(pooled), heatmap)
@@ -49,9 +62,15 @@ class AsenV2Head(nnx.Module):
         self.channel = ChannelAttention(trunk_dim, ATTRIBUTE_DIM, **make) if channel else None
         self.channel_fc = Linear(ATTRIBUTE_DIM, ATTRIBUTE_DIM, **make) if channel else None
 
-    def __call__(self, x: Float[Array, 'n h w c'], attribute: Int[Array, ' n'], roles: int = 0) -> HeadOutput:
+    def project(self, x: Float[Array, 'n h w c'], roles: int) -> Projected:
+        """What the head computes of photos whatever the attribute."""
+        return Projected(x, self.spatial.project(x, roles)) if self.spatial else Projected(average_pool(x), None)
+
+    def __call__(self, projected: Projected, attribute: Int[Array, ' n']) -> HeadOutput:
         embedded = self.attribute_rows(attribute) if self.attribute_rows else None
-        pooled, heatmap = self.spatial(x, embedded, roles) if self.spatial else (average_pool(x), None)
+        pooled, heatmap = projected.features, None
+        if self.spatial:
+            pooled, heatmap = self.spatial(*projected, embedded)
         if self.channel:
             pooled = self.channel(pooled, nnx.relu(self.channel_fc(embedded)))
         return HeadOutput(pooled, heatmap)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from asen_jax.models.layers import BatchNorm, Conv, Linear, Numerics, Table
 
@@ -34,9 +34,13 @@ class SpatialAttention(nnx.Module):
         self.attribute_rows = Table(num_attributes, dim, linear=True, rngs=rngs)
         self.score_conv = Conv(dim, 1, 1, **make)
 
-    def __call__(self, x: Float[Array, 'n h w c'], attribute, roles: int):
-        meeting = jnp.tanh(self.image_conv(x)) * jnp.tanh(self.attribute_rows(attribute))[:, None, None].astype(x.dtype)
-        return attend(x, jnp.tanh(self.score_conv(meeting))[..., 0])
+    def project(self, x: Float[Array, 'n h w c'], roles: int) -> Float[Array, 'n h w k']:
+        """tanh(conv1x1(x)): the same for every attribute."""
+        return jnp.tanh(self.image_conv(x))
+
+    def __call__(self, x: Float[Array, 'n h w c'], image: Float[Array, 'n h w k'], attribute: Int[Array, ' n']):
+        rows = jnp.tanh(self.attribute_rows(attribute)).astype(image.dtype)
+        return attend(x, jnp.tanh(self.score_conv(image * rows[:, None, None]))[..., 0])
 
 
 class SpatialAttentionV2(nnx.Module):
@@ -48,8 +52,11 @@ class SpatialAttentionV2(nnx.Module):
         self.attribute_fc = Linear(ATTRIBUTE_DIM, dim, **make)
         self.precision = numerics.precision
 
-    def __call__(self, x: Float[Array, 'n h w c'], embedded: Float[Array, 'n e'], roles: int):
-        image = jnp.tanh(self.image_bn(self.image_conv(x), roles))
+    def project(self, x: Float[Array, 'n h w c'], roles: int) -> Float[Array, 'n h w k']:
+        """tanh(bn(conv1x1(x))): the same for every attribute."""
+        return jnp.tanh(self.image_bn(self.image_conv(x), roles))
+
+    def __call__(self, x: Float[Array, 'n h w c'], image: Float[Array, 'n h w k'], embedded: Float[Array, 'n e']):
         attribute = jnp.tanh(self.attribute_fc(embedded))
         scores = jnp.einsum('nhwc,nc->nhw', image, attribute, precision=self.precision)
         return attend(x, scores / jnp.sqrt(jnp.float32(image.shape[-1])))

@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from asen_jax.errors import InputError
-from asen_jax.models.asen import HeadOutput
+from asen_jax.models.asen import HeadOutput, Projected
 from asen_jax.models.layers import Linear, Numerics
 from asen_jax.models.resnet import average_pool
 
@@ -40,13 +40,16 @@ class CsnHead(nnx.Module):
         else:
             self.masks = None
 
-    def __call__(self, x: Float[Array, 'n h w c'], attribute: Int[Array, ' n'], roles: int = 0) -> HeadOutput:
+    def project(self, x: Float[Array, 'n h w c'], roles: int) -> Projected:
+        """fc(average pool): the same for every attribute."""
+        return Projected(self.fc(average_pool(x)), None)
+
+    def __call__(self, projected: Projected, attribute: Int[Array, ' n']) -> HeadOutput:
         if self.masks is None:
             masks = section_masks(self.num_attributes, self.embed_dim, outside=0.0)
         else:
             masks = nnx.relu(self.masks[...])
-        embedding = self.fc(average_pool(x))
-        return HeadOutput(embedding * masks[attribute].astype(embedding.dtype), None)
+        return HeadOutput(projected.features * masks[attribute].astype(projected.features.dtype), None)
 
 
 class TripletHead(nnx.Module):
@@ -55,7 +58,9 @@ class TripletHead(nnx.Module):
     def __init__(self, trunk_dim: int, embed_dim: int, *, numerics: Numerics, rngs: nnx.Rngs):
         self.fc = Linear(trunk_dim, embed_dim, numerics=numerics, rngs=rngs)
 
-    def __call__(self, x: Float[Array, 'n h w c'], attribute: Int[Array, ' n'], roles: int = 0) -> HeadOutput:
-        embedding = self.fc(average_pool(x))
-        # an attribute's worth of the same vectors, so that all networks answer alike under vmap
-        return HeadOutput(embedding + 0 * attribute[:, None].astype(embedding.dtype), None)
+    def project(self, x: Float[Array, 'n h w c'], roles: int) -> Projected:
+        """fc(average pool)."""
+        return Projected(self.fc(average_pool(x)), None)
+
+    def __call__(self, projected: Projected, attribute: Int[Array, ' n']) -> HeadOutput:
+        return HeadOutput(projected.features, None)
