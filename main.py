@@ -6,12 +6,15 @@ from pathlib import Path
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # XLA's remarks on the machine are not for the user
 
+from absl import logging
+
 from asen_jax.errors import InputError, NumericsError, StoppedError
 from configs import command_line
 
 
 def run(argv: list[str]) -> int:
     """Do what `argv` says; the exit status: 0 done, 2 bad input, 3 the numbers broke, 143 stopped by SIGTERM."""
+    logging.set_verbosity(logging.ERROR)  # libraries' warnings say nothing that a user could act on
     try:
         from data_builders import prepare
 
@@ -36,12 +39,16 @@ def dispatch(arguments: command_line.Arguments) -> None:
         case 'prepare':
             print(prepare.summary(prepare.prepare(config)))
         case 'train':
+            from asen_jax.sharding import split_cpu
             from asen_jax.train import train_and_evaluate
 
+            split_cpu(config.mesh.cpu_devices)
             train_and_evaluate(config, workdir, prepare.prepare(config))
         case 'eval':
             from asen_jax.evaluate import evaluate_workdir
+            from asen_jax.sharding import split_cpu
 
+            split_cpu(config.mesh.cpu_devices)
             evaluate_workdir(config, workdir, prepare.prepare, arguments.checkpoint, arguments.split)
 
 

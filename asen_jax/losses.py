@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-
 NEVER = -1e30  # instead of -infinity, whose gradient is NaN where nothing else is counted
 
 
@@ -32,7 +31,7 @@ def contrastive_loss(
     """
     same = jnp.einsum('iav,jav->aij', labels, labels, preferred_element_type=jnp.int32) > 0
     labeled = labels.any(axis=-1).T  # [a, n]
-    other = ~jnp.eye(len(labels), dtype=bool)
+    other = ~jnp.eye(len(labels), dtype=bool)[None]
     positive, counted = same & other, labeled[:, None, :] & other
     similarity = jnp.einsum('iad,jad->aij', embedding, embedding) / temperature
     log_share = similarity - jax.nn.logsumexp(jnp.where(counted, similarity, NEVER), axis=-1, keepdims=True)

@@ -1,5 +1,8 @@
 """The mesh of devices and where arrays lie on it: batches along 'data', wide matrices along 'model'."""
 
+import os
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -9,12 +12,22 @@ from asen_jax.errors import InputError
 MIN_SHARDED_DIM = 512  # narrower outputs are not worth splitting over 'model'
 
 
-def make_mesh(model: int = 1) -> jax.sharding.Mesh:
-    """All devices as ('data', 'model'), `model` of them along the second axis."""
-    count = jax.device_count()
+def split_cpu(count: int) -> None:
+    """Make `count` devices of this machine's CPU, before JAX is first used; GPUs are not touched.
+
+    XLA runs narrow convolutions on one core; with a device for each half of the batch two cores work.
+    """
+    if count > 1 and 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
+        jax.config.update('jax_num_cpu_devices', count)
+
+
+def make_mesh(model: int = 1, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+    """All devices (or just `devices`) as ('data', 'model'), `model` of them along the second axis."""
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
     if model < 1 or count % model:
         raise InputError(f'config.mesh.model is {model}, but there are {count} devices; it must divide them.')
-    return jax.make_mesh((count // model, model), ('data', 'model'), axis_types=(AxisType.Auto, AxisType.Auto))
+    return jax.make_mesh((count // model, model), ('data', 'model'), axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:

@@ -19,13 +19,17 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.crop_to_bbox = True
     config.data.fit = 'pad'
     config.data.image_size = 64
-    config.data.num_triplets = 6400
+    config.data.num_triplets = 3200
     config.data.num_workers = 0
     config.model.trunk = 'resnet18'
     config.model.trunk_width = 32
     config.model.embed_dim = 128
+    config.model.bn_per_role = False
     config.init.trunk = 'none'
-    config.optim.learning_rate = 1e-3
-    config.train.batch_size = 64
+    config.train.loss = 'contrastive'
+    config.mesh.cpu_devices = 2
+    config.optim.learning_rate = 2e-3
+    config.optim.decay_rate = 0.8
+    config.train.batch_size = 32
     config.train.num_epochs = 10
     return config

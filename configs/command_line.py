@@ -42,10 +42,10 @@ def parse(argv: Sequence[str], default_workdir: Callable) -> Arguments | None:
     if any(argument in ('--help', '-h', '-help', '--helpfull', '-?') for argument in argv[1:]):
         print(help_text())
         return None
-    values = flags.FlagValues()
-    before, sys.argv = sys.argv, list(argv)  # config_flags looks for --config.field=value in sys.argv
+    values, ordered = flags.FlagValues(), _config_first(argv)
+    before, sys.argv = sys.argv, ordered  # config_flags looks for --config.field=value in sys.argv
     try:
-        extra = _define_flags(values)(list(argv))[1:]
+        extra = _define_flags(values)(ordered)[1:]
     except AttributeError as error:
         raise InputError(_unknown_field(argv, error)) from error
     except (flags.Error, OSError, SyntaxError, TypeError, ValueError) as error:
@@ -59,6 +59,17 @@ def parse(argv: Sequence[str], default_workdir: Callable) -> Arguments | None:
     workdir = Path(values.workdir or Path('runs') / default_workdir(config))
     config = _layer(values, config, workdir)
     return Arguments(values.mode, config, workdir, values.checkpoint, values.split)
+
+
+def _config_first(argv: Sequence[str]) -> list[str]:
+    """`argv` with --config before every --config.field=value, as config_flags wants it; people write them in any order."""
+    first, rest = [], list(argv[1:])
+    for place, argument in enumerate(rest):
+        if re.fullmatch(r'--?config(=.*)?', argument):
+            width = 1 if '=' in argument else 2
+            first, rest = rest[place : place + width], rest[:place] + rest[place + width :]
+            break
+    return [argv[0], *first, *rest]
 
 
 def _define_flags(values: flags.FlagValues) -> flags.FlagValues:

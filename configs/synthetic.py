@@ -14,15 +14,19 @@ def get_config() -> ml_collections.ConfigDict:
     config.name = 'synthetic'
     config.data.name = 'synthetic'
     config.data.image_size = 96
-    config.data.num_triplets = 6400
+    config.data.num_triplets = 3200
     config.data.num_workers = 0
-    config.data.flip = False
+    config.data.flip = True
     config.model.trunk = 'resnet18'
     config.model.trunk_width = 16
     config.model.embed_dim = 64
+    config.model.bn_per_role = False
     config.init.trunk = 'none'
-    config.optim.learning_rate = 1e-3
-    config.train.batch_size = 64
-    config.train.num_epochs = 5
+    config.train.loss = 'contrastive'
+    config.mesh.cpu_devices = 2
+    config.optim.learning_rate = 2e-3
+    config.optim.decay_rate = 0.8
+    config.train.batch_size = 32
+    config.train.num_epochs = 7
     config.eval.cross_attribute = True
     return config

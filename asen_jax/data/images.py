@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -11,7 +12,7 @@ MAX_PIXELS = 64_000_000  # a larger photo is refused before its pixels are decod
 FITS = ('crop', 'pad', 'stretch')
 BACKGROUND = (255, 255, 255)  # behind transparent pixels and beside a padded photo
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels, 0-based, half-open
+Box = Sequence  # four numbers: left, top, right, bottom in pixels, 0-based, half-open
 
 
 def decode(data: bytes) -> Image.Image:

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -15,8 +16,8 @@ MASKS = ('learned', 'sections', 'fixed')
 
 def section_masks(num_attributes: int, dim: int, outside: float) -> Float[Array, 'attributes dim']:
     """1 in the attribute's own `dim // num_attributes` channels, `outside` elsewhere."""
-    owner = jnp.arange(dim) // (dim // num_attributes)
-    return jnp.where(owner == jnp.arange(num_attributes)[:, None], 1.0, outside)
+    owner = np.arange(dim) // (dim // num_attributes)
+    return jnp.asarray(np.where(owner == np.arange(num_attributes)[:, None], 1.0, outside), jnp.float32)
 
 
 class CsnHead(nnx.Module):

@@ -41,7 +41,8 @@ def numerics(precision: str) -> Numerics:
 
 def normalize_pixels(images: UInt8[Array, 'n h w 3']) -> Float[Array, 'n h w 3']:
     """(pixel / 255 - mean) / std with ImageNet's channel statistics, in float32."""
-    return (images.astype(jnp.float32) / 255.0 - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
+    mean, std = jnp.array(IMAGENET_MEAN).reshape(1, 1, 1, 3), jnp.array(IMAGENET_STD).reshape(1, 1, 1, 3)
+    return (images.astype(jnp.float32) / 255.0 - mean) / std
 
 
 def uniform_by_fan_in(key: jax.Array, shape: tuple[int, ...], fan_in: int) -> Float[Array, '...']:
@@ -85,7 +86,7 @@ class Conv(nnx.Module):
                 x, kernel, (self.stride, self.stride), (pad, pad), dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
                 precision=self.precision,
             )  # fmt: skip
-        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype).reshape(1, 1, 1, -1)
 
 
 class Linear(nnx.Module):
@@ -98,7 +99,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, 'n c']) -> Float[Array, 'n d']:
         y = jnp.matmul(x.astype(self.dtype), self.kernel[...].astype(self.dtype), precision=self.precision)
-        return y + self.bias[...].astype(self.dtype)
+        return y + self.bias[...].astype(self.dtype)[None]
 
 
 class Table(nnx.Module):
@@ -128,16 +129,17 @@ class BatchNorm(nnx.Module):
         self.mean, self.var = nnx.BatchStat(jnp.zeros(dim)), nnx.BatchStat(jnp.ones(dim))
 
     def __call__(self, x: Float[Array, 'n h w c'], roles: int) -> Float[Array, 'n h w c']:
+        scale, bias = self.scale[...].reshape(1, 1, 1, -1), self.bias[...].reshape(1, 1, 1, -1)
         if not roles:
-            factor = self.scale[...] * lax.rsqrt(self.var[...] + self.epsilon)
-            return (x * factor + (self.bias[...] - self.mean[...] * factor)).astype(x.dtype)
+            factor = scale * lax.rsqrt(self.var[...] + self.epsilon).reshape(scale.shape)
+            return (x * factor + (bias - self.mean[...].reshape(scale.shape) * factor)).astype(x.dtype)
         apart = x.reshape(-1, roles, *x.shape[1:]).astype(jnp.float32)
-        mean = apart.mean(axis=(0, 2, 3))
-        centered = apart - mean[:, None, None]
-        var = jnp.square(centered).mean(axis=(0, 2, 3))
-        self._move_running(mean, var, apart.size // (roles * x.shape[-1]))
-        factor = self.scale[...] * lax.rsqrt(var + self.epsilon)
-        return (centered * factor[:, None, None] + self.bias[...]).astype(x.dtype).reshape(x.shape)
+        mean = apart.mean(axis=(0, 2, 3), keepdims=True)
+        centered = apart - mean
+        var = jnp.square(centered).mean(axis=(0, 2, 3), keepdims=True)
+        count = apart.size // (roles * x.shape[-1])
+        self._move_running(mean.reshape(roles, -1), var.reshape(roles, -1), count)
+        return (centered * (scale[None] * lax.rsqrt(var + self.epsilon)) + bias[None]).astype(x.dtype).reshape(x.shape)
 
     def _move_running(self, mean: Float[Array, 'roles c'], var: Float[Array, 'roles c'], count: int) -> None:
         keep = 1 - self.momentum

@@ -8,12 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-SHOULDER = (0.14, 0.222)
-HIP = (0.055, 0.52)
+SHOULDER = (0.168, 0.228)
+HIP = (0.065, 0.58)
 NECK_BASE = 0.176
-WAIST = 0.42
+WAIST = 0.48
 ANKLE = 0.945
-ARM_LENGTH = 0.40
+ARM_LENGTH = 0.37
+FRONT_SCALE = 1.36  # of necklines and collars: larger than life, so that they can be told at 96 pixels
 
 
 class Pose(NamedTuple):
@@ -91,7 +92,7 @@ def sleeves(pose: Pose, fraction: float, width: float) -> list[np.ndarray]:
 def torso() -> np.ndarray:
     """The upper part of a garment, from the shoulders to the waist."""
     return mirrored(
-        (0.05, NECK_BASE), (0.11, 0.188), (0.158, 0.212), (0.15, 0.25), (0.128, 0.3), (0.105, 0.38), (0.102, WAIST)
+        (0.05, NECK_BASE), (0.13, 0.188), (0.19, 0.214), (0.182, 0.26), (0.16, 0.32), (0.132, 0.42), (0.122, WAIST)
     )
 
 
@@ -104,20 +105,25 @@ def skirt(pose: Pose, fraction: float, flare: float) -> np.ndarray:
     """From the waist to `fraction` of the leg, wide enough to cover both legs at the hem."""
     hem = hem_at(fraction)
     if hem <= HIP[1]:  # a coat that ends at the waist or on the hip
-        return mirrored((0.1, WAIST), (0.115, max(hem, WAIST + 0.01)))
+        return mirrored((0.12, WAIST), (0.135, max(hem, WAIST + 0.01)))
     reach = max(np.abs(cut(leg, fraction)[-1, 0]) for leg in pose.legs)
-    width = max(0.14, reach + 0.045) + flare * fraction
-    return mirrored((0.1, WAIST), (0.12, 0.46), (0.136, HIP[1]), (width, hem), (width / 2, hem + 0.008))
+    width = max(0.155, reach + 0.045) + flare * fraction
+    return mirrored((0.12, WAIST), (0.135, 0.52), (0.15, HIP[1]), (width, hem), (width / 2, hem + 0.008))
 
 
 def trousers(pose: Pose, fraction: float, width: float) -> list[np.ndarray]:
     """Hips and both legs of a pair of trousers that end at `fraction` of the leg."""
-    hips = mirrored((0.1, WAIST), (0.12, 0.47), (0.122, 0.53), (0.1, 0.575), (0.005, 0.575))
+    hips = mirrored((0.12, WAIST), (0.132, 0.53), (0.132, 0.59), (0.11, 0.635), (0.005, 0.635))
     return [hips] + [ribbon(cut(leg, fraction), 0.058, 0.058 + fraction * (width - 0.058)) for leg in pose.legs]
 
 
+def enlarge(shape: np.ndarray) -> np.ndarray:
+    """A neckline or collar drawn to the body's measure, enlarged about the base of the neck."""
+    return (shape - (0, NECK_BASE)) * FRONT_SCALE + (0, NECK_BASE)
+
+
 def neckline(value: str) -> np.ndarray:
-    """What a neckline leaves bare below the neck."""
+    """What a neckline leaves bare below the neck, before `enlarge`."""
     top = NECK_BASE - 0.004
     match value:
         case 'Round Neckline':
@@ -135,14 +141,14 @@ def neckline(value: str) -> np.ndarray:
 
 
 def collar(value: str) -> list[np.ndarray]:
-    """A collar's parts, left and right apart so that each gets its own outline."""
+    """A collar's parts before `enlarge`, left and right apart so that each gets its own outline."""
     match value:
         case 'Shirt Collar':
             half = np.array([(0.052, 0.15), (0.0, 0.196), (0.05, 0.285), (0.098, 0.19)])
         case 'Peter Pan':
             half = np.concatenate([[(0.05, 0.166)], ellipse(0.057, 0.206, 0.055, 0.046, -60, 200), [(0.0, 0.182)]])
         case 'Puritan Collar':
-            half = np.array([(0.05, 0.16), (0.105, 0.176), (0.182, 0.222), (0.17, 0.315), (0.03, 0.345), (0.0, 0.2)])
+            half = np.array([(0.05, 0.16), (0.1, 0.176), (0.145, 0.205), (0.14, 0.3), (0.03, 0.335), (0.0, 0.2)])
         case 'Rib Collar':
             return [mirrored((0.056, 0.148), (0.064, 0.18), (0.08, 0.214))]
         case _:

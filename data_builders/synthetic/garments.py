@@ -137,7 +137,7 @@ def draw_clothes(
     if kind in ('trousers', 'coat'):
         end = hem if kind == 'trousers' else PANT_ENDS['Full Length']
         doll.cloth(figures.trousers(pose, end, look.leg_width), lower, lower_edge)
-        doll.line([(0, 0.545), (0, 0.59)], lower_edge, 0.01)
+        doll.line([(0, 0.605), (0, 0.65)], lower_edge, 0.01)
     if kind == 'skirt':
         doll.cloth([figures.skirt(pose, hem, look.flare)], lower, lower_edge)
     one_piece = kind in ('dress', 'coat')
@@ -145,7 +145,7 @@ def draw_clothes(
     if kind == 'coat':
         draw_opening(doll, hem, upper_edge)
     if look.belted:
-        belt = figures.mirrored((0.104, figures.WAIST - 0.013), (0.106, figures.WAIST + 0.013))
+        belt = figures.mirrored((0.124, figures.WAIST - 0.013), (0.126, figures.WAIST + 0.013))
         doll.shape(belt, look.collar, upper_edge)
     draw_front(doll, look, labels, upper_edge)
 
@@ -155,22 +155,22 @@ def draw_opening(doll: Sketch, hem: float, edge: Color) -> None:
     bottom = max(figures.hem_at(hem), figures.WAIST + 0.01)
     # By way of the waist, so that rounding to pixels above it does not depend on the hem.
     doll.line([(0, figures.NECK_BASE), (0, figures.WAIST), (0, bottom)], edge, 0.01)
-    for y in np.arange(0.3, min(bottom, 0.6) - 0.02, 0.07):
+    for y in np.arange(0.36, min(bottom, 0.66) - 0.02, 0.07):
         doll.fill(figures.ellipse(0.028, y, 0.011, 0.011), edge)
 
 
 def draw_front(doll: Sketch, look: Look, labels: dict[str, str], edge: Color) -> None:
     """The neckline or the collar."""
     if 'neckline_design' in labels:
-        doll.shape(figures.neckline(labels['neckline_design']), look.skin, edge, 0.012)
+        doll.shape(figures.enlarge(figures.neckline(labels['neckline_design'])), look.skin, edge, 0.012)
         doll.fill(figures.mirrored((0.033, 0.14), (0.035, 0.165), (0.052, 0.181)), look.skin)
         return
     collar_edge = sketch.blend(look.collar, OUTLINE, 0.55)
     for half in figures.collar(labels['collar_design']):
-        doll.shape(half, look.collar, collar_edge, 0.009)
+        doll.shape(figures.enlarge(half), look.collar, collar_edge, 0.009)
     if labels['collar_design'] == 'Rib Collar':
         for x in np.linspace(-0.045, 0.045, 5):
-            doll.line([(x, 0.152), (x * 1.3, 0.208)], collar_edge, 0.006)
+            doll.line(figures.enlarge(np.array([(x, 0.152), (x * 1.3, 0.208)])), collar_edge, 0.006)
 
 
 def draw_head(doll: Sketch, look: Look) -> None:
@@ -199,10 +199,10 @@ def region(attribute: str, pose: Pose) -> np.ndarray:
         arms = np.concatenate(pose.arms)
         return np.concatenate([arms - 0.06, arms + 0.06])
     if attribute == 'neckline_design':
-        return figures.mirrored((0.14, 0.15), (0.14, 0.39))
+        return figures.enlarge(figures.mirrored((0.14, 0.15), (0.14, 0.39)))
     if attribute == 'collar_design':
-        return figures.mirrored((0.195, 0.14), (0.195, 0.35))
-    width = 0.18 if attribute == 'pant_length' else 0.23
+        return figures.enlarge(figures.mirrored((0.195, 0.14), (0.195, 0.35)))
+    width = 0.19 if attribute == 'pant_length' else 0.24
     return figures.mirrored((width, figures.WAIST - 0.01), (width, 1.0))  # a length is told by where it ends on the leg
 
 

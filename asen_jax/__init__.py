@@ -1,0 +1,1 @@
+"""Attribute-specific fashion similarity (ASEN) in JAX/Flax."""

@@ -1,0 +1,322 @@
+"""Our train step and evaluation pass beside the same network in PyTorch, alternating in one process.
+
+    pip install torch
+    python benchmarks/step.py [--network asen_v2] [--batch 8] [--size 224] [--steps 5] [--device cpu]
+    python benchmarks/step.py --compare-gradients    # no timing: how far float32 gradients are from float64's, in both
+
+Both start from the same weights and photos (uint8, already on the device); nothing is timed before loss, gradient norm
+and vectors agree. PyTorch passes the three roles one after the other, as the original does; ours folds them into one
+pass with each role's own batch statistics.
+"""
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+os.environ.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', '0.45')  # of a GPU; PyTorch shares it
+
+import jax
+import numpy as np
+
+try:
+    import torch
+except ImportError:
+    torch = None
+else:
+    import torch_asen
+
+from asen_jax import losses, sharding
+from asen_jax.embed import make_embedder
+from asen_jax.errors import InputError
+from asen_jax.models import build_model, embed_triplets
+from asen_jax.optim import make_optimizer
+from asen_jax.pretrained import fill_from_torch, flatten, our_path
+from asen_jax.state import create_state, make_train_step
+from configs import fashionai
+
+NUM_ATTRIBUTES = 8  # FashionAI's
+ROOT = Path(__file__).resolve().parents[1]
+REFERENCES = (
+    ROOT / 'tests' / 'golden',
+    ROOT.parent / 'shared' / 'reference',
+)  # weights, photos and figures of the original
+REFERENCE = next((folder for folder in REFERENCES if (folder / 'recipe.py').exists()), None)
+SAME_LOSS, SAME_VECTORS, SAME_NORM = 1e-5, 1e-5, 1e-2  # the last is relative: see --compare-gradients
+
+
+class Side(NamedTuple):
+    """One framework's two measured calls, which return when the device is done, and what the check asks besides."""
+
+    train_step: Callable[[], Any]  # -> loss
+    embed: Callable[[], Any]  # -> vectors of all photos under all attributes
+    gradient_norm: Callable[[], float]  # of the last step
+
+
+class Batch(NamedTuple):
+    """Triplets in the host's memory."""
+
+    images: np.ndarray  # uint8 [b, 3, h, w, 3]
+    attribute: np.ndarray  # [b]
+
+
+def main(argv: list[str]) -> int:
+    """Measure or compare; the exit status: 0 done, 1 the two do not compute the same, 2 it cannot run here."""
+    args = parse(argv)
+    try:
+        check_devices(args.device)
+    except InputError as error:
+        print(f'step.py: {error}', file=sys.stderr)
+        return error.exit_status
+    config = fashionai.get_config(args.network)
+    config.precision = args.precision
+    print(describe(args))
+    if args.compare_gradients:
+        compare_gradients(args, config)
+        return 0
+    return measure(args, config)
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--network', choices=('asen', 'asen_v2'), default='asen_v2')
+    parser.add_argument('--batch', type=int, default=8, help='triplets a step')
+    parser.add_argument('--size', type=int, default=224, help='pixels, side of the photos')
+    parser.add_argument('--steps', type=int, default=5, help='measured calls of each')
+    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
+    parser.add_argument(
+        '--precision', choices=('float32', 'tensorfloat32'), default='float32',
+        help="ours; PyTorch's is its default: on a GPU TF32 in convolutions, float32 in matrix products",
+    )  # fmt: skip
+    parser.add_argument('--channels-last', action='store_true', help="PyTorch's other memory layout")
+    parser.add_argument('--compare-gradients', action='store_true', help='compare gradient norms instead of measuring')
+    args = parser.parse_args(argv[1:])
+    if args.batch < 1 or args.steps < 1 or args.size < 32:
+        parser.error('--batch and --steps are at least 1, --size at least 32.')
+    if args.compare_gradients and args.size % 7:
+        parser.error("--compare-gradients draws the reference's photos, 7 blocks a side: --size is a multiple of 7.")
+    return args
+
+
+def check_devices(device: str) -> None:
+    """PyTorch is there, and both frameworks have the device."""
+    if torch is None:
+        raise InputError('PyTorch is what we compare with and is not installed here: pip install torch')
+    if device == 'cpu':
+        jax.config.update('jax_platforms', 'cpu')
+        return
+    if not torch.cuda.is_available():
+        raise InputError('--device is cuda, but PyTorch sees no GPU; install its CUDA build, or use --device cpu.')
+    if jax.default_backend() != 'gpu':
+        raise InputError('--device is cuda, but JAX sees no GPU; install its CUDA build, or use --device cpu.')
+
+
+def describe(args: argparse.Namespace) -> str:
+    """What runs, on which hardware, with which versions."""
+    if args.device == 'cuda':
+        hardware = torch.cuda.get_device_name(0)
+    else:
+        hardware = f'{cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} PyTorch threads'
+    versions = ', '.join(f'{name} {importlib.metadata.version(name)}' for name in ('torch', 'jax', 'jaxlib', 'flax'))
+    layout = 'channels_last' if args.channels_last else 'contiguous'
+    what = f'{args.network}, photos of {args.size} px, ours {args.precision}, PyTorch {layout}'
+    return f'{what}\n{hardware}\nPython {platform.python_version()}, {versions}'
+
+
+def cpu_name() -> str:
+    """As Linux tells it, else as Python does."""
+    path = Path('/proc/cpuinfo')
+    found = re.search(r'^model name\s*:\s*(.*)', path.read_text(), re.MULTILINE) if path.exists() else None
+    return found[1] if found else platform.processor()
+
+
+def measure(args: argparse.Namespace, config) -> int:
+    """Check that both compute the same, then print the table."""
+    torch.manual_seed(0)
+    network = make_network(args)
+    state_dict = torch_asen.numpy_state(network)
+    batch = noise(args.batch, args.size)
+    theirs = Side(*torch_asen.make_calls(network, *batch, config.optim.learning_rate, config.train.margin))
+    exact = config.copy_and_resolve_references()
+    exact.precision = 'float32'
+    ours = make_our_side(exact, state_dict, batch)
+    if not check_same(theirs, ours):
+        return 1
+    if args.precision != 'float32':
+        ours = make_our_side(config, state_dict, batch)
+    print(f'\n{"":<26}{"PyTorch":>10}{"asen_jax":>10}   ratio (lowest - highest of {args.steps})')
+    print_row('train step, triplets/s', args.batch, time_pairs(theirs.train_step, ours.train_step, args.steps))
+    print_row('evaluation, photos/s', 3 * args.batch, time_pairs(theirs.embed, ours.embed, args.steps))
+    return 0
+
+
+def noise(count: int, size: int) -> Batch:
+    """Triplets of nothing in particular."""
+    images = np.random.default_rng(0).integers(0, 256, (count, 3, size, size, 3), np.uint8)
+    return Batch(images, np.arange(count) % NUM_ATTRIBUTES)
+
+
+def make_network(args: argparse.Namespace) -> 'torch_asen.Network':
+    """The PyTorch network on its device, from PyTorch's random generator."""
+    layout = torch.channels_last if args.channels_last else torch.contiguous_format
+    return torch_asen.Network(args.network, NUM_ATTRIBUTES, layout).to(args.device)
+
+
+def make_our_side(config, state_dict: dict[str, np.ndarray], batch: Batch) -> Side:
+    """The product's own compiled step and embedder, on one device, from the weights in `state_dict`."""
+    axes = (jax.sharding.AxisType.Auto,) * 2
+    mesh = jax.make_mesh((1, 1), ('data', 'model'), axes, devices=jax.devices()[:1])
+    model, params, stats = build_model(config, NUM_ATTRIBUTES)
+    params, stats = fill_from_torch(config.model.name, params, stats, state_dict)
+    optimizer = make_optimizer(config, 1000)
+    state = create_state(params, stats, optimizer)
+    places = sharding.state_shardings(state, mesh)
+    state = jax.device_put(state, places)
+    images, attribute = batch.images, batch.attribute.astype(np.int32)
+    on_device = jax.device_put({'images': images, 'attribute': attribute}, sharding.batch_sharding(mesh))
+    photos = jax.device_put(images.reshape(-1, *images.shape[2:]), sharding.batch_sharding(mesh))
+    step, embedder = make_train_step(model, optimizer, config.train, places, mesh), make_embedder(model, mesh)
+    metrics = {}
+
+    def train_step():
+        nonlocal state, metrics
+        state, metrics = jax.block_until_ready(step(state, on_device))
+        return metrics['loss']
+
+    def embed():
+        return jax.block_until_ready(embedder(state.params, state.batch_stats, photos))[0]
+
+    return Side(train_step, embed, lambda: float(metrics['gradient_norm']))
+
+
+def check_same(theirs: Side, ours: Side) -> bool:
+    """Whether vectors, first loss and its gradient norm agree, in float32; says how far apart they are."""
+    with torch_asen.exact_float32():
+        vectors = np.abs(theirs.embed().cpu().numpy() - np.asarray(ours.embed())).max()
+        their_loss, our_loss = float(theirs.train_step()), float(ours.train_step())
+    loss = abs(their_loss - our_loss)
+    norm = abs(ours.gradient_norm() / theirs.gradient_norm() - 1)
+    print(f'first loss {their_loss:.6f}; apart: loss {loss:.1e}, gradient norm {norm:.1e} of it, vectors {vectors:.1e}')
+    if loss <= SAME_LOSS and vectors <= SAME_VECTORS and norm <= SAME_NORM:
+        return True
+    print('step.py: the two do not compute the same; nothing was measured.', file=sys.stderr)
+    return False
+
+
+def time_pairs(theirs: Callable, ours: Callable, count: int) -> list[tuple[float, float]]:
+    """Seconds of `count` calls of each, one after the other, the first of a pair in turn; one pair before warms up."""
+    pairs = []
+    for number in range(count + 1):
+        seconds = {}
+        for call in (theirs, ours) if number % 2 else (ours, theirs):
+            start = time.perf_counter()
+            call()
+            seconds[call] = time.perf_counter() - start
+        pairs.append((seconds[theirs], seconds[ours]))
+    return pairs[1:]
+
+
+def print_row(name: str, items: int, pairs: list[tuple[float, float]]) -> None:
+    """Items a second of each, and how many times as fast ours is: medians over the pairs."""
+    theirs, ours = (items / statistics.median(column) for column in zip(*pairs, strict=True))
+    ratios = sorted(their / our for their, our in pairs)
+    spread = f'{statistics.median(ratios):.2f} ({ratios[0]:.2f} - {ratios[-1]:.2f})'
+    print(f'{name:<26}{theirs:>10.2f}{ours:>10.2f}   {spread}')
+
+
+def compare_gradients(args: argparse.Namespace, config) -> None:
+    """Per-parameter gradient norms of the first step in float32 of both and in PyTorch's float64, pair by pair."""
+    torch.manual_seed(0)
+    network = make_network(args)
+    batch = reference_batch(network, args.size)
+    state_dict = torch_asen.numpy_state(network)
+    gradients, signs = {}, {}
+    with torch_asen.exact_float32():
+        for dtype in ('float32', 'float64'):
+            network.to(getattr(torch, dtype))
+            found, signs[dtype] = torch_asen.gradients(network, *batch, config.train.margin)
+            gradients[f'PyTorch {dtype}'] = in_our_names(config, state_dict | found)
+    gradients[f'asen_jax {args.precision}'] = our_gradients(config, state_dict, batch)
+    flips = sum(int((a != b).sum()) for a, b in zip(signs['float32'], signs['float64'], strict=True))
+    count = sum(len(output.flatten()) for output in signs['float64'])
+    print(f'ReLU outputs that are on in only one of PyTorch float32 and float64: {flips:,} of {count:,}')
+    print_gradients(gradients, stored_norms(args))
+
+
+def reference_batch(network: 'torch_asen.Network', size: int) -> Batch:
+    """The reference's first training batch, with its weights put into `network`; noise where its recipe is not at hand."""
+    if REFERENCE is None:
+        print('No recipe.py in', ' or '.join(map(str, REFERENCES)), '- random weights and photos instead')
+        return noise(4, size)
+    sys.path.insert(0, str(REFERENCE))
+    import recipe
+
+    weights = {name: recipe.make_tensor(1, name, tuple(tensor.shape)) for name, tensor in network.state_dict().items()}
+    network.load_state_dict({name: torch.from_numpy(np.asarray(array)) for name, array in weights.items()})
+    anchors, negatives, positives = recipe.make_images(1001, 12, size).reshape(3, 4, size, size, 3)
+    return Batch(np.stack([anchors, positives, negatives], axis=1), np.array([0, 3, 5, 7]))
+
+
+def in_our_names(config, state_dict: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A state dict's tensors, or gradients in their place, in our names and layouts, exact enough for norms."""
+    params, _ = fill_from_torch(config.model.name, *build_model(config, NUM_ATTRIBUTES)[1:], state_dict)
+    return {name: array.astype(np.float64) for name, array in flatten(params).items()}
+
+
+def our_gradients(config, state_dict: dict[str, np.ndarray], batch: Batch) -> dict[str, np.ndarray]:
+    """The gradients of the same step as `asen_jax.state` takes it."""
+    model, params, stats = build_model(config, NUM_ATTRIBUTES)
+    params, stats = fill_from_torch(config.model.name, params, stats, state_dict)
+
+    def objective(params, stats, images, attribute):
+        vectors, _ = embed_triplets(model, params, stats, images, attribute)
+        near, far = (losses.cosine_similarity(vectors[:, 0], vectors[:, role]) for role in (1, 2))
+        return losses.triplet_loss(near, far, config.train.margin).mean()
+
+    gradients = flatten(jax.jit(jax.grad(objective))(params, stats, *batch))
+    return {name: np.asarray(array, np.float64) for name, array in gradients.items()}
+
+
+def stored_norms(args: argparse.Namespace) -> dict[str, float]:
+    """The original's own gradient norms in our names, where they are at hand and the photos have their size."""
+    if REFERENCE is None or args.size != 224:
+        return {}
+    with np.load(REFERENCE / f'{args.network}.npz') as stored:
+        names = [our_path(args.network, str(name))[0] for name in stored['grad_names']]
+        return dict(zip(names, stored['grad_norms'], strict=True))
+
+
+def print_gradients(gradients: dict[str, dict], stored: dict[str, float]) -> None:
+    """How far apart norms are, and the gradients themselves, pair by pair, relative to the second of the pair."""
+    theirs, exact, ours = gradients
+    norms = {side: {name: np.linalg.norm(g) for name, g in named.items()} for side, named in gradients.items()}
+    names = [name for name, norm in norms[exact].items() if norm > 1e-6 * np.median(list(norms[exact].values()))]
+    zero = sorted(norms[exact].keys() - names)
+    print(f'{len(names)} parameters; left out, as their gradient is nothing but rounding: {", ".join(zero) or "none"}')
+    print(f'\n{"relative difference of":<34}{"norms: largest":>16}{"90 %":>9}{"gradients: largest":>21}{"90 %":>9}')
+    for first, second in ((theirs, exact), (ours, exact), (ours, theirs)):
+        norm = {name: abs(norms[first][name] / norms[second][name] - 1) for name in names}
+        apart = [np.linalg.norm(gradients[first][n] - gradients[second][n]) / norms[second][n] for n in names]
+        print_spread(f'{first}, {second}', norm, f'{max(apart):>21.1e}{np.percentile(apart, 90):>9.1e}')
+    if stored:
+        norm = {name: abs(stored[name] / norms[exact][name] - 1) for name in names}
+        print_spread(f'the original, {exact}', norm, '')
+
+
+def print_spread(pair: str, norm: dict[str, float], rest: str) -> None:
+    """A row of it; its last word is the parameter whose norm is furthest apart."""
+    values = list(norm.values())
+    print(f'{pair:<34}{max(values):>16.1e}{np.percentile(values, 90):>9.1e}{rest:<30}   {max(norm, key=norm.get)}')
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv))

@@ -1,0 +1,224 @@
+"""ASEN and ASEN v2 in PyTorch, to measure ours against: the published parameter names, and each role passed on its own.
+
+Written from the paper's equations (Ma et al., AAAI 2020) and the names in a checkpoint; `asen_jax.pretrained` reads its
+state dict. ResNet-50 up to layer3 is part of it, without the unused classifier.
+"""
+
+import contextlib
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+ROLE_ORDER = (0, 2, 1)  # of axis anchor, positive, negative: the original passes anchor, negative, positive
+
+
+class Bottleneck(nn.Module):
+    """relu(bn(conv1x1(relu(bn(conv3x3(relu(bn(conv1x1(x)))))))) + shortcut(x)); the stride is on the 3x3."""
+
+    def __init__(self, in_dim: int, dim: int, stride: int):
+        super().__init__()
+        out_dim = 4 * dim
+        self.conv1, self.bn1 = nn.Conv2d(in_dim, dim, 1, bias=False), nn.BatchNorm2d(dim)
+        self.conv2, self.bn2 = nn.Conv2d(dim, dim, 3, stride, padding=1, bias=False), nn.BatchNorm2d(dim)
+        self.conv3, self.bn3 = nn.Conv2d(dim, out_dim, 1, bias=False), nn.BatchNorm2d(out_dim)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = None
+        if stride != 1 or in_dim != out_dim:
+            self.downsample = nn.Sequential(nn.Conv2d(in_dim, out_dim, 1, stride, bias=False), nn.BatchNorm2d(out_dim))
+
+    def forward(self, x):
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        return self.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+class Trunk(nn.Module):
+    """ResNet-50 up to layer3: [n, 3, h, w] -> [n, 1024, h / 16, w / 16]; convolutions from N(0, sqrt(2 / (k*k*out)))."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False), nn.BatchNorm2d(64)
+        self.relu, self.maxpool = nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, padding=1)
+        self.layer1 = self._stage(64, 64, 1, 3)
+        self.layer2 = self._stage(256, 128, 2, 4)
+        self.layer3 = self._stage(512, 256, 2, 6)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
+
+    @staticmethod
+    def _stage(in_dim: int, dim: int, stride: int, num_blocks: int) -> nn.Sequential:
+        return nn.Sequential(
+            Bottleneck(in_dim, dim, stride), *(Bottleneck(4 * dim, dim, 1) for _ in range(num_blocks - 1))
+        )
+
+    def forward(self, x):
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        return self.layer3(self.layer2(self.layer1(x)))
+
+
+def attend(features, scores):
+    """sum over positions of features * softmax(scores): [n, c, h, w] and [n, h, w] -> [n, c]."""
+    weights = F.softmax(scores.flatten(1), dim=1)
+    return torch.bmm(features.flatten(2), weights[:, :, None])[:, :, 0]
+
+
+class Asen(nn.Module):
+    """v1: spatial attention by a tanh'd 1x1 convolution, one-hot attributes, and a last linear layer."""
+
+    def __init__(self, num_attributes: int):
+        super().__init__()
+        self.num_attributes = num_attributes
+        self.backbonenet, self.relu = Trunk(), nn.ReLU()
+        self.conv1, self.conv2 = nn.Conv2d(1024, 512, 1), nn.Conv2d(512, 1, 1)
+        self.mask_fc1 = nn.Linear(num_attributes, 512, bias=False)
+        self.mask_fc2 = nn.Linear(num_attributes, 1024, bias=False)
+        self.fc1, self.fc2 = nn.Linear(2048, 512), nn.Linear(512, 1024)
+        self.feature_fc = nn.Linear(1024, 1024)
+
+    def project(self, x):
+        """What does not depend on the attribute: the trunk's features, and the photo's side of the comparison."""
+        features = self.backbonenet(x)
+        return features, torch.tanh(self.conv1(features))
+
+    def under(self, projected, attribute):
+        """The unit vectors of projected photos [n] under `attribute` [n]."""
+        features, image = projected
+        one_hot = F.one_hot(attribute, self.num_attributes).to(image.dtype)
+        rows = torch.tanh(self.mask_fc1(one_hot))
+        pooled = attend(features, torch.tanh(self.conv2(image * rows[:, :, None, None]))[:, 0])
+        hidden = self.relu(self.fc1(torch.cat([pooled, self.relu(self.mask_fc2(one_hot))], dim=1)))
+        return l2_normalize(self.feature_fc(pooled * torch.sigmoid(self.fc2(hidden))))
+
+
+class AsenV2(nn.Module):
+    """v2: one attribute table, a scaled product as spatial score, batch norm on its 1x1 convolution, no last layer."""
+
+    def __init__(self, num_attributes: int):
+        super().__init__()
+        self.num_attributes = num_attributes
+        self.backbonenet, self.relu = Trunk(), nn.ReLU()
+        self.attr_embedding = nn.Embedding(num_attributes, 512)
+        self.attr_transform1, self.attr_transform2 = nn.Linear(512, 512), nn.Linear(512, 512)
+        self.conv1, self.img_bn1 = nn.Conv2d(1024, 512, 1), nn.BatchNorm2d(512)
+        self.fc1, self.fc2 = nn.Linear(1536, 512), nn.Linear(512, 1024)
+
+    def project(self, x):
+        """What does not depend on the attribute: the trunk's features, and the photo's side of the comparison."""
+        features = self.backbonenet(x)
+        return features, torch.tanh(self.img_bn1(self.conv1(features)))
+
+    def under(self, projected, attribute):
+        """The unit vectors of projected photos [n] under `attribute` [n]."""
+        features, image = projected
+        embedded = self.attr_embedding(attribute)
+        rows = torch.tanh(self.attr_transform1(embedded))
+        pooled = attend(features, (image * rows[:, :, None, None]).sum(1) / math.sqrt(image.shape[1]))
+        hidden = self.relu(self.fc1(torch.cat([pooled, self.relu(self.attr_transform2(embedded))], dim=1)))
+        return l2_normalize(pooled * torch.sigmoid(self.fc2(hidden)))
+
+
+def l2_normalize(x):
+    """x / ||x||, without an epsilon."""
+    return x / x.norm(dim=1, keepdim=True)
+
+
+class Network(nn.Module):
+    """The network that trains: a photo's vector comes from `embeddingnet`, as a checkpoint's names have it."""
+
+    def __init__(self, name: str, num_attributes: int, memory_format=torch.contiguous_format):
+        super().__init__()
+        self.embeddingnet = {'asen': Asen, 'asen_v2': AsenV2}[name](num_attributes)
+        self.memory_format = memory_format
+        self.to(memory_format=memory_format)
+
+    def normalize_pixels(self, images):
+        """uint8 [n, h, w, 3] -> (pixel / 255 - mean) / std as [n, 3, h, w] in the network's own type and layout."""
+        like = self.embeddingnet.backbonenet.conv1.weight
+        mean, std = (torch.tensor(values, dtype=like.dtype, device=like.device) for values in (MEAN, STD))
+        pixels = (images.to(like.dtype) / 255.0 - mean) / std
+        return pixels.permute(0, 3, 1, 2).contiguous(memory_format=self.memory_format)
+
+    def forward(self, images, attribute):
+        """Vectors [n, d] of photos under `attribute` [n]."""
+        net = self.embeddingnet
+        return net.under(net.project(self.normalize_pixels(images)), attribute)
+
+    def embed_all(self, images):
+        """Vectors [n, a, d] under every attribute, from one pass of the trunk."""
+        net = self.embeddingnet
+        projected = net.project(self.normalize_pixels(images))
+        numbers = torch.arange(net.num_attributes, device=images.device)
+        return torch.stack([net.under(projected, number.expand(len(images))) for number in numbers], dim=1)
+
+    def triplet_loss(self, images, attribute, margin: float):
+        """mean(max(0, margin - cos(anchor, positive) + cos(anchor, negative))) of [n, 3, h, w, 3], role after role."""
+        vectors = {role: self(images[:, role], attribute) for role in ROLE_ORDER}
+        near, far = (F.cosine_similarity(vectors[0], vectors[role]) for role in (1, 2))
+        return (margin - near + far).clamp(min=0).mean()
+
+
+def numpy_state(network: Network) -> dict[str, np.ndarray]:
+    """A copy of the network's state dict."""
+    return {name: tensor.detach().cpu().numpy().copy() for name, tensor in network.state_dict().items()}
+
+
+def make_calls(network: Network, images: np.ndarray, attribute: np.ndarray, learning_rate: float, margin: float):
+    """(train step -> loss, evaluation -> vectors, last step's gradient norm) on photos that lie on the network's device.
+
+    The step is the original's: three passes, one backward, Adam. Evaluation passes the trunk once for all attributes.
+    """
+    device = next(network.parameters()).device
+    images, attribute = torch.from_numpy(images).to(device), torch.from_numpy(attribute).to(device)
+    photos = images.flatten(0, 1)
+    optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
+    wait = torch.cuda.synchronize if device.type == 'cuda' else lambda: None
+
+    def train_step():
+        network.train()
+        optimizer.zero_grad()
+        loss = network.triplet_loss(images, attribute, margin)
+        loss.backward()
+        optimizer.step()
+        wait()
+        return loss.detach()
+
+    def embed():
+        network.eval()
+        with torch.inference_mode():
+            vectors = network.embed_all(photos)
+        wait()
+        return vectors
+
+    def gradient_norm():
+        return float(torch.nn.utils.get_total_norm([parameter.grad for parameter in network.parameters()]))
+
+    return train_step, embed, gradient_norm
+
+
+def gradients(network: Network, images: np.ndarray, attribute: np.ndarray, margin: float):
+    """One step's gradients by name, in the network's type, and of every ReLU's output whether it is above zero."""
+    device, signs = next(network.parameters()).device, []
+    relus = [module for module in network.train().modules() if isinstance(module, nn.ReLU)]
+    hooks = [relu.register_forward_hook(lambda module, inputs, output: signs.append(output > 0)) for relu in relus]
+    network.zero_grad()
+    images, attribute = torch.from_numpy(images).to(device), torch.from_numpy(attribute).to(device)
+    network.triplet_loss(images, attribute, margin).backward()
+    for hook in hooks:
+        hook.remove()
+    return {name: parameter.grad.cpu().numpy().copy() for name, parameter in network.named_parameters()}, signs
+
+
+@contextlib.contextmanager
+def exact_float32():
+    """Convolutions without TF32 on a GPU, where it is PyTorch's default; the default comes back."""
+    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before

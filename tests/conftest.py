@@ -1,0 +1,61 @@
+"""Eight faked CPU devices, strict JAX, and the small data sets that tests share."""
+
+import os
+
+os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+
+from pathlib import Path
+
+import jax
+import pytest
+from absl import flags
+from jaxtyping import install_import_hook
+
+install_import_hook('asen_jax', 'beartype.beartype')  # shapes in signatures are checked in every test
+
+from asen_jax.data.pipeline import open_records
+from configs import synthetic
+from data_builders import prepare
+
+flags.FLAGS.mark_as_parsed()  # Grain's workers ask for this
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / 'shared'
+
+
+def tiny_config():
+    """A network and data small enough to train in a second."""
+    config = synthetic.get_config()
+    config.data.num_photos, config.data.synthetic_size, config.data.image_size = 100, 32, 32
+    config.data.num_triplets, config.data.num_workers = 32, 0
+    config.model.trunk_width, config.model.embed_dim = 8, 16
+    config.train.batch_size, config.train.num_epochs, config.train.log_every_steps = 8, 2, 2
+    config.eval.batch_size = 16
+    return config
+
+
+@pytest.fixture
+def config(records_root):
+    """A fresh tiny config whose records are prepared."""
+    config = tiny_config()
+    config.data.dir = str(records_root)
+    return config
+
+
+@pytest.fixture(scope='session')
+def records_root(tmp_path_factory):
+    """Where the session's records lie."""
+    root = tmp_path_factory.mktemp('records')
+    config = tiny_config()
+    config.data.dir = str(root)
+    prepare.prepare(config)
+    return root
+
+
+@pytest.fixture
+def records(config):
+    """The tiny records, opened."""
+    return open_records(prepare.prepare(config))

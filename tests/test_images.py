@@ -1,0 +1,102 @@
+"""Photos to pixels: torchvision's geometry, odd files, boxes."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from asen_jax.data import images
+
+
+def encode(image, kind='PNG', **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def photo():
+    rng = np.random.default_rng(0)
+    return Image.fromarray(rng.integers(0, 256, (90, 61, 3), np.uint8))
+
+
+def test_crop_is_resize_of_the_shorter_side_then_the_center(photo):
+    size, long = 32, int(32 * 90 / 61)
+    offset = round((long - size) / 2)
+    tall = np.asarray(photo.resize((size, long), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(images.fit_square(photo, size), tall[offset : offset + size])
+    wide = photo.transpose(Image.Transpose.TRANSPOSE)
+    expected = np.asarray(wide.resize((long, size), Image.Resampling.BILINEAR))[:, offset : offset + size]
+    np.testing.assert_array_equal(images.fit_square(wide, size), expected)
+
+
+@pytest.mark.parametrize('fit', images.FITS)
+@pytest.mark.parametrize('shape', [(10, 300), (300, 10), (32, 32), (1, 1)])
+def test_every_fit_gives_the_square_for_any_shape(fit, shape):
+    assert images.fit_square(Image.new('RGB', shape), 32, fit).shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize('fit', images.FITS)
+def test_a_box_goes_where_its_pixels_go(fit):
+    pixels = np.zeros((80, 120, 3), np.uint8)
+    pixels[30:50, 50:75] = 255
+    square = images.fit_square(Image.fromarray(pixels), 60, fit)
+    left, top, right, bottom = images.box_to_square((50, 30, 75, 50), 120, 80, 60, fit)
+    rows, columns = np.nonzero(square[..., 0] > 127)
+    np.testing.assert_allclose(
+        [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], [left, top, right, bottom], atol=1
+    )
+
+
+def test_a_flip_mirrors_and_a_box_crops(photo):
+    data = encode(photo)
+    plain = images.load_square(data, 24)
+    np.testing.assert_array_equal(images.load_square(data, 24, flip=True), plain[:, ::-1])
+    cropped = images.load_square(data, 24, box=(10.2, 20, 29.5, 60))
+    np.testing.assert_array_equal(cropped, images.fit_square(photo.crop((10, 20, 30, 60)), 24))
+
+
+def test_jitter_keeps_most_of_the_photo_and_none_keeps_all(photo):
+    rng = np.random.default_rng(1)
+    sizes = [images.jitter_crop(photo, rng, 0.3).size for _ in range(50)]
+    assert len(set(sizes)) > 10
+    assert min(width for width, _ in sizes) >= 0.69 * 61
+    assert images.jitter_crop(photo, rng, 0.0) is photo
+
+
+def test_exif_turns_and_transparency_lies_on_white(photo):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned a quarter
+    assert images.decode(encode(photo, 'JPEG', exif=exif)).size == (90, 61)
+    clear = Image.new('RGBA', (4, 4), (10, 20, 30, 0))
+    assert images.decode(encode(clear)).getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize('mode', ['L', 'CMYK', '1', 'P', 'I;16'])
+def test_any_mode_becomes_rgb(mode):
+    kind = 'JPEG' if mode == 'CMYK' else 'PNG'
+    assert images.decode(encode(Image.new(mode, (5, 4)), kind)).mode == 'RGB'
+
+
+def test_broken_pictures_are_refused_with_a_reason(photo, monkeypatch):
+    data = encode(photo, 'JPEG')
+    for broken in (b'', b'no picture', data[: len(data) // 2], encode(photo)[:200]):
+        with pytest.raises(ValueError, match='not a readable picture'):
+            images.decode(broken)
+    monkeypatch.setattr(images, 'MAX_PIXELS', 1000)
+    with pytest.raises(ValueError, match='61x90 pixels; at most 1,000'):
+        images.decode(data)
+
+
+def test_damage_anywhere_is_answered_with_value_error(photo):
+    rng = np.random.default_rng(2)
+    for kind in ('PNG', 'JPEG', 'GIF', 'TIFF', 'WEBP', 'BMP'):
+        data = np.frombuffer(encode(photo, kind), np.uint8)
+        for _ in range(60):
+            broken = data.copy()
+            broken[rng.integers(0, len(data), 4)] = rng.integers(0, 256, 4)
+            try:
+                assert images.decode(broken.tobytes()).mode == 'RGB'
+            except ValueError as error:
+                assert str(error)

@@ -1,0 +1,112 @@
+"""Networks: sizes, ablations, and what every one of them answers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from asen_jax.errors import InputError
+from asen_jax.models import build_model, embed_all, embed_triplets
+from configs import fashionai
+from configs.variants import VARIANTS
+
+SMALL = ('asen', 'asen_v2', 'csn', 'triplet')
+
+
+def small(name='asen', **fields):
+    """A narrow network of kind `name`."""
+    config = fashionai.get_config()
+    config.model.name, config.model.trunk, config.model.trunk_width, config.model.embed_dim = name, 'resnet18', 8, 16
+    for field, value in fields.items():
+        config.model[field] = value
+    return config
+
+
+def count(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def test_asen_has_the_originals_number_of_parameters():
+    _, params, _ = build_model(fashionai.get_config(), num_attributes=8)
+    assert count(params) == 11_704_897
+    assert count(params['trunk']) == 8_543_296
+
+
+@pytest.mark.parametrize('trunk,channels', [('resnet18', 256), ('resnet34', 256), ('resnet50', 1024)])
+def test_trunks_end_at_a_sixteenth_of_the_side(trunk, channels):
+    config = small(trunk=trunk, trunk_width=64)
+    model, params, stats = build_model(config, 2)
+    shape = jax.eval_shape(lambda p, s, x: embed_all(model, p, s, x), params, stats, np.zeros((1, 96, 64, 3), np.uint8))
+    assert shape[1].shape == (1, 2, 6, 4)
+    assert params['head']['fc']['kernel'].shape[0] == channels
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_every_variant_answers_with_unit_vectors(variant):
+    config = fashionai.get_config(variant)
+    config.model.trunk, config.model.trunk_width = 'resnet18', 8
+    model, params, stats = build_model(config, 3)
+    images = np.random.default_rng(0).integers(0, 256, (2, 48, 48, 3), np.uint8)
+    vectors, heatmaps = embed_all(model, params, stats, jnp.asarray(images))
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=-1), 1, rtol=1e-5)
+    if config.model.name in ('csn', 'triplet') or not config.model.spatial_attention:
+        assert heatmaps is None
+    else:
+        np.testing.assert_allclose(np.sum(heatmaps, axis=(2, 3)), 1, rtol=1e-5)
+    assert np.allclose(vectors[:, 0], vectors[:, 1]) == (variant == 'triplet')
+
+
+@pytest.mark.parametrize('name', SMALL)
+def test_training_asks_about_one_attribute_or_about_all_alike(name):
+    model, params, stats = build_model(small(name), 3)
+    images = jnp.asarray(np.random.default_rng(1).integers(0, 256, (2, 3, 32, 32, 3), np.uint8))
+    attribute = jnp.array([2, 0])
+    one, moved = embed_triplets(model, params, stats, images, attribute)
+    every, moved_too = embed_triplets(model, params, stats, images, attribute, all_attributes=True)
+    np.testing.assert_allclose(one[0], every[0, :, 2], atol=1e-5)
+    np.testing.assert_allclose(one[1], every[1, :, 0], atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), moved, moved_too)
+
+
+def test_the_loss_of_one_triplet_does_not_reach_anothers_photos_in_eval_mode():
+    model, params, stats = build_model(small(), 2)
+    images = np.random.default_rng(2).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    before, _ = embed_all(model, params, stats, jnp.asarray(images))
+    images[2] = 255 - images[2]
+    after, _ = embed_all(model, params, stats, jnp.asarray(images))
+    np.testing.assert_allclose(before[:2], after[:2], atol=1e-6)
+    assert np.abs(before[2] - after[2]).max() > 1e-4
+
+
+def test_fixed_masks_are_disjoint_and_not_trained():
+    model, params, stats = build_model(small('csn', masks='fixed', normalize=False), 2)
+    assert 'masks' not in params['head']
+    vectors, _ = embed_all(model, params, stats, jnp.full((1, 32, 32, 3), 90, jnp.uint8))
+    assert not np.any(vectors[0, 0, 8:])
+    assert not np.any(vectors[0, 1, :8])
+    assert np.all(vectors[0, 0, :8] != 0)
+
+
+def test_bfloat16_embeds_nearly_as_float32():
+    config = small()
+    images = np.random.default_rng(3).integers(0, 256, (2, 64, 64, 3), np.uint8)
+    vectors = []
+    for config.precision in ('float32', 'bfloat16'):
+        model, params, stats = build_model(config, 2)
+        vectors.append(np.asarray(embed_all(model, params, stats, jnp.asarray(images))[0]))
+    assert vectors[1].dtype == np.float32
+    difference = np.abs(vectors[0] - vectors[1]).max()
+    assert 0 < difference < 0.05
+
+
+@pytest.mark.parametrize('field,value', [('name', 'asenn'), ('trunk', 'resnet19')])
+def test_unknown_words_are_answered_with_the_known(field, value):
+    config = small()
+    config.model[field] = value
+    with pytest.raises(InputError, match=rf"config\.model\.{field} is '{value}'; it is one of"):
+        build_model(config, 2)
+
+
+def test_an_unknown_kind_of_masks_is_named():
+    with pytest.raises(InputError, match=r"config\.model\.masks is 'open'; it is one of learned, sections, fixed"):
+        build_model(small('csn', masks='open'), 2)
