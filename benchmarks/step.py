@@ -46,10 +46,7 @@ from configs import fashionai
 
 NUM_ATTRIBUTES = 8  # FashionAI's
 ROOT = Path(__file__).resolve().parents[1]
-REFERENCES = (
-    ROOT / 'tests' / 'golden',
-    ROOT.parent / 'shared' / 'reference',
-)  # weights, photos and figures of the original
+REFERENCES = (ROOT / 'tests' / 'golden', ROOT.parent / 'shared' / 'reference')  # the original's weights and figures
 REFERENCE = next((folder for folder in REFERENCES if (folder / 'recipe.py').exists()), None)
 SAME_LOSS, SAME_VECTORS, SAME_NORM = 1e-5, 1e-5, 1e-2  # the last is relative: see --compare-gradients
 
@@ -113,10 +110,9 @@ def check_devices(device: str) -> None:
         raise InputError('PyTorch is what we compare with and is not installed here: pip install torch')
     if device == 'cpu':
         jax.config.update('jax_platforms', 'cpu')
-        return
-    if not torch.cuda.is_available():
+    elif not torch.cuda.is_available():
         raise InputError('--device is cuda, but PyTorch sees no GPU; install its CUDA build, or use --device cpu.')
-    if jax.default_backend() != 'gpu':
+    elif jax.default_backend() != 'gpu':
         raise InputError('--device is cuda, but JAX sees no GPU; install its CUDA build, or use --device cpu.')
 
 
@@ -125,24 +121,19 @@ def describe(args: argparse.Namespace) -> str:
     if args.device == 'cuda':
         hardware = torch.cuda.get_device_name(0)
     else:
-        hardware = f'{cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} PyTorch threads'
+        path = Path('/proc/cpuinfo')
+        found = re.search(r'model name\s*:\s*(.*)', path.read_text()) if path.exists() else None
+        name = found[1] if found else platform.processor()
+        hardware = f'{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads of PyTorch'
     versions = ', '.join(f'{name} {importlib.metadata.version(name)}' for name in ('torch', 'jax', 'jaxlib', 'flax'))
     layout = 'channels_last' if args.channels_last else 'contiguous'
     what = f'{args.network}, photos of {args.size} px, ours {args.precision}, PyTorch {layout}'
     return f'{what}\n{hardware}\nPython {platform.python_version()}, {versions}'
 
 
-def cpu_name() -> str:
-    """As Linux tells it, else as Python does."""
-    path = Path('/proc/cpuinfo')
-    found = re.search(r'^model name\s*:\s*(.*)', path.read_text(), re.MULTILINE) if path.exists() else None
-    return found[1] if found else platform.processor()
-
-
 def measure(args: argparse.Namespace, config) -> int:
     """Check that both compute the same, then print the table."""
-    torch.manual_seed(0)
-    network = make_network(args)
+    network = torch_asen.make_network(args.network, NUM_ATTRIBUTES, args.device, args.channels_last)
     state_dict = torch_asen.numpy_state(network)
     batch = noise(args.batch, args.size)
     theirs = Side(*torch_asen.make_calls(network, *batch, config.optim.learning_rate, config.train.margin))
@@ -153,7 +144,7 @@ def measure(args: argparse.Namespace, config) -> int:
         return 1
     if args.precision != 'float32':
         ours = make_our_side(config, state_dict, batch)
-    print(f'\n{"":<26}{"PyTorch":>10}{"asen_jax":>10}   ratio (lowest - highest of {args.steps})')
+    print(f'\n{"":<26}{"PyTorch":>10}{"asen_jax":>10}   ratio ours/PyTorch (lowest - highest of {args.steps})')
     print_row('train step, triplets/s', args.batch, time_pairs(theirs.train_step, ours.train_step, args.steps))
     print_row('evaluation, photos/s', 3 * args.batch, time_pairs(theirs.embed, ours.embed, args.steps))
     return 0
@@ -165,25 +156,19 @@ def noise(count: int, size: int) -> Batch:
     return Batch(images, np.arange(count) % NUM_ATTRIBUTES)
 
 
-def make_network(args: argparse.Namespace) -> 'torch_asen.Network':
-    """The PyTorch network on its device, from PyTorch's random generator."""
-    layout = torch.channels_last if args.channels_last else torch.contiguous_format
-    return torch_asen.Network(args.network, NUM_ATTRIBUTES, layout).to(args.device)
-
-
 def make_our_side(config, state_dict: dict[str, np.ndarray], batch: Batch) -> Side:
     """The product's own compiled step and embedder, on one device, from the weights in `state_dict`."""
     axes = (jax.sharding.AxisType.Auto,) * 2
     mesh = jax.make_mesh((1, 1), ('data', 'model'), axes, devices=jax.devices()[:1])
     model, params, stats = build_model(config, NUM_ATTRIBUTES)
     params, stats = fill_from_torch(config.model.name, params, stats, state_dict)
-    optimizer = make_optimizer(config, 1000)
+    optimizer = make_optimizer(config, steps_per_epoch=1000)
     state = create_state(params, stats, optimizer)
     places = sharding.state_shardings(state, mesh)
     state = jax.device_put(state, places)
-    images, attribute = batch.images, batch.attribute.astype(np.int32)
-    on_device = jax.device_put({'images': images, 'attribute': attribute}, sharding.batch_sharding(mesh))
-    photos = jax.device_put(images.reshape(-1, *images.shape[2:]), sharding.batch_sharding(mesh))
+    arrays = {'images': batch.images, 'attribute': batch.attribute.astype(np.int32)}
+    on_device = jax.device_put(arrays, sharding.batch_sharding(mesh))
+    photos = on_device['images'].reshape(-1, *batch.images.shape[2:])
     step, embedder = make_train_step(model, optimizer, config.train, places, mesh), make_embedder(model, mesh)
     metrics = {}
 
@@ -203,8 +188,7 @@ def check_same(theirs: Side, ours: Side) -> bool:
     with torch_asen.exact_float32():
         vectors = np.abs(theirs.embed().cpu().numpy() - np.asarray(ours.embed())).max()
         their_loss, our_loss = float(theirs.train_step()), float(ours.train_step())
-    loss = abs(their_loss - our_loss)
-    norm = abs(ours.gradient_norm() / theirs.gradient_norm() - 1)
+    loss, norm = abs(their_loss - our_loss), abs(ours.gradient_norm() / theirs.gradient_norm() - 1)
     print(f'first loss {their_loss:.6f}; apart: loss {loss:.1e}, gradient norm {norm:.1e} of it, vectors {vectors:.1e}')
     if loss <= SAME_LOSS and vectors <= SAME_VECTORS and norm <= SAME_NORM:
         return True
@@ -235,33 +219,25 @@ def print_row(name: str, items: int, pairs: list[tuple[float, float]]) -> None:
 
 def compare_gradients(args: argparse.Namespace, config) -> None:
     """Per-parameter gradient norms of the first step in float32 of both and in PyTorch's float64, pair by pair."""
-    torch.manual_seed(0)
-    network = make_network(args)
+    network = torch_asen.make_network(args.network, NUM_ATTRIBUTES, args.device, args.channels_last)
     batch = reference_batch(network, args.size)
     state_dict = torch_asen.numpy_state(network)
-    gradients, signs = {}, {}
-    with torch_asen.exact_float32():
-        for dtype in ('float32', 'float64'):
-            network.to(getattr(torch, dtype))
-            found, signs[dtype] = torch_asen.gradients(network, *batch, config.train.margin)
-            gradients[f'PyTorch {dtype}'] = in_our_names(config, state_dict | found)
+    found, flips, count = torch_asen.gradients_of_both_types(network, *batch, config.train.margin)
+    gradients = {f'PyTorch {dtype}': in_our_names(config, state_dict | named) for dtype, named in found.items()}
     gradients[f'asen_jax {args.precision}'] = our_gradients(config, state_dict, batch)
-    flips = sum(int((a != b).sum()) for a, b in zip(signs['float32'], signs['float64'], strict=True))
-    count = sum(len(output.flatten()) for output in signs['float64'])
     print(f'ReLU outputs that are on in only one of PyTorch float32 and float64: {flips:,} of {count:,}')
     print_gradients(gradients, stored_norms(args))
 
 
 def reference_batch(network: 'torch_asen.Network', size: int) -> Batch:
-    """The reference's first training batch, with its weights put into `network`; noise where its recipe is not at hand."""
+    """The reference's first training batch, its weights put into `network`; noise without its recipe."""
     if REFERENCE is None:
         print('No recipe.py in', ' or '.join(map(str, REFERENCES)), '- random weights and photos instead')
         return noise(4, size)
     sys.path.insert(0, str(REFERENCE))
     import recipe
 
-    weights = {name: recipe.make_tensor(1, name, tuple(tensor.shape)) for name, tensor in network.state_dict().items()}
-    network.load_state_dict({name: torch.from_numpy(np.asarray(array)) for name, array in weights.items()})
+    torch_asen.fill(network, lambda name, shape: recipe.make_tensor(1, name, shape))
     anchors, negatives, positives = recipe.make_images(1001, 12, size).reshape(3, 4, size, size, 3)
     return Batch(np.stack([anchors, positives, negatives], axis=1), np.array([0, 3, 5, 7]))
 

@@ -38,7 +38,7 @@ class Bottleneck(nn.Module):
 
 
 class Trunk(nn.Module):
-    """ResNet-50 up to layer3: [n, 3, h, w] -> [n, 1024, h / 16, w / 16]; convolutions from N(0, sqrt(2 / (k*k*out)))."""
+    """ResNet-50 up to layer3: [n, 3, h, w] -> [n, 1024, h / 16, w / 16]; kernels from N(0, sqrt(2 / (k*k*out)))."""
 
     def __init__(self):
         super().__init__()
@@ -163,13 +163,25 @@ class Network(nn.Module):
         return (margin - near + far).clamp(min=0).mean()
 
 
+def make_network(name: str, num_attributes: int, device: str, channels_last: bool) -> Network:
+    """The network on its device, always from the same random numbers."""
+    torch.manual_seed(0)
+    return Network(name, num_attributes, torch.channels_last if channels_last else torch.contiguous_format).to(device)
+
+
+def fill(network: Network, make_tensor) -> None:
+    """Put `make_tensor(name, shape)` into every place of the network's state dict."""
+    arrays = {name: make_tensor(name, tuple(tensor.shape)) for name, tensor in network.state_dict().items()}
+    network.load_state_dict({name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()})
+
+
 def numpy_state(network: Network) -> dict[str, np.ndarray]:
     """A copy of the network's state dict."""
     return {name: tensor.detach().cpu().numpy().copy() for name, tensor in network.state_dict().items()}
 
 
 def make_calls(network: Network, images: np.ndarray, attribute: np.ndarray, learning_rate: float, margin: float):
-    """(train step -> loss, evaluation -> vectors, last step's gradient norm) on photos that lie on the network's device.
+    """(train step -> loss, evaluation -> vectors, last step's gradient norm), photos on the network's device.
 
     The step is the original's: three passes, one backward, Adam. Evaluation passes the trunk once for all attributes.
     """
@@ -201,19 +213,6 @@ def make_calls(network: Network, images: np.ndarray, attribute: np.ndarray, lear
     return train_step, embed, gradient_norm
 
 
-def gradients(network: Network, images: np.ndarray, attribute: np.ndarray, margin: float):
-    """One step's gradients by name, in the network's type, and of every ReLU's output whether it is above zero."""
-    device, signs = next(network.parameters()).device, []
-    relus = [module for module in network.train().modules() if isinstance(module, nn.ReLU)]
-    hooks = [relu.register_forward_hook(lambda module, inputs, output: signs.append(output > 0)) for relu in relus]
-    network.zero_grad()
-    images, attribute = torch.from_numpy(images).to(device), torch.from_numpy(attribute).to(device)
-    network.triplet_loss(images, attribute, margin).backward()
-    for hook in hooks:
-        hook.remove()
-    return {name: parameter.grad.cpu().numpy().copy() for name, parameter in network.named_parameters()}, signs
-
-
 @contextlib.contextmanager
 def exact_float32():
     """Convolutions without TF32 on a GPU, where it is PyTorch's default; the default comes back."""
@@ -222,3 +221,26 @@ def exact_float32():
         yield
     finally:
         torch.backends.cudnn.allow_tf32 = before
+
+
+def gradients(network: Network, images, attribute, margin: float):
+    """One step's gradients by name, in the network's type, and of every ReLU's output whether it is above zero."""
+    signs = []
+    relus = [module for module in network.train().modules() if isinstance(module, nn.ReLU)]
+    hooks = [relu.register_forward_hook(lambda module, inputs, output: signs.append(output > 0)) for relu in relus]
+    network.zero_grad()
+    network.triplet_loss(images, attribute, margin).backward()
+    for hook in hooks:
+        hook.remove()
+    return {name: parameter.grad.cpu().numpy().copy() for name, parameter in network.named_parameters()}, signs
+
+
+def gradients_of_both_types(network: Network, images: np.ndarray, attribute: np.ndarray, margin: float):
+    """({'float32': gradients by name, 'float64': …}, ReLU outputs on in only one of them, number of ReLU outputs)."""
+    device = next(network.parameters()).device
+    batch = torch.from_numpy(images).to(device), torch.from_numpy(attribute).to(device)
+    with exact_float32():
+        single, on = gradients(network.float(), *batch, margin)
+        double, on_in_double = gradients(network.double(), *batch, margin)
+    flips = sum(int((one != other).sum()) for one, other in zip(on, on_in_double, strict=True))
+    return {'float32': single, 'float64': double}, flips, sum(output.numel() for output in on)

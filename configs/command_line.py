@@ -42,10 +42,11 @@ def parse(argv: Sequence[str], default_workdir: Callable) -> Arguments | None:
     if any(argument in ('--help', '-h', '-help', '--helpfull', '-?') for argument in argv[1:]):
         print(help_text())
         return None
-    values, ordered = flags.FlagValues(), _config_first(argv)
+    values, ordered = flags.FlagValues(), _arrange(argv)
     before, sys.argv = sys.argv, ordered  # config_flags looks for --config.field=value in sys.argv
     try:
         extra = _define_flags(values)(ordered)[1:]
+        workdir = Path(values.workdir or Path('runs') / default_workdir(values.config))
     except AttributeError as error:
         raise InputError(_unknown_field(argv, error)) from error
     except (flags.Error, OSError, SyntaxError, TypeError, ValueError) as error:
@@ -55,15 +56,17 @@ def parse(argv: Sequence[str], default_workdir: Callable) -> Arguments | None:
     if extra:
         raise InputError(f'{extra[0]!r} is not a flag; every option begins with two dashes (--help lists them).')
     flags.FLAGS.mark_as_parsed()  # Grain's workers ask for this
-    config = values.config
-    workdir = Path(values.workdir or Path('runs') / default_workdir(config))
-    config = _layer(values, config, workdir)
+    config = _layer(values, values.config, workdir)
     return Arguments(values.mode, config, workdir, values.checkpoint, values.split)
 
 
-def _config_first(argv: Sequence[str]) -> list[str]:
-    """`argv` with --config before every --config.field=value, as config_flags wants it; people write them in any order."""
+def _arrange(argv: Sequence[str]) -> list[str]:
+    """`argv` as config_flags wants it: --config before every --config.field=value, and a,b as a Python tuple."""
     first, rest = [], list(argv[1:])
+    for place, argument in enumerate(rest):
+        name, _, value = argument.partition('=')
+        if name.lstrip('-') == 'config.data.attributes' and not value.startswith(('(', '[')):
+            rest[place] = f'{name}={tuple(part.strip() for part in value.split(",") if part.strip())!r}'
     for place, argument in enumerate(rest):
         if re.fullmatch(r'--?config(=.*)?', argument):
             width = 1 if '=' in argument else 2
@@ -84,9 +87,6 @@ def _define_flags(values: flags.FlagValues) -> flags.FlagValues:
 def _layer(values: flags.FlagValues, config: ml_collections.ConfigDict, workdir: Path) -> ml_collections.ConfigDict:
     """What the workdir remembers lies between a default config file and --config.field=value; an explicit --config wins."""
     overrides = config_flags.get_override_values(values['config'])
-    if 'data.attributes' in overrides:  # a,b is one string to the flag's parser
-        names = [name.strip() for text in config.data.attributes for name in str(text).split(',')]
-        config.data.attributes = overrides['data.attributes'] = tuple(name for name in names if name)
     remembered = _read_remembered(workdir / 'config.json')
     if remembered is None:
         return config

@@ -207,15 +207,15 @@ def _lock(home: Path) -> Iterator[None]:
 def _move(built: Path, target: Path) -> None:
     """Put the new records in the place of the old."""
     if target.exists():
-        os.rename(target, target.parent / 'replaced')
-    os.rename(built, target)
+        target.rename(target.parent / 'replaced')
+    built.rename(target)
 
 
 def _clear_leftovers(target: Path) -> None:
     """Remove what an interrupted build left; if it was interrupted between the two moves, the old records come back."""
     replaced = target.parent / 'replaced'
     if replaced.exists() and not target.exists():
-        os.rename(replaced, target)
+        replaced.rename(target)
     for path in (replaced, *target.parent.glob('incomplete*')):
         if path.exists():
             shutil.rmtree(path)

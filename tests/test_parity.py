@@ -103,7 +103,7 @@ def test_a_missing_an_unknown_and_a_misshapen_tensor_are_refused_by_name():
     key = 'embeddingnet.feature_fc.weight'
     with pytest.raises(InputError, match="lacks 'head"):
         fill_from_torch('asen', params, stats, {'embeddingnet.feature_fc.bias': np.zeros(1024)})
-    with pytest.raises(InputError, match="'embeddingnet.extra.weight' has no place in asen"):
+    with pytest.raises(InputError, match=r"'embeddingnet\.extra\.weight' has no place in asen"):
         fill_from_torch('asen', params, stats, {'embeddingnet.extra.weight': np.zeros(3)})
     with pytest.raises(InputError, match=rf"'{key}' is \(1024, 32\) for us, but asen has \(32, 1024\)"):
         fill_from_torch('asen', params, stats, {key: np.zeros((32, 1024))})
