@@ -18,7 +18,7 @@ KS = (1, 5, 10)
 LIST = ('index', 'attribute', 'value')
 TRIPLET = ('anchor', 'positive', 'negative', 'attribute')
 
-Rows = Int[np.ndarray, 'rows fields']
+Rows = Int[np.ndarray, '_ _']  # lists of different lengths meet in one signature
 
 
 def evaluate(

@@ -223,7 +223,7 @@ def compare_gradients(args: argparse.Namespace, config) -> None:
     batch = reference_batch(network, args.size)
     state_dict = torch_asen.numpy_state(network)
     found, flips, count = torch_asen.gradients_of_both_types(network, *batch, config.train.margin)
-    gradients = {f'PyTorch {dtype}': in_our_names(config, state_dict | named) for dtype, named in found.items()}
+    gradients = {run: in_our_names(config, state_dict | named) for run, named in found.items()}
     gradients[f'asen_jax {args.precision}'] = our_gradients(config, state_dict, batch)
     print(f'ReLU outputs that are on in only one of PyTorch float32 and float64: {flips:,} of {count:,}')
     print_gradients(gradients, stored_norms(args))
@@ -273,13 +273,13 @@ def stored_norms(args: argparse.Namespace) -> dict[str, float]:
 
 def print_gradients(gradients: dict[str, dict], stored: dict[str, float]) -> None:
     """How far apart norms are, and the gradients themselves, pair by pair, relative to the second of the pair."""
-    theirs, exact, ours = gradients
+    theirs, exact, replayed, ours = gradients
     norms = {side: {name: np.linalg.norm(g) for name, g in named.items()} for side, named in gradients.items()}
     names = [name for name, norm in norms[exact].items() if norm > 1e-6 * np.median(list(norms[exact].values()))]
     zero = sorted(norms[exact].keys() - names)
     print(f'{len(names)} parameters; left out, as their gradient is nothing but rounding: {", ".join(zero) or "none"}')
-    print(f'\n{"relative difference of":<34}{"norms: largest":>16}{"90 %":>9}{"gradients: largest":>21}{"90 %":>9}')
-    for first, second in ((theirs, exact), (ours, exact), (ours, theirs)):
+    print(f'\n{"relative difference of":<42}{"norms: largest":>16}{"90 %":>9}{"gradients: largest":>21}{"90 %":>9}')
+    for first, second in ((theirs, exact), (ours, exact), (ours, theirs), (theirs, replayed)):
         norm = {name: abs(norms[first][name] / norms[second][name] - 1) for name in names}
         apart = [np.linalg.norm(gradients[first][n] - gradients[second][n]) / norms[second][n] for n in names]
         print_spread(f'{first}, {second}', norm, f'{max(apart):>21.1e}{np.percentile(apart, 90):>9.1e}')
@@ -291,7 +291,7 @@ def print_gradients(gradients: dict[str, dict], stored: dict[str, float]) -> Non
 def print_spread(pair: str, norm: dict[str, float], rest: str) -> None:
     """A row of it; its last word is the parameter whose norm is furthest apart."""
     values = list(norm.values())
-    print(f'{pair:<34}{max(values):>16.1e}{np.percentile(values, 90):>9.1e}{rest:<30}   {max(norm, key=norm.get)}')
+    print(f'{pair:<42}{max(values):>16.1e}{np.percentile(values, 90):>9.1e}{rest:<30}   {max(norm, key=norm.get)}')
 
 
 if __name__ == '__main__':

@@ -223,11 +223,21 @@ def exact_float32():
         torch.backends.cudnn.allow_tf32 = before
 
 
-def gradients(network: Network, images, attribute, margin: float):
-    """One step's gradients by name, in the network's type, and of every ReLU's output whether it is above zero."""
-    signs = []
+def gradients(network: Network, images, attribute, margin: float, replay=None):
+    """One step's gradients by name, in the network's type, and of every ReLU's output whether it is above zero.
+
+    With `replay`, such signs of another run, every ReLU lets through what it let through there.
+    """
+    signs, replay = [], iter(replay) if replay else None
+
+    def watch(module, inputs, output):
+        signs.append(output > 0)
+        return inputs[0] * next(replay) if replay else None
+
     relus = [module for module in network.train().modules() if isinstance(module, nn.ReLU)]
-    hooks = [relu.register_forward_hook(lambda module, inputs, output: signs.append(output > 0)) for relu in relus]
+    hooks = [relu.register_forward_hook(watch) for relu in relus]
+    for relu in relus:
+        relu.inplace = False  # what comes in is needed
     network.zero_grad()
     network.triplet_loss(images, attribute, margin).backward()
     for hook in hooks:
@@ -236,11 +246,16 @@ def gradients(network: Network, images, attribute, margin: float):
 
 
 def gradients_of_both_types(network: Network, images: np.ndarray, attribute: np.ndarray, margin: float):
-    """({'float32': gradients by name, 'float64': …}, ReLU outputs on in only one of them, number of ReLU outputs)."""
+    """({run: gradients by name}, ReLU outputs on in only one of float32 and float64, number of ReLU outputs).
+
+    The runs are float32, float64, and float64 with float32's ReLUs: what remains without the ReLUs that flip.
+    """
     device = next(network.parameters()).device
     batch = torch.from_numpy(images).to(device), torch.from_numpy(attribute).to(device)
     with exact_float32():
         single, on = gradients(network.float(), *batch, margin)
         double, on_in_double = gradients(network.double(), *batch, margin)
+        replayed, _ = gradients(network, *batch, margin, replay=on)
     flips = sum(int((one != other).sum()) for one, other in zip(on, on_in_double, strict=True))
-    return {'float32': single, 'float64': double}, flips, sum(output.numel() for output in on)
+    runs = {'PyTorch float32': single, 'PyTorch float64': double, "float64, float32's ReLUs": replayed}
+    return runs, flips, sum(output.numel() for output in on)
