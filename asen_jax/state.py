@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from asen_jax import losses, sharding
 from asen_jax.models import Model, embed_triplets
@@ -18,7 +18,7 @@ from asen_jax.models import Model, embed_triplets
 class TrainState:
     """Everything that a step reads and writes; the data's position and randomness follow from `step` and the seed."""
 
-    step: Int[Array, '']
+    step: Any  # int32 scalar; in a tree of shardings, its place
     params: dict
     batch_stats: dict
     opt_state: optax.OptState

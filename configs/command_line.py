@@ -17,6 +17,7 @@ from asen_jax.errors import InputError
 
 HERE = Path(__file__).resolve().parent
 DEFAULT_CONFIG = HERE / 'fashionai.py'
+NO_CONFIGS = ('__init__', 'common', 'variants', 'command_line')
 MODES = {
     'train': 'prepare if needed, train, evaluate on valid each epoch, keep best and latest, resume; test the best at the end',
     'eval': 'evaluate a checkpoint; print the table and write eval_<split>.json',
@@ -181,14 +182,18 @@ def config_fields() -> list[tuple[str, str]]:
     return fields
 
 
+def config_names() -> list[str]:
+    """The config files that --config can name."""
+    return sorted(path.stem for path in HERE.glob('*.py') if path.stem not in NO_CONFIGS)
+
+
 def help_text() -> str:
     """What --help prints: modes, flags and every config field with its comment."""
-    names = sorted(path.stem for path in HERE.glob('*.py') if path.stem not in ('__init__', 'common', 'variants', 'command_line'))
     lines = ['usage: python main.py [--config configs/NAME.py[:VARIANT]] [--mode MODE] [--workdir DIR] [--config.FIELD=VALUE ...]']
     lines += ['', 'modes:', *(f'  {mode:<10}{does}' for mode, does in MODES.items())]
     lines += [
         '', 'flags:',
-        f'  --config      a file of configs/ ({", ".join(names)}); default configs/fashionai.py',
+        f'  --config      a file of configs/ ({", ".join(config_names())}); default configs/fashionai.py',
         '  --workdir     folder of the run; default runs/<config.name>',
         '  --checkpoint  best | latest | STEP: what eval evaluates; default best',
         '  --split       valid | test: what it is evaluated on; default test',

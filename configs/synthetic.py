@@ -9,7 +9,7 @@ from configs import common
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """A small ASEN from scratch on drawings of 96 pixels."""
+    """A small ASEN v2 from scratch on drawings of 96 pixels."""
     config = common.get_config()
     config.name = 'synthetic'
     config.data.name = 'synthetic'
@@ -17,9 +17,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.num_triplets = 3200
     config.data.num_workers = 0
     config.data.flip = True
+    config.model.name = 'asen_v2'
     config.model.trunk = 'resnet18'
     config.model.trunk_width = 16
-    config.model.embed_dim = 64
     config.model.bn_per_role = False
     config.init.trunk = 'none'
     config.train.loss = 'contrastive'

@@ -72,7 +72,7 @@ def test_only_what_is_asked_about_is_kept(records, config, network):
     wanted[3, 1] = wanted[5, 0] = wanted[5, 2] = True
     batches = pipeline.eval_batches(records, 'test', np.array([3, 5]), config)
     vectors = collect_vectors(*network, batches, wanted, 'test')
-    assert vectors.vectors.shape == (3, 16)
+    assert vectors.vectors.shape == (3, 32)
     np.testing.assert_allclose(np.linalg.norm(vectors.of(np.array([5, 3]), 2)[0]), 1, rtol=1e-5)
     assert vectors.rows[3, 0] == -1
 

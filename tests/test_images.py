@@ -42,19 +42,20 @@ def test_a_box_goes_where_its_pixels_go(fit):
     pixels = np.zeros((80, 120, 3), np.uint8)
     pixels[30:50, 50:75] = 255
     square = images.fit_square(Image.fromarray(pixels), 60, fit)
-    left, top, right, bottom = images.box_to_square((50, 30, 75, 50), 120, 80, 60, fit)
+    opened = images.Opened(Image.fromarray(pixels), 0, 0)
+    left, top, right, bottom = images.box_to_square((50, 30, 75, 50), opened, 60, fit)
     rows, columns = np.nonzero(square[..., 0] > 127)
     np.testing.assert_allclose(
         [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], [left, top, right, bottom], atol=1
     )
 
 
-def test_a_flip_mirrors_and_a_box_crops(photo):
-    data = encode(photo)
-    plain = images.load_square(data, 24)
-    np.testing.assert_array_equal(images.load_square(data, 24, flip=True), plain[:, ::-1])
-    cropped = images.load_square(data, 24, box=(10.2, 20, 29.5, 60))
-    np.testing.assert_array_equal(cropped, images.fit_square(photo.crop((10, 20, 30, 60)), 24))
+def test_a_box_crops_and_moves_the_boxes_inside_it(photo):
+    opened = images.open_photo(encode(photo), (10.2, 20, 29.5, 60))
+    assert (opened.left, opened.top) == (10, 20)
+    np.testing.assert_array_equal(np.asarray(opened.image), np.asarray(photo)[20:60, 10:30])
+    np.testing.assert_allclose(images.box_to_square((10, 20, 20, 40), opened, 40, 'stretch'), [0, 0, 20, 20])
+    assert images.open_photo(encode(photo)).image.size == photo.size
 
 
 def test_jitter_keeps_most_of_the_photo_and_none_keeps_all(photo):

@@ -39,7 +39,7 @@ def test_a_batch_shows_the_photos_of_its_triplets(records, config):
     photos = pipeline.open_split(records.directory, 'train')
     for row, table in enumerate(source.table(0)[:8].tolist()):
         for role, index in enumerate(table[:3]):
-            expected = images.load_square(photos[index]['image'], 32)
+            expected = images.fit_square(images.decode(photos[index]['image']), 32)
             np.testing.assert_array_equal(batch['images'][row, role], expected)
             for attribute, value in zip(photos[index]['attributes'], photos[index]['values'], strict=True):
                 assert batch['labels'][row, role, attribute, value] == 1

@@ -13,7 +13,6 @@ from asen_jax import train
 from asen_jax.checkpoint import Checkpoints
 from asen_jax.errors import InputError, NumericsError, StoppedError
 from asen_jax.evaluate import evaluate_workdir
-from asen_jax.pretrained import flatten
 from data_builders import prepare
 
 
@@ -177,12 +176,16 @@ def test_unknown_words_are_named(config, tmp_path, field):
         run(config, tmp_path)
 
 
-def test_triplets_alone_learn_to_tell_the_training_photos_apart(config, tmp_path):
-    config.train.loss, config.data.num_triplets, config.train.num_epochs = 'triplet', 80, 3
-    config.data.triplets = 'fixed'
+def test_triplets_alone_learn_to_tell_a_batch_apart(config, tmp_path):
+    """The papers' loss, again and again on the same few photos, goes to nothing."""
+    config.train.loss, config.model.name, config.data.flip = 'triplet', 'asen', False
+    config.data.triplets, config.data.num_triplets, config.train.num_epochs = 'fixed', 2400, 1
+    config.optim.learning_rate, config.train.log_every_steps = 3e-3, 20
+    config.train.batch_size = 16
     run(config, tmp_path)
-    losses = [line['train_loss'] for line in lines_of(tmp_path) if 'train_loss' in line]
-    assert losses[-1] < 0.9 * losses[0]
+    accuracies = [line['train_triplet_accuracy'] for line in lines_of(tmp_path) if 'train_triplet_accuracy' in line]
+    assert np.mean(accuracies[:2]) < 0.6
+    assert np.mean(accuracies[-2:]) > 0.7
 
 
 def test_signal_handlers_are_given_back():
@@ -198,7 +201,3 @@ def test_saves_within_an_epoch_come_by_steps_and_by_minutes(config):
     now = train.time.monotonic()
     assert [train.save_is_due(config, step, now) for step in (1, 2, 3, 6)] == [False, False, True, True]
     assert train.save_is_due(config, 1, now - 601)
-
-
-def test_flatten_names_arrays_by_their_path():
-    assert flatten({'a': {0: np.zeros(1)}}).keys() == {'a.0'}

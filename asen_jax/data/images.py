@@ -3,6 +3,7 @@
 import io
 import warnings
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -37,12 +38,22 @@ def decode(data: bytes) -> Image.Image:
         raise ValueError(f'not a readable picture ({error})' if str(error) else 'not a readable picture') from error
 
 
-def crop_to_box(image: Image.Image, box: Box) -> Image.Image:
-    """The garment's box, rounded outwards and cut to the photo."""
-    left, top, right, bottom = box
-    left, top = max(0, int(np.floor(left))), max(0, int(np.floor(top)))
-    right, bottom = min(image.width, int(np.ceil(right))), min(image.height, int(np.ceil(bottom)))
-    return image.crop((left, top, right, bottom))
+class Opened(NamedTuple):
+    """A decoded photo, cropped to its garment's box where one is given, and where its corner lies in the whole photo."""
+
+    image: Image.Image
+    left: int
+    top: int
+
+
+def open_photo(data: bytes, box: Box | None = None) -> Opened:
+    """Decode, and crop to `box`, rounded outwards and cut to the photo."""
+    image = decode(data)
+    if box is None:
+        return Opened(image, 0, 0)
+    left, top = max(0, int(np.floor(box[0]))), max(0, int(np.floor(box[1])))
+    right, bottom = min(image.width, int(np.ceil(box[2]))), min(image.height, int(np.ceil(box[3])))
+    return Opened(image.crop((left, top, right, bottom)), left, top)
 
 
 def fit_square(image: Image.Image, size: int, fit: str = 'crop') -> UInt8[np.ndarray, 'size size 3']:
@@ -71,14 +82,16 @@ def fit_square(image: Image.Image, size: int, fit: str = 'crop') -> UInt8[np.nda
     return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
-def box_to_square(box: Box, width: int, height: int, size: int, fit: str = 'crop') -> Float[np.ndarray, ' 4']:
-    """Where `box` of a `width` x `height` photo lies after `fit_square`, in the square's pixels, cut to the square."""
+def box_to_square(box: Box, opened: Opened, size: int, fit: str = 'crop') -> Float[np.ndarray, ' 4']:
+    """Where `box` of the whole photo lies after `fit_square` of the opened one, in the square's pixels, cut to it."""
+    width, height = opened.image.size
     if fit == 'stretch':
         scales, offsets = (size / width, size / height), (0.0, 0.0)
     else:
         scale = size / (max(width, height) if fit == 'pad' else min(width, height))
         scales, offsets = (scale, scale), ((size - width * scale) / 2, (size - height * scale) / 2)
-    moved = np.array(box, np.float32) * np.array([*scales, *scales]) + np.array([*offsets, *offsets])
+    corner = np.array([opened.left, opened.top] * 2, np.float32)
+    moved = (np.array(box, np.float32) - corner) * np.array([*scales, *scales]) + np.array([*offsets, *offsets])
     return np.clip(moved, 0, size).astype(np.float32)
 
 
@@ -89,17 +102,3 @@ def jitter_crop(image: Image.Image, rng: np.random.Generator, strength: float) -
     width, height = (max(1, round(side * (1 - rng.uniform(0, strength)))) for side in image.size)
     left, top = rng.integers(0, image.width - width + 1), rng.integers(0, image.height - height + 1)
     return image.crop((left, top, left + width, top + height))
-
-
-def load_square(
-    data: bytes, size: int, fit: str = 'crop', box: Box | None = None, flip: bool = False,
-    jitter: float = 0.0, rng: np.random.Generator | None = None,
-) -> UInt8[np.ndarray, 'size size 3']:  # fmt: skip
-    """Decode, crop to `box`, jitter, fit and flip one photo: all that happens to it before the device."""
-    image = decode(data)
-    if box is not None:
-        image = crop_to_box(image, box)
-    if jitter and rng is not None:
-        image = jitter_crop(image, rng, jitter)
-    pixels = fit_square(image, size, fit)
-    return pixels[:, ::-1] if flip else pixels

@@ -13,6 +13,7 @@ import grain
 import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Int
+from PIL import Image
 
 from asen_jax.data import images
 from asen_jax.data.triplets import Labels, TripletIndex, draw_triplets, make_index
@@ -85,9 +86,14 @@ class LoadOptions(NamedTuple):
             raise InputError(f'config.data.fit is {config.data.fit!r}; it is one of {", ".join(images.FITS)}.')
         return cls(config.data.image_size, config.data.fit, config.data.crop_to_bbox)
 
-    def load(self, record: Mapping, **augment) -> np.ndarray:
+    def open(self, record: Mapping) -> images.Opened:
+        """The record's photo, decoded, cropped to its garment where asked for."""
         box = record.get('bbox') if self.crop_to_bbox else None
-        return images.load_square(record['image'], self.size, self.fit, None if box is None else tuple(box), **augment)
+        return images.open_photo(record['image'], None if box is None else tuple(box))
+
+    def fit_square(self, image: Image.Image) -> np.ndarray:
+        """The network's square input."""
+        return images.fit_square(image, self.size, self.fit)
 
 
 class TripletSource:
@@ -129,11 +135,10 @@ class TripletSource:
         flips = rng.integers(0, 2, len(photos)).astype(bool) & self.flip
         source = open_split(self.directory, 'train')
         taken = [source[photo] for photo in photos]
-        pixels = [
-            self.options.load(record, flip=bool(flip), jitter=self.jitter, rng=rng)
-            for record, flip in zip(taken, flips, strict=True)
-        ]
-        element = {'images': np.stack(pixels), 'attribute': np.int32(attribute)}
+        cropped = [images.jitter_crop(self.options.open(record).image, rng, self.jitter) for record in taken]
+        pixels = np.stack([self.options.fit_square(image) for image in cropped])
+        pixels[flips] = pixels[flips, :, ::-1]
+        element = {'images': pixels, 'attribute': np.int32(attribute)}
         if self.label_shape is not None:
             element['labels'] = np.zeros((len(photos), *self.label_shape), np.uint8)
             for role, record in enumerate(taken):
@@ -188,25 +193,17 @@ class EvalSource:
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
         index = int(self.indices[min(int(i), len(self.indices) - 1)])
         record = open_split(self.directory, self.split)[index]
+        opened = self.options.open(record)
         element = {
-            'image': self.options.load(record), 'index': np.int32(index), 'mask': np.bool_(i < len(self.indices)),
+            'image': self.options.fit_square(opened.image), 'index': np.int32(index),
+            'mask': np.bool_(i < len(self.indices)),
         }  # fmt: skip
         if 'attribute_boxes' in record:
-            element['boxes'] = self._boxes(record)
+            boxes = np.full((self.num_attributes, 4), np.nan, np.float32)  # where each labeled attribute shows
+            for attribute, box in zip(record['attributes'], record['attribute_boxes'], strict=True):
+                boxes[attribute] = images.box_to_square(tuple(box), opened, self.options.size, self.options.fit)
+            element['boxes'] = boxes
         return element
-
-    def _boxes(self, record: Mapping) -> np.ndarray:
-        """[attributes, 4]: where each labeled attribute shows, in the network's square; NaN where it has no label."""
-        boxes = np.full((self.num_attributes, 4), np.nan, np.float32)
-        width, height = images.decode(record['image']).size
-        left, top = 0.0, 0.0
-        if self.options.crop_to_bbox and 'bbox' in record:
-            left, top = np.floor(record['bbox'][:2])
-            width, height = images.crop_to_box(images.decode(record['image']), tuple(record['bbox'])).size
-        for attribute, box in zip(record['attributes'], record['attribute_boxes'], strict=True):
-            moved = tuple(box - np.array([left, top, left, top], np.float32))
-            boxes[attribute] = images.box_to_square(moved, width, height, self.options.size, self.options.fit)
-        return boxes
 
 
 def eval_batches(

@@ -114,8 +114,10 @@ class Sketch:
     def __init__(self, rng: np.random.Generator, picture: Image.Image):
         self.picture, self.draw = picture, ImageDraw.Draw(picture)
         side = picture.width
-        height, lean = rng.uniform(0.82, 0.98), np.deg2rad(rng.uniform(-5, 5))
-        middle = 0.5 + rng.uniform(-0.12, 0.12), 0.5 + rng.uniform(-0.5, 0.5) * (0.99 - height)
+        # Up to a head taller than the picture, standing near its lower edge: as in a shop's photos, a head is often cut
+        # off, so that it is no landmark to read a collar by.
+        height, lean = rng.uniform(0.84, 1.12), np.deg2rad(rng.uniform(-5, 5))
+        middle = 0.5 + rng.uniform(-0.08, 0.08), rng.uniform(0.94, 0.995) - 0.5 * height
         self.height = side * height
         turn = np.array([[np.cos(lean), np.sin(lean)], [-np.sin(lean), np.cos(lean)]])
         self.matrix, self.shift = self.height * turn, side * np.array(middle) - self.height * np.array([0, 0.5]) @ turn
