@@ -3,28 +3,39 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
+from PIL import Image
 
 from asen_jax import metrics
 from asen_jax.checkpoint import Checkpoints
-from asen_jax.data.pipeline import Records, eval_batches, open_records, read_rows
-from asen_jax.embed import Vectors, collect_vectors, load_network, make_embedder
+from asen_jax.data.pipeline import LoadOptions, Records, eval_batches, open_records, open_split, read_rows
+from asen_jax.draw import Ranking, draw_rankings
+from asen_jax.embed import Network, Vectors, collect_vectors, load_network, make_embedder
 from asen_jax.errors import InputError
 from asen_jax.sharding import make_mesh
 
 KS = (1, 5, 10)
+MAX_EXAMPLES, NUM_NEAREST = 8, 6  # of the picture
 LIST = ('index', 'attribute', 'value')
 TRIPLET = ('anchor', 'positive', 'negative', 'attribute')
 
 Rows = Int[np.ndarray, '_ _']  # lists of different lengths meet in one signature
 
 
+class Evaluation(NamedTuple):
+    """The figures of a split (the fields of `eval_<split>.json`) and the vectors that gave them."""
+
+    result: dict
+    vectors: Vectors
+
+
 def evaluate(
     config, records: Records, split: str, embedder: Callable, params: dict, batch_stats: dict, step: int
-) -> dict:
-    """Every figure of `split` (the fields of `eval_<split>.json`); raises InputError where it asks nothing."""
+) -> Evaluation:
+    """Every figure of `split`; raises InputError where it asks nothing."""
     query, candidate = read_rows(records, f'{split}_query', LIST), read_rows(records, f'{split}_candidate', LIST)
     triplets = read_rows(records, f'{split}_triplets', TRIPLET)
     if not asks_anything(records, split):
@@ -43,7 +54,7 @@ def evaluate(
         result['selectivity'] = _selectivity(records, query, candidate, vectors, result)
     if vectors.peak_in_box is not None:
         result['attention'] = _attention(records, vectors)
-    return result
+    return Evaluation(result, vectors)
 
 
 def evaluate_workdir(config, workdir: Path, prepare: Callable, which: str, split: str) -> dict:
@@ -64,10 +75,36 @@ def evaluate_checkpoint(config, workdir: Path, checkpoints: Checkpoints, records
             f'{", ".join(records.attributes)}; give the data it was trained on.'
         )
     embedder = make_embedder(network.model, mesh)
-    result = evaluate(config, records, split, embedder, network.params, network.batch_stats, network.meta['step'])
-    print(format_table(result))
-    print(f'wrote {write_result(workdir, result)}', flush=True)
-    return result
+    done = evaluate(config, records, split, embedder, network.params, network.batch_stats, network.meta['step'])
+    print(format_table(done.result))
+    path = write_result(workdir, done.result)
+    if done.result['num_queries']:
+        picture = draw_examples(config, records, split, embedder, network, done.vectors)
+        picture.save(path.with_suffix('.jpg'), quality=88)
+    print(f'wrote {path}' + (' and .jpg' if done.result['num_queries'] else ''), flush=True)
+    return done.result
+
+
+def draw_examples(
+    config, records: Records, split: str, embedder: Callable, network: Network, vectors: Vectors
+) -> Image.Image:
+    """The first query of each attribute: where the network looks in it, and the candidates nearest to it."""
+    query, candidate = read_rows(records, f'{split}_query', LIST), read_rows(records, f'{split}_candidate', LIST)
+    options, photos = LoadOptions.from_config(config), open_split(records.directory, split)
+    rankings = []
+    for attribute in np.unique(query[:, 1])[:MAX_EXAMPLES].tolist():
+        offered = candidate[candidate[:, 1] == attribute]
+        if not len(offered):
+            continue
+        index, _, value = query[query[:, 1] == attribute][0].tolist()
+        scores = vectors.of(offered[:, 0], attribute) @ vectors.of(np.array([index]), attribute)[0]
+        nearest = offered[np.argsort(-scores, kind='stable')[:NUM_NEAREST]]
+        pixels = [options.fit_square(options.open(photos[i]).image) for i in (index, *nearest[:, 0].tolist())]
+        heatmaps = embedder(network.params, network.batch_stats, pixels[0][None])[1]
+        heatmap = None if heatmaps is None else np.asarray(heatmaps)[0, attribute]
+        title = f'{records.attributes[attribute]}: {records.values[attribute][value]}'
+        rankings.append(Ranking(title, pixels[0], heatmap, pixels[1:], (nearest[:, 2] == value).tolist()))
+    return draw_rankings(rankings)
 
 
 def headline(result: dict) -> dict[str, float]:

@@ -208,8 +208,8 @@ def finish_epoch(run: Run, state: TrainState, epoch: int) -> None:
     if not evaluate.asks_anything(run.records, 'valid'):
         score, said = float(step), 'no valid queries: the latest counts as the best'
     elif last or (epoch + 1) % config.eval.every_epochs == 0:
-        result = evaluate.evaluate(config, run.records, 'valid', run.embedder, state.params, state.batch_stats, step)
-        score, numbers = evaluate.score(result), evaluate.headline(result)
+        done = evaluate.evaluate(config, run.records, 'valid', run.embedder, state.params, state.batch_stats, step)
+        score, numbers = evaluate.score(done.result), evaluate.headline(done.result)
         said = '  '.join(f'{name} {number:.4f}' for name, number in numbers.items())
     if numbers:
         run.tracker.write(step, numbers)

@@ -12,7 +12,6 @@ import importlib
 import io
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path

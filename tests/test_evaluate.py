@@ -23,7 +23,7 @@ def network(records, config):
 def test_figures_do_not_depend_on_the_batch_size(records, config, network):
     results = []
     for config.eval.batch_size in (1, 7, 64):
-        results.append(evaluate.evaluate(config, records, 'test', *network, step=0))
+        results.append(evaluate.evaluate(config, records, 'test', *network, step=0).result)
     for result in results[1:]:
         flat, other = (jax.tree.leaves(r) for r in (results[0], result))
         np.testing.assert_allclose(
@@ -33,7 +33,7 @@ def test_figures_do_not_depend_on_the_batch_size(records, config, network):
 
 
 def test_map_is_that_of_all_vectors_ranked_at_once(records, config, network):
-    result = evaluate.evaluate(config, records, 'test', *network, step=7)
+    result = evaluate.evaluate(config, records, 'test', *network, step=7).result
     count = records.splits['test']
     images = np.concatenate([
         np.array(batch['image'])[batch['mask']] for batch in pipeline.eval_batches(records, 'test', np.arange(count), config)
@@ -54,7 +54,7 @@ def test_map_is_that_of_all_vectors_ranked_at_once(records, config, network):
 
 
 def test_the_file_has_the_contracts_fields(records, config, network, tmp_path):
-    result = evaluate.evaluate(config, records, 'test', *network, step=0)
+    result = evaluate.evaluate(config, records, 'test', *network, step=0).result
     read = json.loads(evaluate.write_result(tmp_path, result).read_text())
     assert read == json.loads(json.dumps(result))
     assert {'dataset', 'split', 'checkpoint_step', 'map', 'chance_map', 'recall_at_k', 'precision_at_k',

@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = [
     {'errors'},
-    {'models', 'losses', 'metrics', 'data.images', 'data.triplets', 'sharding', 'tracking'},
+    {'models', 'losses', 'metrics', 'data.images', 'data.triplets', 'sharding', 'tracking', 'draw'},
     {'data.pipeline', 'optim', 'pretrained', 'state'},
     {'checkpoint'},
     {'embed'},

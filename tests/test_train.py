@@ -7,13 +7,16 @@ import threading
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+from PIL import Image
 
-from asen_jax import train
+from asen_jax import draw, train
 from asen_jax.checkpoint import Checkpoints
 from asen_jax.errors import InputError, NumericsError, StoppedError
 from asen_jax.evaluate import evaluate_workdir
 from data_builders import prepare
+from tests.conftest import tiny_config
 
 
 def run(config, workdir):
@@ -28,8 +31,6 @@ def arrays_of(workdir, kind='latest'):
     """Every array of a checkpoint, by item and name, without a target."""
     root = workdir / 'checkpoints' / kind
     step = max(int(path.name) for path in root.iterdir() if path.name.isdigit())
-    import orbax.checkpoint as ocp
-
     with ocp.StandardCheckpointer() as reader:
         read = {item: reader.restore(root / str(step) / item) for item in ('params', 'batch_stats', 'opt_state')}
     return step, {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(read)}
@@ -44,8 +45,6 @@ def assert_same_arrays(one, other):
 @pytest.fixture(scope='module')
 def unbroken(records_root, tmp_path_factory):
     """A whole run of two epochs of four steps."""
-    from tests.conftest import tiny_config
-
     config, workdir = tiny_config(), tmp_path_factory.mktemp('unbroken')
     config.data.dir = str(records_root)
     return workdir, run(config, workdir)
@@ -56,6 +55,7 @@ def test_a_run_leaves_what_the_contract_names(unbroken):
     assert json.loads((workdir / 'eval_test.json').read_text()) == json.loads(json.dumps(result))
     assert json.loads((workdir / 'config.json').read_text())['train']['batch_size'] == 8
     assert list(workdir.glob('events.out.tfevents.*'))
+    assert Image.open(workdir / 'eval_test.jpg').height > 3 * draw.CELL
     lines = lines_of(workdir)
     assert [line['step'] for line in lines] == [2, 4, 4, 6, 8, 8]
     wanted = {'loss', 'triplet_accuracy', 'learning_rate', 'gradient_norm', 'data_wait_seconds', 'triplets_per_second'}
