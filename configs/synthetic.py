@@ -9,14 +9,14 @@ from configs import common
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """A small ASEN v2 from scratch on drawings of 96 pixels."""
+    """A narrow ASEN v2 from scratch on drawings of 96 pixels, shown at 112 for a finer map of attention."""
     config = common.get_config()
     config.name = 'synthetic'
     config.data.name = 'synthetic'
-    config.data.image_size = 96
+    config.data.image_size = 112
+    config.data.jitter = 0.1
     config.data.num_triplets = 3200
     config.data.num_workers = 0
-    config.data.flip = True
     config.model.name = 'asen_v2'
     config.model.trunk = 'resnet18'
     config.model.trunk_width = 16
@@ -27,6 +27,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.optim.learning_rate = 2e-3
     config.optim.decay_rate = 0.8
     config.train.batch_size = 32
-    config.train.num_epochs = 7
+    config.train.num_epochs = 5
     config.eval.cross_attribute = True
     return config

@@ -176,18 +176,6 @@ def test_unknown_words_are_named(config, tmp_path, field):
         run(config, tmp_path)
 
 
-def test_triplets_alone_learn_to_tell_a_batch_apart(config, tmp_path):
-    """The papers' loss, again and again on the same few photos, goes to nothing."""
-    config.train.loss, config.model.name, config.data.flip = 'triplet', 'asen', False
-    config.data.triplets, config.data.num_triplets, config.train.num_epochs = 'fixed', 2400, 1
-    config.optim.learning_rate, config.train.log_every_steps = 3e-3, 20
-    config.train.batch_size = 16
-    run(config, tmp_path)
-    accuracies = [line['train_triplet_accuracy'] for line in lines_of(tmp_path) if 'train_triplet_accuracy' in line]
-    assert np.mean(accuracies[:2]) < 0.6
-    assert np.mean(accuracies[-2:]) > 0.7
-
-
 def test_signal_handlers_are_given_back():
     before = signal.getsignal(signal.SIGTERM)
     with train.StopRequest():
