@@ -35,20 +35,23 @@ def dispatch(arguments: command_line.Arguments) -> None:
     from data_builders import prepare
 
     config, workdir = arguments.config, arguments.workdir
+    if arguments.mode == 'prepare':
+        print(prepare.summary(prepare.prepare(config)))
+        return
+
+    from asen_jax.sharding import split_cpu
+
+    split_cpu(config.mesh.cpu_devices)
     match arguments.mode:
-        case 'prepare':
-            print(prepare.summary(prepare.prepare(config)))
         case 'train':
-            from asen_jax.sharding import split_cpu
             from asen_jax.train import train_and_evaluate
 
-            split_cpu(config.mesh.cpu_devices)
-            train_and_evaluate(config, workdir, prepare.prepare(config))
+            records = prepare.prepare(config)
+            print(prepare.summary(records), flush=True)
+            train_and_evaluate(config, workdir, records)
         case 'eval':
             from asen_jax.evaluate import evaluate_workdir
-            from asen_jax.sharding import split_cpu
 
-            split_cpu(config.mesh.cpu_devices)
             evaluate_workdir(config, workdir, prepare.prepare, arguments.checkpoint, arguments.split)
 
 

@@ -39,7 +39,9 @@ def evaluate(
     query, candidate = read_rows(records, f'{split}_query', LIST), read_rows(records, f'{split}_candidate', LIST)
     triplets = read_rows(records, f'{split}_triplets', TRIPLET)
     if not asks_anything(records, split):
-        raise InputError(f'{records.directory} has no queries and no triplets in its {split} split; name another --split.')
+        raise InputError(
+            f'{records.directory} has no queries and no triplets in its {split} split; name another --split.'
+        )
     wanted = _wanted(records, split, query, candidate, triplets, config.eval.cross_attribute)
     indices = np.flatnonzero(wanted.any(axis=1))
     batches = eval_batches(records, split, indices, config)
@@ -66,7 +68,9 @@ def evaluate_workdir(config, workdir: Path, prepare: Callable, which: str, split
         return evaluate_checkpoint(config, workdir, checkpoints, records, which, split, mesh)
 
 
-def evaluate_checkpoint(config, workdir: Path, checkpoints: Checkpoints, records: Records, which: str, split: str, mesh) -> dict:
+def evaluate_checkpoint(
+    config, workdir: Path, checkpoints: Checkpoints, records: Records, which: str, split: str, mesh
+) -> dict:
     """Evaluate a saved network, print the table and write `eval_<split>.json`."""
     network = load_network(checkpoints, which, config.precision, mesh)
     if list(records.attributes) != network.meta['attributes']:
@@ -144,7 +148,9 @@ def _retrieval(records: Records, query: Rows, candidate: Rows, vectors: Vectors)
     result['chance_map'] = metrics.chance_map(records.attributes, query, candidate)
     for kind in ('recall', 'precision'):
         result[f'{kind}_at_k'] = {
-            str(k): metrics.summarize({name: figures[f'{kind}@{k}'] for name, figures in per_attribute.items()})['overall']
+            str(k): metrics.summarize({name: figures[f'{kind}@{k}'] for name, figures in per_attribute.items()})[
+                'overall'
+            ]
             for k in KS
         }
     return result
@@ -185,7 +191,11 @@ def _selectivity(records: Records, query: Rows, candidate: Rows, vectors: Vector
         return {'cross_map': None, 'per_attribute': {}, 'ratio': None}
     own, chance = result['map']['macro'], result['chance_map']['macro']
     mean = float(np.mean(list(cross.values())))
-    return {'cross_map': mean, 'per_attribute': cross, 'ratio': (own - mean) / (own - chance) if own != chance else None}
+    return {
+        'cross_map': mean,
+        'per_attribute': cross,
+        'ratio': (own - mean) / (own - chance) if own != chance else None,
+    }
 
 
 def _attention(records: Records, vectors: Vectors) -> dict:
@@ -241,11 +251,17 @@ def format_table(result: dict) -> str:
             lines.append('   '.join(f'{title}{k} {percent(result[kind][str(k)])}' for k in KS))
     if 'selectivity' in result and result['selectivity']['ratio'] is not None:
         cross, ratio = result['selectivity']['cross_map'], result['selectivity']['ratio']
-        lines.append(f'ranked by another attribute\'s vectors {percent(cross)}: (own - cross) / (own - chance) = {ratio:.2f}')
+        lines.append(
+            f"ranked by another attribute's vectors {percent(cross)}: (own - cross) / (own - chance) = {ratio:.2f}"
+        )
     if 'attention' in result:
         inside, share = result['attention']['peak_in_box'], result['attention']['box_share']
-        lines.append(f'attention peaks inside the attribute\'s box on {percent(inside)} of labels; boxes cover {percent(share)}')
+        lines.append(
+            f"attention peaks inside the attribute's box on {percent(inside)} of labels; boxes cover {percent(share)}"
+        )
     if any(result['dropped'][kind] for kind in ('queries', 'candidates')):
         lost = result['dropped']
-        lines.append(f'dropped with their photo: {lost["queries"]} queries, {lost["candidates"]} candidates ({lost["list_file"]})')
+        lines.append(
+            f'dropped with their photo: {lost["queries"]} queries, {lost["candidates"]} candidates ({lost["list_file"]})'
+        )
     return '\n'.join(lines)

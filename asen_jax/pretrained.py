@@ -91,11 +91,15 @@ def fill_from_torch(network: str, params: dict, batch_stats: dict, state_dict: M
             continue
         place = our_path(network, key)
         if place is None or place[0] not in targets:
-            raise InputError(f'The checkpoint\'s tensor {key!r} has no place in {network}; choose the network it was made for.')
+            raise InputError(
+                f"The checkpoint's tensor {key!r} has no place in {network}; choose the network it was made for."
+            )
         path, kind = place
         turned = _turn(np.asarray(array), kind)
         if turned.shape != targets[path].shape:
-            raise InputError(f'The checkpoint\'s tensor {key!r} is {turned.shape} for us, but {network} has {targets[path].shape} there.')
+            raise InputError(
+                f"The checkpoint's tensor {key!r} is {turned.shape} for us, but {network} has {targets[path].shape} there."
+            )
         filled[path] = turned.astype(np.float32)
     missing = sorted(targets.keys() - filled.keys())
     if missing:

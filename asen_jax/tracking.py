@@ -34,7 +34,10 @@ class Meter:
         """The means, triplets a second, and seconds a step that the device waited for data."""
         seconds = time.perf_counter() - self.start
         means = {name: total / max(self.count, 1) for name, total in self.sums.items()}
-        rates = {'triplets_per_second': self.count * batch_size / seconds, 'data_wait_seconds': self.waited / max(self.count, 1)}
+        rates = {
+            'triplets_per_second': self.count * batch_size / seconds,
+            'data_wait_seconds': self.waited / max(self.count, 1),
+        }
         return means | rates
 
 

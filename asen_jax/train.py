@@ -262,4 +262,6 @@ class StopRequest:
 
     def raise_stopped(self, step: int) -> None:
         name = signal.Signals(self.signal_number).name
-        raise StoppedError(f'Stopped by {name} after saving step {step}; the same command goes on from there.', self.signal_number)
+        raise StoppedError(
+            f'Stopped by {name} after saving step {step}; the same command goes on from there.', self.signal_number
+        )

@@ -18,6 +18,7 @@ from asen_jax.errors import InputError
 HERE = Path(__file__).resolve().parent
 DEFAULT_CONFIG = HERE / 'fashionai.py'
 NO_CONFIGS = ('__init__', 'common', 'variants', 'command_line')
+MAY_BE_ZERO = ('seed', 'data.num_workers', 'data.jitter', 'train.save_every_steps', 'train.margin')
 MODES = {
     'train': 'prepare if needed, train, evaluate on valid each epoch, keep best and latest, resume; test the best at the end',
     'eval': 'evaluate a checkpoint; print the table and write eval_<split>.json',
@@ -58,6 +59,7 @@ def parse(argv: Sequence[str], default_workdir: Callable) -> Arguments | None:
         raise InputError(f'{extra[0]!r} is not a flag; every option begins with two dashes (--help lists them).')
     flags.FLAGS.mark_as_parsed()  # Grain's workers ask for this
     config = _layer(values, values.config, workdir)
+    _check_numbers(config)
     return Arguments(values.mode, config, workdir, values.checkpoint, values.split)
 
 
@@ -98,6 +100,20 @@ def _layer(values: flags.FlagValues, config: ml_collections.ConfigDict, workdir:
             _assign(config, field, _look_up(given.to_dict(), field))
     _say_differences(config, remembered, workdir)
     return config
+
+
+def _check_numbers(config: ml_collections.ConfigDict) -> None:
+    """Sizes, periods and rates are above zero, but for the few that may be zero."""
+    for field, value in _flatten(config.to_dict()).items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        least = 'zero or more' if field in MAY_BE_ZERO else 'more than zero'
+        if not (value > 0 or (value == 0 and field in MAY_BE_ZERO)):
+            raise InputError(f'config.{field} is {value}; give it {least}.')
+    if config.data.jitter >= 1:
+        raise InputError(
+            f'config.data.jitter is {config.data.jitter}, which would cut everything away; give it less than 1.'
+        )
 
 
 def _read_remembered(path: Path) -> dict | None:
@@ -189,7 +205,9 @@ def config_names() -> list[str]:
 
 def help_text() -> str:
     """What --help prints: modes, flags and every config field with its comment."""
-    lines = ['usage: python main.py [--config configs/NAME.py[:VARIANT]] [--mode MODE] [--workdir DIR] [--config.FIELD=VALUE ...]']
+    lines = [
+        'usage: python main.py [--config configs/NAME.py[:VARIANT]] [--mode MODE] [--workdir DIR] [--config.FIELD=VALUE ...]'
+    ]
     lines += ['', 'modes:', *(f'  {mode:<10}{does}' for mode, does in MODES.items())]
     lines += [
         '', 'flags:',

@@ -11,7 +11,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.name = 'asen'  # names the run; the default workdir is runs/<name>
     config.seed = 0  # decides initial weights, triplets and augmentation
-    config.precision = 'float32'  # float32 | tensorfloat32 | bfloat16: of the network's arithmetic; weights stay float32
+    config.precision = 'float32'  # float32 | tensorfloat32 | bfloat16: of the arithmetic; weights stay float32
 
     config.data = data = ml_collections.ConfigDict()
     data.name = 'fashionai'  # fashionai | catalog | synthetic: which builder
@@ -54,7 +54,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.train = train = ml_collections.ConfigDict()
     train.batch_size = 16  # triplets a step, over all devices
     train.num_epochs = 200  # epochs
-    train.loss = 'triplet'  # triplet | contrastive: the papers' loss, or each photo against all of its batch (not in them)
+    train.loss = 'triplet'  # triplet | contrastive: the papers', or each photo against all of its batch
     train.margin = 0.2  # of the triplet loss
     train.temperature = 0.1  # of the contrastive loss
     train.distance = 'cosine'  # cosine: similarity that the loss compares

@@ -1,7 +1,7 @@
 """FashionAI with the published recipes (ASEN, AAAI 2020; `:asen_v2` as in the authors' repository).
 
-    python main.py --config configs/fashionai.py            # ASEN
-    python main.py --config configs/fashionai.py:asen_v2    # or :csn :triplet :no_spatial :no_channel
+python main.py --config configs/fashionai.py            # ASEN
+python main.py --config configs/fashionai.py:asen_v2    # or :csn :triplet :no_spatial :no_channel
 """
 
 import ml_collections

@@ -1,6 +1,6 @@
 """Drawn garments: needs no data, minutes on a laptop's CPU.
 
-    python main.py --config configs/synthetic.py
+python main.py --config configs/synthetic.py
 """
 
 import ml_collections

@@ -44,7 +44,9 @@ def test_attributes_are_a_list_of_names():
 
 @pytest.mark.parametrize('front', [[], ['--config', config_path('fashionai')]])
 def test_a_misspelt_field_names_the_nearest(front):
-    with pytest.raises(InputError, match=r"config has no field 'learning_rte'; did you mean --config\.optim\.learning_rate\?"):
+    with pytest.raises(
+        InputError, match=r"config has no field 'learning_rte'; did you mean --config\.optim\.learning_rate\?"
+    ):
         parse(*front, '--config.learning_rte=1')
     with pytest.raises(InputError, match=r"no field 'train\.batchsize'; did you mean --config\.train\.batch_size\?"):
         parse(*front, '--config.train.batchsize=1')
@@ -62,11 +64,17 @@ def test_a_misspelt_field_names_the_nearest(front):
         (['--fast'], "Unknown command line flag 'fast'"),
         (['eval'], "'eval' is not a flag"),
         (['--config.seed'], r'Missing value for flag --config\.seed'),
+        (['--config.train.batch_size=0'], r'config\.train\.batch_size is 0; give it more than zero\.'),
+        (['--config.data.num_workers=-1'], r'config\.data\.num_workers is -1; give it zero or more\.'),
+        (['--config.optim.learning_rate=nan'], r'config\.optim\.learning_rate is nan'),
+        (['--config.data.jitter=1'], r'config\.data\.jitter is 1\.0, which would cut everything away'),
         (['--split=train'], 'value should be one of <valid|test>'),
     ],
 )
 def test_what_cannot_be_meant_gets_one_sentence(arguments, sentence):
-    with pytest.raises(InputError, match=re.escape(sentence).replace(r'\\', '') if '<' in sentence else sentence) as caught:
+    with pytest.raises(
+        InputError, match=re.escape(sentence).replace(r'\\', '') if '<' in sentence else sentence
+    ) as caught:
         parse(*arguments)
     assert '\n' not in str(caught.value)
 

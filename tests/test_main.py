@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -17,8 +18,13 @@ def command(*arguments):
     return [sys.executable, str(ROOT / 'main.py'), *map(str, arguments)]
 
 
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}  # no faked devices: a user's
+
+
 def run(folder, *arguments):
-    return subprocess.run(command(*arguments), cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(
+        command(*arguments), cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False
+    )
 
 
 def assert_one_sentence(done, *parts):
@@ -67,7 +73,8 @@ def test_a_catalog_from_folder_to_figures(shop):
 
 def test_a_killed_run_goes_on_with_the_same_command(shop):
     long = (*CATALOG, *TINY, '--config.train.num_epochs=60', '--workdir=w', '--config.eval.every_epochs=60')
-    process = subprocess.Popen(command(*long), cwd=shop.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command(*long), cwd=shop.parent, env=ENVIRONMENT, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)  # fmt: skip
     metrics = shop.parent / 'w' / 'metrics.jsonl'
     for _ in range(600):
         if (shop.parent / 'w' / 'checkpoints' / 'latest' / '8').exists():
@@ -87,7 +94,9 @@ def test_a_killed_run_goes_on_with_the_same_command(shop):
 @pytest.mark.parametrize('front', [(), ('--config', ROOT / 'configs' / 'fashionai.py')])
 def test_missing_data_and_a_misspelt_field(tmp_path, front):
     assert_one_sentence(run(tmp_path, *front), 'data/meta.json', 'data_builders/fashionai/README.md')
-    assert_one_sentence(run(tmp_path, *front, '--config.learning_rte=1'), 'learning_rte', '--config.optim.learning_rate')
+    assert_one_sentence(
+        run(tmp_path, *front, '--config.learning_rte=1'), 'learning_rte', '--config.optim.learning_rate'
+    )
     assert not list(tmp_path.iterdir())
 
 

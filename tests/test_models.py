@@ -107,6 +107,11 @@ def test_unknown_words_are_answered_with_the_known(field, value):
         build_model(config, 2)
 
 
+def test_sections_need_a_channel_each():
+    with pytest.raises(InputError, match=r'config\.model\.embed_dim is 16, too small for a section each of 17'):
+        embed_all(*build_model(small('csn', masks='fixed'), 17), jnp.zeros((1, 32, 32, 3), jnp.uint8))
+
+
 def test_an_unknown_kind_of_masks_is_named():
     with pytest.raises(InputError, match=r"config\.model\.masks is 'open'; it is one of learned, sections, fixed"):
         build_model(small('csn', masks='open'), 2)

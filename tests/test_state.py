@@ -51,7 +51,9 @@ def test_every_parameter_is_trained():
     step, state, batch = make_run('triplet')
     before = jax.device_get(state.params)
     state, _ = step(state, batch)
-    for path, moved in jax.tree_util.tree_leaves_with_path(jax.tree.map(lambda a, b: np.any(a != b), before, state.params)):
+    for path, moved in jax.tree_util.tree_leaves_with_path(
+        jax.tree.map(lambda a, b: np.any(a != b), before, state.params)
+    ):
         name = jax.tree_util.keystr(path)
         assert moved, name
 

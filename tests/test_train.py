@@ -33,7 +33,9 @@ def arrays_of(workdir, kind='latest'):
     step = max(int(path.name) for path in root.iterdir() if path.name.isdigit())
     with ocp.StandardCheckpointer() as reader:
         read = {item: reader.restore(root / str(step) / item) for item in ('params', 'batch_stats', 'opt_state')}
-    return step, {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(read)}
+    return step, {
+        jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(read)
+    }
 
 
 def assert_same_arrays(one, other):
@@ -126,7 +128,9 @@ def test_eval_of_a_workdir_without_checkpoint_is_refused(config, tmp_path):
         evaluate_workdir(config, tmp_path, prepare.prepare, 'best', 'test')
 
 
-@pytest.mark.parametrize('field,value', [('model.embed_dim', 8), ('data.fit', 'pad'), ('seed', 3), ('train.batch_size', 16)])
+@pytest.mark.parametrize(
+    'field,value', [('model.embed_dim', 8), ('data.fit', 'pad'), ('seed', 3), ('train.batch_size', 16)]
+)
 def test_another_model_or_data_is_refused(unbroken, config, field, value):
     config.update_from_flattened_dict({field: value})
     with pytest.raises(InputError, match=rf'was trained with config\.{field}=.*, not .*; start another --workdir'):

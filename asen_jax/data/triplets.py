@@ -49,7 +49,9 @@ def make_index(labels: Labels) -> TripletIndex:
     left_out = tuple((int(a), int(v), int(n)) for (a, v), n in zip(groups[~usable], size[~usable], strict=True))
     groups, start, size = groups[usable], start[usable], size[usable]
     if not len(groups):
-        raise InputError('No triplet can be drawn: every value has fewer than two photos, or is its attribute\'s only one.')
+        raise InputError(
+            "No triplet can be drawn: every value has fewer than two photos, or is its attribute's only one."
+        )
     kept, first_group, num_groups = np.unique(groups[:, 0], return_index=True, return_counts=True)
     position = np.searchsorted(attributes, kept)
     return TripletIndex(

@@ -20,7 +20,9 @@ class HeadOutput(NamedTuple):
 class Projected(NamedTuple):
     """Photos as a head keeps them, computed once for all attributes."""
 
-    features: Float[Array, 'n h w c'] | Float[Array, 'n c']  # the trunk's, pooled where no attention needs the positions
+    features: (
+        Float[Array, 'n h w c'] | Float[Array, 'n c']
+    )  # the trunk's, pooled where no attention needs the positions
     image: Float[Array, 'n h w k'] | None  # what spatial attention compares with the attribute
 
 

@@ -16,6 +16,10 @@ MASKS = ('learned', 'sections', 'fixed')
 
 def section_masks(num_attributes: int, dim: int, outside: float) -> Float[Array, 'attributes dim']:
     """1 in the attribute's own `dim // num_attributes` channels, `outside` elsewhere."""
+    if dim < num_attributes:
+        raise InputError(
+            f'config.model.embed_dim is {dim}, too small for a section each of {num_attributes} attributes.'
+        )
     owner = np.arange(dim) // (dim // num_attributes)
     return jnp.asarray(np.where(owner == np.arange(num_attributes)[:, None], 1.0, outside), jnp.float32)
 
