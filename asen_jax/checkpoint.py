@@ -104,10 +104,10 @@ class Checkpoints:
         try:
             return dict(self.managers[kind].restore(step, args=ocp.args.Composite(**items)))
         except (KeyError, ValueError, OSError) as error:
-            first_line = str(error).strip().split('\n')[0]
+            first_line = str(error).strip().split('\n')[0][:120]
             raise InputError(
                 f'{self.root / kind / str(step)} does not fit this network, or is damaged ({first_line}); '
-                'name another --checkpoint or --workdir.'
+                'name another --checkpoint or --workdir, or delete that folder.'
             ) from error
 
 

@@ -24,8 +24,11 @@ class Vectors(NamedTuple):
     box_share: Float[np.ndarray, 'photos attributes'] | None  # share of the input that the box covers
 
     def of(self, index: Int[np.ndarray, ' n'], attribute: int) -> Float[np.ndarray, 'n dim']:
-        """The vectors of photos under one attribute."""
-        return self.vectors[self.rows[index, attribute]]
+        """The vectors of photos under one attribute, all of which were wanted."""
+        rows = self.rows[index, attribute]
+        if (rows < 0).any():
+            raise ValueError(f'a vector under attribute {attribute} was never collected')
+        return self.vectors[rows]
 
 
 class Network(NamedTuple):

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
-from PIL import Image
 
 from asen_jax import metrics
 from asen_jax.checkpoint import Checkpoints
@@ -46,6 +45,9 @@ def evaluate(
     indices = np.flatnonzero(wanted.any(axis=1))
     batches = eval_batches(records, split, indices, config)
     vectors = collect_vectors(embedder, params, batch_stats, batches, wanted, f'embed {split}')
+    if not config.model.normalize:  # the similarity is the cosine all the same
+        lengths = np.linalg.norm(vectors.vectors, axis=1, keepdims=True)
+        vectors = vectors._replace(vectors=vectors.vectors / np.maximum(lengths, 1e-12))
     result = {'dataset': records.dataset, 'split': split, 'checkpoint_step': step}
     result |= _retrieval(records, query, candidate, vectors)
     result['triplet_accuracy'] = _triplet_accuracy(records, triplets, vectors)
@@ -78,37 +80,57 @@ def evaluate_checkpoint(
             f'{workdir} was trained on the attributes {", ".join(network.meta["attributes"])}, but {records.directory} has '
             f'{", ".join(records.attributes)}; give the data it was trained on.'
         )
+    config = with_preprocessing_of(network, config)
     embedder = make_embedder(network.model, mesh)
     done = evaluate(config, records, split, embedder, network.params, network.batch_stats, network.meta['step'])
     print(format_table(done.result))
     path = write_result(workdir, done.result)
-    if done.result['num_queries']:
-        picture = draw_examples(config, records, split, embedder, network, done.vectors)
-        picture.save(path.with_suffix('.jpg'), quality=88)
-    print(f'wrote {path}' + (' and .jpg' if done.result['num_queries'] else ''), flush=True)
+    written = [str(path)]
+    if rankings := rank_examples(config, records, split, embedder, network, done.vectors):
+        draw_rankings(rankings).save(path.with_suffix('.jpg'), quality=88)
+        written.append(str(path.with_suffix('.jpg')))
+    print(f'wrote {" and ".join(written)}', flush=True)
     return done.result
 
 
-def draw_examples(
+def with_preprocessing_of(network: Network, config):
+    """`config` with photos made into squares as the network was trained on them; says where the caller had asked otherwise."""
+    config = config.copy_and_resolve_references()
+    trained = network.meta['config']
+    for group, field in (('data', 'image_size'), ('data', 'fit'), ('data', 'crop_to_bbox'), ('model', 'normalize')):
+        if config[group][field] != trained[group][field]:
+            print(f'config.{group}.{field} is {trained[group][field]!r}, as the checkpoint was trained')
+            config[group][field] = trained[group][field]
+    return config
+
+
+def rank_examples(
     config, records: Records, split: str, embedder: Callable, network: Network, vectors: Vectors
-) -> Image.Image:
+) -> list[Ranking]:
     """The first query of each attribute: where the network looks in it, and the candidates nearest to it."""
     query, candidate = read_rows(records, f'{split}_query', LIST), read_rows(records, f'{split}_candidate', LIST)
-    options, photos = LoadOptions.from_config(config), open_split(records.directory, split)
+    both = np.intersect1d(query[:, 1], candidate[:, 1])[:MAX_EXAMPLES].tolist()
+    asked = [query[query[:, 1] == attribute][0].tolist() for attribute in both]
+    options, photos = LoadOptions.from_config(config), open_split(records.directory, split) if both else None
+
+    def load(index):
+        return options.fit_square(options.open(photos[index]).image)
+
+    batch = np.zeros(
+        (config.eval.batch_size, options.size, options.size, 3), np.uint8
+    )  # a size that is compiled already
     rankings = []
-    for attribute in np.unique(query[:, 1])[:MAX_EXAMPLES].tolist():
+    for index, attribute, value in asked:
         offered = candidate[candidate[:, 1] == attribute]
-        if not len(offered):
-            continue
-        index, _, value = query[query[:, 1] == attribute][0].tolist()
         scores = vectors.of(offered[:, 0], attribute) @ vectors.of(np.array([index]), attribute)[0]
         nearest = offered[np.argsort(-scores, kind='stable')[:NUM_NEAREST]]
-        pixels = [options.fit_square(options.open(photos[i]).image) for i in (index, *nearest[:, 0].tolist())]
-        heatmaps = embedder(network.params, network.batch_stats, pixels[0][None])[1]
+        batch[0] = load(index)
+        heatmaps = embedder(network.params, network.batch_stats, batch)[1]
         heatmap = None if heatmaps is None else np.asarray(heatmaps)[0, attribute]
         title = f'{records.attributes[attribute]}: {records.values[attribute][value]}'
-        rankings.append(Ranking(title, pixels[0], heatmap, pixels[1:], (nearest[:, 2] == value).tolist()))
-    return draw_rankings(rankings)
+        found = [load(i) for i in nearest[:, 0].tolist()]
+        rankings.append(Ranking(title, batch[0].copy(), heatmap, found, (nearest[:, 2] == value).tolist()))
+    return rankings
 
 
 def headline(result: dict) -> dict[str, float]:
@@ -226,8 +248,8 @@ def write_result(workdir: Path, result: dict) -> Path:
 
 def score(result: dict) -> float:
     """What `best` is chosen by: MAP, or triplet accuracy where there are no queries."""
-    overall = result['map']['overall']
-    return result['triplet_accuracy']['overall'] if overall is None else overall
+    answered = result['chance_map']['overall']  # None without queries, 0 where no query has an answer
+    return result['map']['overall'] if answered else result['triplet_accuracy']['overall'] or 0.0
 
 
 def format_table(result: dict) -> str:

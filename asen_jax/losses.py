@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 NEVER = -1e30  # instead of -infinity, whose gradient is NaN where nothing else is counted
 
@@ -20,18 +20,19 @@ def triplet_loss(
 
 
 def contrastive_loss(
-    embedding: Float[Array, 'n a d'], labels: UInt8[Array, 'n a v'], temperature: float
+    embedding: Float[Array, 'n a d'], labels: UInt8[Array, 'n a v'], photo: Int[Array, ' n'], temperature: float
 ) -> Float[Array, 'n a']:
     """Each photo against all others of the batch, under each attribute it is labeled with.
 
     -mean over positives p of log(exp(s_ip / t) / sum over labeled j != i of exp(s_ij / t)), s the dot product of unit
     vectors (Khosla et al., NeurIPS 2020, equation 2, within each attribute). A positive shares a value. NaN where a photo
-    has no label or no positive, so that the caller means over the rest. In no paper of ASEN: it draws far more from each
+    has no label or no positive, so that the caller means over the rest. `photo` tells which of the batch are the same photo
+    drawn twice: those are not compared. In no paper of ASEN: it draws far more from each
     pass of the trunk than the triplets alone.
     """
     same = jnp.einsum('iav,jav->aij', labels, labels, preferred_element_type=jnp.int32) > 0
     labeled = labels.any(axis=-1).T  # [a, n]
-    other = ~jnp.eye(len(labels), dtype=bool)[None]
+    other = (photo[:, None] != photo[None])[None]
     positive, counted = same & other, labeled[:, None, :] & other
     similarity = jnp.einsum('iad,jad->aij', embedding, embedding) / temperature
     log_share = similarity - jax.nn.logsumexp(jnp.where(counted, similarity, NEVER), axis=-1, keepdims=True)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from asen_jax import losses, sharding
 from asen_jax.models import Model, embed_triplets
+from asen_jax.models.layers import l2_normalize
 
 
 @jax.tree_util.register_dataclass
@@ -72,8 +73,10 @@ def _contrastive_loss(model: Model, params: dict, batch_stats: dict, batch: dict
     embedding, stats = embed_triplets(
         model, params, batch_stats, batch['images'], batch['attribute'], all_attributes=True
     )
-    folded, labels = (part.reshape(-1, *part.shape[2:]) for part in (embedding, batch['labels']))
-    loss = jnp.nanmean(losses.contrastive_loss(folded, labels, options.temperature))
+    folded, labels, photo = (
+        part.reshape(-1, *part.shape[2:]) for part in (embedding, batch['labels'], batch['photo'])
+    )  # fmt: skip
+    loss = jnp.nanmean(losses.contrastive_loss(l2_normalize(folded), labels, photo, options.temperature))
     own = jnp.take_along_axis(embedding, batch['attribute'][:, None, None, None], axis=2)[:, :, 0]
     near, far = _similarities(own)
     return loss, (stats, (near > far).mean())

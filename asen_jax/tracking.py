@@ -48,16 +48,20 @@ class Tracker:
         self.path = Path(workdir) / 'metrics.jsonl'
         if self.path.exists():
             cut_back(self.path, start_step)
-        self.file, self.last_line = self.path.open('a'), {}
+        self.file = self.path.open('a')
         self.board = tensorboardX.SummaryWriter(os.fspath(workdir), purge_step=start_step + 1, flush_secs=10)
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         """One line, and one point a number."""
-        self.last_line = {**self.last_line, **numbers}
         self.file.write(json.dumps({'step': step, **numbers}) + '\n')
         self.file.flush()
         for name, number in numbers.items():
             self.board.add_scalar(name, number, step)
+
+    def has(self, step: int, prefix: str) -> bool:
+        """Whether a number called `prefix`... was written for `step`."""
+        lines = map(json.loads, self.path.read_text().splitlines())
+        return any(line['step'] == step and any(name.startswith(prefix) for name in line) for line in lines)
 
     def close(self) -> None:
         self.file.close()

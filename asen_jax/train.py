@@ -4,18 +4,19 @@ import contextlib
 import json
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
+from flax.traverse_util import flatten_dict
 from tqdm import tqdm
 
 from asen_jax import evaluate, sharding
 from asen_jax.checkpoint import Checkpoints, abstract_like
-from asen_jax.data.pipeline import Records, open_records, steps_per_epoch, train_batches
+from asen_jax.data.pipeline import LoadOptions, Records, open_records, steps_per_epoch, train_batches
 from asen_jax.embed import make_embedder
 from asen_jax.errors import InputError, NumericsError, StoppedError
 from asen_jax.models import build_model
@@ -47,24 +48,26 @@ class Run(NamedTuple):
 def train_and_evaluate(config, workdir: Path, records_directory: Path) -> dict | None:
     """Train `config` on prepared records, or go on where `workdir` stopped; the best checkpoint's test figures, if any."""
     records, workdir = open_records(records_directory), Path(workdir)
-    with Checkpoints(workdir) as checkpoints, StopRequest() as stop:
+    check_config(config, workdir)
+    with Checkpoints(workdir) as checkpoints:
         check_same_run(config, records, workdir, checkpoints)
-        run, state = start(config, workdir, records, checkpoints, stop)
-        step = int(state.step)
-        batches = train_batches(records, config, step)
-        with contextlib.closing(run.tracker), contextlib.closing(batches):
-            for epoch in range(step // run.epoch_steps, config.train.num_epochs):
-                state = train_epoch(run, state, batches, epoch)
-                finish_epoch(run, state, epoch)
-        checkpoints.wait()
+        with StopRequest() as stop:
+            run, state = start(config, workdir, records, checkpoints, stop)
+            step = int(state.step)
+            batches = train_batches(records, config, step)
+            with contextlib.closing(run.tracker), contextlib.closing(batches):
+                if is_unscored(run, step):
+                    finish_epoch(run, state, step // run.epoch_steps - 1, {})
+                for epoch in range(step // run.epoch_steps, config.train.num_epochs):
+                    state, numbers = train_epoch(run, state, batches, epoch)
+                    finish_epoch(run, state, epoch, numbers)
+            checkpoints.wait()
         return test_best(run)
 
 
 def start(config, workdir: Path, records: Records, checkpoints: Checkpoints, stop) -> tuple[Run, TrainState]:
     """Build the network, the step and the state: fresh, or the latest checkpoint's."""
     mesh = sharding.make_mesh(config.mesh.model)
-    sharding.check_batch_size(config.train.batch_size, mesh)
-    check_options(config)
     epoch_steps = steps_per_epoch(records, config)
     model, params, batch_stats = build_model(config, len(records.attributes))
     optimizer = make_optimizer(config, epoch_steps)
@@ -72,7 +75,6 @@ def start(config, workdir: Path, records: Records, checkpoints: Checkpoints, sto
     places = sharding.state_shardings(state, mesh)
     resumed = checkpoints.latest_step()
     if resumed is None:
-        check_initial_trunk(config)
         state = jax.device_put(state, places)
     else:
         like = abstract_like(state, places)
@@ -94,16 +96,17 @@ def restore_state(checkpoints: Checkpoints, like: TrainState, step: int, places:
     return TrainState(jax.device_put(np.int32(step), places.step), **restored)
 
 
-def check_options(config) -> None:
-    """Words that only training reads."""
+def check_config(config, workdir: Path) -> None:
+    """Everything about `config` that can be refused without the data, so that nobody waits for records in vain."""
     for field, known in (('distance', ('cosine',)), ('loss', ('triplet', 'contrastive'))):
         if config.train[field] not in known:
             raise InputError(f'config.train.{field} is {config.train[field]!r}; it is one of {", ".join(known)}.')
-
-
-def check_initial_trunk(config) -> None:
-    """The published recipes start from an ImageNet trunk; training must never silently start from nothing instead."""
-    if config.init.trunk != 'none':
+    LoadOptions.from_config(config)
+    sharding.check_batch_size(config.train.batch_size, sharding.make_mesh(config.mesh.model))
+    jax.eval_shape(lambda: build_model(config, num_attributes=2)[1:])
+    fresh = not any((Path(workdir) / 'checkpoints' / 'latest').glob('[0-9]*'))
+    if fresh and config.init.trunk != 'none':
+        # the published recipes start from ImageNet; training must never silently start from nothing instead
         raise InputError(
             f'config.init.trunk is {config.init.trunk!r}, but reading pretrained trunks is not built yet; '
             'start from random weights with --config.init.trunk=none (the published figures need ImageNet weights).'
@@ -115,7 +118,7 @@ def check_same_run(config, records: Records, workdir: Path, checkpoints: Checkpo
     if checkpoints.latest_step() is None:
         return
     meta = checkpoints.read_meta('latest')
-    before, now = flatten_config(meta['config']), flatten_config(json.loads(config.to_json()))
+    before, now = (flatten_dict(tree, sep='.') for tree in (meta['config'], json.loads(config.to_json())))
     for field in sorted(before.keys() & now.keys()):
         fixed = field.startswith(('model.', 'data.')) or field in FIXED_FIELDS
         if fixed and field not in FREE_FIELDS and before[field] != now[field]:
@@ -127,43 +130,35 @@ def check_same_run(config, records: Records, workdir: Path, checkpoints: Checkpo
         raise InputError(f'{workdir} was trained on other records than {records.directory}; start another --workdir.')
 
 
-def flatten_config(tree: dict, prefix: str = '') -> dict[str, Any]:
-    """{'data.name': ...} of a nested config."""
-    flat = {}
-    for name, value in tree.items():
-        flat |= flatten_config(value, f'{prefix}{name}.') if isinstance(value, dict) else {prefix + name: value}
-    return flat
-
-
-def train_epoch(run: Run, state: TrainState, batches: Iterator, epoch: int) -> TrainState:
-    """Steps up to the end of `epoch`; a step's numbers are read while the next one runs."""
+def train_epoch(run: Run, state: TrainState, batches: Iterator, epoch: int) -> tuple[TrainState, dict]:
+    """Steps up to the end of `epoch`, and their mean numbers; a step's are read while the next one runs."""
     config, batch_size = run.config, run.config.train.batch_size
-    place, meter, last_save = sharding.batch_sharding(run.mesh), Meter(), time.monotonic()
+    place, last_save = sharding.batch_sharding(run.mesh), time.monotonic()
+    meters = Meter(), Meter()  # since the last line, and of the epoch
     step, end, pending = int(state.step), (epoch + 1) * run.epoch_steps, None
     with progress_bar(run, epoch, step) as bar:
         while step < end:
             begin = time.perf_counter()
             batch = {name: np.array(part) for name, part in next(batches).items()}
-            meter.waited += time.perf_counter() - begin
+            meters[0].waited += time.perf_counter() - begin
             state, metrics = run.train_step(state, jax.device_put(batch, place))
-            read_numbers(run, meter, pending)
+            read_numbers(run, meters, pending)
             step, pending = step + 1, (step + 1, metrics)
             bar.update(batch_size)
             stopping = run.stop.signal_number is not None and step < end
             saving = stopping or (step < end and save_is_due(config, step, last_save))
             logging = step == end or step % config.train.log_every_steps == 0
             if saving or logging:
-                read_numbers(run, meter, pending)
+                read_numbers(run, meters, pending)
                 pending = None
             if logging:
-                write_numbers(run, meter, step, bar)
+                write_numbers(run, meters[0], step, bar)
             if saving:
                 run.checkpoints.save('latest', state, make_meta(run, step))
                 last_save = time.monotonic()
             if stopping:
-                run.checkpoints.wait()
-                run.stop.raise_stopped(step)
-    return state
+                stop_now(run, step)
+    return state, meters[1].read(batch_size)
 
 
 def progress_bar(run: Run, epoch: int, step: int) -> tqdm:
@@ -174,12 +169,13 @@ def progress_bar(run: Run, epoch: int, step: int) -> tqdm:
     return tqdm(total=total, initial=done, desc=title, unit='triplet', disable=None, leave=False)
 
 
-def read_numbers(run: Run, meter: Meter, pending: tuple[int, dict] | None) -> None:
+def read_numbers(run: Run, meters: Sequence[Meter], pending: tuple[int, dict] | None) -> None:
     """Wait for a step's numbers; where they are not finite the run ends, and its last checkpoint stays."""
     if pending is None:
         return
     try:
-        meter.add(*pending)
+        for meter in meters:
+            meter.add(*pending)
     except NumericsError as error:
         last = run.checkpoints.latest_step()
         kept = 'nothing was saved yet' if last is None else f'the checkpoint of step {last} is kept'
@@ -200,27 +196,48 @@ def save_is_due(config, step: int, last_save: float) -> bool:
     return bool(every and step % every == 0) or time.monotonic() - last_save > 60 * config.train.save_every_minutes
 
 
-def finish_epoch(run: Run, state: TrainState, epoch: int) -> None:
-    """Score the valid split, keep the checkpoint if it is the best, and make it the latest."""
+def is_unscored(run: Run, step: int) -> bool:
+    """Whether a resumed run had ended an epoch but not yet scored it: its line in metrics.jsonl comes last."""
+    ended = step > 0 and step % run.epoch_steps == 0
+    return ended and evaluate.asks_anything(run.records, 'valid') and not run.tracker.has(step, 'valid_')
+
+
+def finish_epoch(run: Run, state: TrainState, epoch: int, numbers: dict) -> None:
+    """Save the epoch's end, score the valid split, and keep the checkpoint if it is the best."""
     step, config = int(state.step), run.config
-    last = epoch + 1 == config.train.num_epochs
-    numbers, score, said = {}, None, ''
-    if not evaluate.asks_anything(run.records, 'valid'):
-        score, said = float(step), 'no valid queries: the latest counts as the best'
-    elif last or (epoch + 1) % config.eval.every_epochs == 0:
-        done = evaluate.evaluate(config, run.records, 'valid', run.embedder, state.params, state.batch_stats, step)
-        score, numbers = evaluate.score(done.result), evaluate.headline(done.result)
-        said = '  '.join(f'{name} {number:.4f}' for name, number in numbers.items())
+    run.checkpoints.save('latest', state, make_meta(run, step))  # first: scoring may take long, and may be stopped
+    if run.stop.signal_number is not None:
+        stop_now(run, step)
+    due = epoch + 1 == config.train.num_epochs or (epoch + 1) % config.eval.every_epochs == 0
+    said = [f'epoch {epoch + 1}/{config.train.num_epochs}']
     if numbers:
-        run.tracker.write(step, numbers)
-    if score is not None:
-        run.checkpoints.save('best', state, make_meta(run, step, score), score)
-    run.checkpoints.save('latest', state, make_meta(run, step, score))
-    trained = run.tracker.last_line
-    print(
-        f'epoch {epoch + 1}/{config.train.num_epochs}  loss {trained["train_loss"]:.4f}  '
-        f'{trained["train_triplets_per_second"]:.1f} triplets/s  {said}', flush=True,
-    )  # fmt: skip
+        said += [f'loss {numbers["loss"]:.4f}', f'{numbers["triplets_per_second"]:.1f} triplets/s']
+    if not evaluate.asks_anything(run.records, 'valid'):
+        keep_best(run, state, float(step))
+        said.append('no valid queries: the latest counts as the best')
+    elif due:
+        done = evaluate.evaluate(config, run.records, 'valid', run.embedder, state.params, state.batch_stats, step)
+        keep_best(run, state, evaluate.score(done.result))
+        figures = evaluate.headline(done.result)
+        run.tracker.write(step, figures)
+        said += [f'{name} {number:.4f}' for name, number in figures.items()]
+    print('  '.join(said), flush=True)
+    if run.stop.signal_number is not None:
+        stop_now(run, step)
+
+
+def keep_best(run: Run, state: TrainState, score: float) -> None:
+    """Save the best checkpoint if this is it, and wait until it is on disk."""
+    run.checkpoints.save('best', state, make_meta(run, int(state.step), score), score)
+    run.checkpoints.wait()
+
+
+def stop_now(run: Run, step: int) -> None:
+    """End the run as the signal asked, once what was saved is on disk."""
+    run.checkpoints.wait()
+    number = run.stop.signal_number
+    name = signal.Signals(number).name
+    raise StoppedError(f'Stopped by {name} after saving step {step}; the same command goes on from there.', number)
 
 
 def make_meta(run: Run, step: int, score: float | None = None) -> dict[str, Any]:
@@ -259,9 +276,3 @@ class StopRequest:
         if self.signal_number is not None:
             raise KeyboardInterrupt  # asked twice: now, without saving
         self.signal_number = number
-
-    def raise_stopped(self, step: int) -> None:
-        name = signal.Signals(self.signal_number).name
-        raise StoppedError(
-            f'Stopped by {name} after saving step {step}; the same command goes on from there.', self.signal_number
-        )

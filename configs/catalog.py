@@ -7,13 +7,14 @@ Starts from nothing and fits a laptop's CPU.
 
 import ml_collections
 
-from configs import common
+from configs import common, variants
 
 
-def get_config() -> ml_collections.ConfigDict:
+def get_config(variant: str = 'asen_v2') -> ml_collections.ConfigDict:
     """A small network from scratch, on whole photos cropped to the garment's box where there is one."""
     config = common.get_config()
-    config.name = 'catalog'
+    variants.set_network(config, variant)
+    config.name = 'catalog' if variant == 'asen_v2' else f'catalog_{variant}'
     config.data.name = 'catalog'
     config.data.manual_dir = 'data/catalog'
     config.data.crop_to_bbox = True

@@ -67,9 +67,12 @@ def _arrange(argv: Sequence[str]) -> list[str]:
     """`argv` as config_flags wants it: --config before every --config.field=value, and a,b as a Python tuple."""
     first, rest = [], list(argv[1:])
     for place, argument in enumerate(rest):
-        name, _, value = argument.partition('=')
-        if name.lstrip('-') == 'config.data.attributes' and not value.startswith(('(', '[')):
-            rest[place] = f'{name}={tuple(part.strip() for part in value.split(",") if part.strip())!r}'
+        name, equals, value = argument.partition('=')
+        if name.lstrip('-') == 'config.data.attributes':
+            if not equals and place + 1 < len(rest):
+                value = rest.pop(place + 1)
+            names = [part.strip(' \'"') for part in value.strip('()[]').split(',')]
+            rest[place] = f'{name}={tuple(part for part in names if part)!r}'
     for place, argument in enumerate(rest):
         if re.fullmatch(r'--?config(=.*)?', argument):
             width = 1 if '=' in argument else 2
@@ -117,10 +120,13 @@ def _check_numbers(config: ml_collections.ConfigDict) -> None:
 
 
 def _read_remembered(path: Path) -> dict | None:
-    if not path.exists():
-        return None
     try:
-        return json.loads(path.read_text())
+        remembered = json.loads(path.read_text())
+        if not isinstance(remembered, dict):
+            raise ValueError('no object')
+        return remembered
+    except FileNotFoundError:
+        return None
     except ValueError as error:
         raise InputError(f'{path} is not readable as JSON ({error}); mend it, or name another --workdir.') from error
 
@@ -177,9 +183,11 @@ def _unknown_field(argv: Sequence[str], error: AttributeError) -> str:
 
 
 def _one_sentence(error: Exception) -> str:
-    text = ' '.join(str(error).split())
-    missing = re.search(r'Attempted \[[^]]*]: (\S+) ', text)
-    return f'There is no config file {missing[1]}; configs/ has them.' if missing else text
+    text = str(error).strip()
+    missing = re.search(r'Attempted \[[^]]*]:\s+(\S+)\s', text)
+    if missing:
+        return f'There is no config file {missing[1]}; name one like configs/{config_names()[0]}.py.'
+    return ' '.join(text.split('\n')[-1 if 'Traceback' in text else 0 :]).strip()
 
 
 def config_fields() -> list[tuple[str, str]]:

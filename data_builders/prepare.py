@@ -13,7 +13,7 @@ import io
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +30,11 @@ SHOWN = 5  # skipped photos that the summary names
 logger = logging.getLogger(__name__)
 
 
-def prepare(config) -> Path:
+def prepare(config, before_building: Callable[[], None] = lambda: None) -> Path:
     """The directory with the records of `config.data`, built now unless it is there, whole and of the same description.
 
     Whole records serve also when the raw files are gone. Of two processes that prepare one data set the second waits.
+    `before_building` may still refuse, once the lists are read and before the photos are.
     """
     data, module = config.data, load_builder(config.data.name)
     target = prepared_path(config)
@@ -41,14 +42,16 @@ def prepare(config) -> Path:
         logger.info('Using the records in %s: %s.', target, why)
         return target
     raw = module.read(data)
+    before_building()
     with _lock(target.parent):
         _clear_leftovers(target)
         if not _usable(target, module, data):  # the process that we waited for may have built them
-            fingerprint = _fingerprint(module, data)
             raw = with_triplets(check_photos(raw, data.missing, data.broken))
             built = _build(module, raw, target)
             write_labels(raw, built / 'labels.npz')
-            (built / 'prepare.json').write_text(json.dumps(describe(raw, fingerprint), indent=1))
+            content = describe(raw, _description(module, data))
+            content['files'] = {path.name: path.stat().st_size for path in sorted(built.iterdir())}
+            (built / 'prepare.json').write_text(json.dumps(content, indent=1))
             _move(built, target)
             _clear_leftovers(target)
     return target
@@ -75,8 +78,8 @@ def load_builder(name: str):
     return importlib.import_module(f'data_builders.{name}.{name}_dataset_builder')
 
 
-def describe(raw: RawDataset, fingerprint: str) -> dict:
-    """The content of prepare.json."""
+def describe(raw: RawDataset, description: str) -> dict:
+    """The content of prepare.json; `fingerprint` tells records apart, also by the photos that were skipped."""
     splits = {}
     for split in SPLITS:
         labels = labels_of(raw.photos.get(split, ()))
@@ -96,7 +99,8 @@ def describe(raw: RawDataset, fingerprint: str) -> dict:
         }
     return {
         'dataset': raw.dataset, 'splits': splits, 'skipped': list(raw.skipped), 'notes': list(raw.notes),
-        'fingerprint': fingerprint,
+        'description': description,
+        'fingerprint': hashlib.sha256(json.dumps([description, list(raw.skipped)]).encode()).hexdigest(),
     }  # fmt: skip
 
 
@@ -132,13 +136,12 @@ def summary(prepared: Path) -> str:
 
 
 def is_whole(prepared: Path) -> bool:
-    """Whether records, labels and prepare.json are all there; the records' contents carry checksums of their own."""
-    needed = [prepared / name for name in ('dataset_info.json', 'labels.npz', 'prepare.json')]
-    if not all(path.is_file() for path in needed):
-        return False
-    builder = tfds.builder_from_directory(prepared)
-    shards = [path for split in builder.info.splits.values() for path in split.filepaths]
-    return builder.is_prepared() and all(path.exists() and path.stat().length > 0 for path in shards)
+    """Whether every file is there in the size it was written; the records' contents carry checksums of their own."""
+    try:
+        sizes = json.loads((prepared / 'prepare.json').read_text())['files']
+        return all((prepared / name).stat().st_size == size for name, size in sizes.items())
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
+        return False  # nothing there, or a damaged prepare.json: it is made again
 
 
 def _usable(target: Path, module, data) -> str:
@@ -150,12 +153,12 @@ def _usable(target: Path, module, data) -> str:
     content = json.loads((target / 'prepare.json').read_text())
     # photos that were left out by data.missing=skip must not stay out unseen under 'error'
     allowed = all(data[entry['why'].split(':')[0]] == 'skip' for entry in content['skipped'])
-    same = content['fingerprint'] == _fingerprint(module, data)
+    same = content.get('description') == _description(module, data)
     return 'their description has not changed' if allowed and same else ''
 
 
-def _fingerprint(module, data) -> str:
-    """Of all that decides the records: the description files, the options (in the config's name), the versions."""
+def _description(module, data) -> str:
+    """A hash of all that decides the records: the lists, the options (in the config's name), the versions."""
     files = [[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in module.list_files(data)]
     facts = [data.name, module.config_name(data), str(module.Builder.VERSION), FORMAT, files]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()

@@ -1,6 +1,7 @@
 """Eight faked CPU devices, strict JAX, and the small data sets that tests share."""
 
 import os
+import tempfile
 
 os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
@@ -19,6 +20,9 @@ from asen_jax.data.pipeline import open_records
 from configs import synthetic
 from data_builders import prepare
 
+COMPILED = tempfile.TemporaryDirectory(prefix='compiled-')  # the same small programs are compiled again and again
+jax.config.update('jax_compilation_cache_dir', COMPILED.name)
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
 flags.FLAGS.mark_as_parsed()  # Grain's workers ask for this
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 

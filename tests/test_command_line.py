@@ -39,7 +39,13 @@ def test_flags_come_in_any_order_and_a_variant_after_a_colon():
 
 def test_attributes_are_a_list_of_names():
     assert parse('--config.data.attributes=fit,base colour').config.data.attributes == ('fit', 'base colour')
-    assert parse('--config.data.attributes=fit').config.data.attributes == ('fit',)
+    for written in (
+        ['--config.data.attributes=fit'],
+        ['--config.data.attributes', 'fit'],
+        ["--config.data.attributes=['fit']"],
+    ):
+        assert parse(*written).config.data.attributes == ('fit',)
+    assert parse('--config.data.attributes=').config.data.attributes == ()
 
 
 @pytest.mark.parametrize('front', [[], ['--config', config_path('fashionai')]])
@@ -57,7 +63,7 @@ def test_a_misspelt_field_names_the_nearest(front):
 @pytest.mark.parametrize(
     'arguments,sentence',
     [
-        (['--config=nothing.py'], r'There is no config file nothing\.py; configs/ has them\.'),
+        (['--config=nothing.py'], r'There is no config file nothing\.py; name one like configs/catalog\.py\.'),
         (['--config', config_path('fashionai') + ':big'], "No variant 'big': write one of asen, asen_v2"),
         (['--config.seed=x'], r'config\.seed=x: invalid literal'),
         (['--mode=evaluate'], 'value should be one of <train|eval|prepare>'),
@@ -109,6 +115,9 @@ def test_a_damaged_or_foreign_config_json_is_named(tmp_path, capsys):
     assert 'field gone is of another version and ignored' in capsys.readouterr().out
     path.write_text(json.dumps({**good, 'seed': 'x'}))
     with pytest.raises(InputError, match=r'w/config\.json, field seed: .*type'):
+        parse('--workdir', 'w')
+    path.write_text('[]')
+    with pytest.raises(InputError, match=r'w/config\.json is not readable as JSON \(no object\)'):
         parse('--workdir', 'w')
     path.write_text('{')
     with pytest.raises(InputError, match=r'w/config\.json is not readable as JSON'):

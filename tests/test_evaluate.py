@@ -73,8 +73,9 @@ def test_only_what_is_asked_about_is_kept(records, config, network):
     batches = pipeline.eval_batches(records, 'test', np.array([3, 5]), config)
     vectors = collect_vectors(*network, batches, wanted, 'test')
     assert vectors.vectors.shape == (3, 32)
-    np.testing.assert_allclose(np.linalg.norm(vectors.of(np.array([5, 3]), 2)[0]), 1, rtol=1e-5)
-    assert vectors.rows[3, 0] == -1
+    np.testing.assert_allclose(np.linalg.norm(vectors.of(np.array([5]), 2)), 1, rtol=1e-5)
+    with pytest.raises(ValueError, match='under attribute 2 was never collected'):
+        vectors.of(np.array([5, 3]), 2)
 
 
 def test_a_split_that_asks_nothing_is_named(records, config, network):

@@ -8,6 +8,8 @@ from PIL import Image
 
 from asen_jax.data import images
 
+WITH_EXIF = ('JPEG', 'PNG', 'WEBP', 'TIFF')
+
 
 def encode(image, kind='PNG', **options):
     buffer = io.BytesIO()
@@ -80,23 +82,29 @@ def test_any_mode_becomes_rgb(mode):
     assert images.decode(encode(Image.new(mode, (5, 4)), kind)).mode == 'RGB'
 
 
+def test_16_bit_gray_keeps_its_shades():
+    ramp = np.array([[0, 257 * 64, 257 * 128, 65535]], np.uint16)
+    assert np.asarray(images.decode(encode(Image.fromarray(ramp))))[0, :, 0].tolist() == [0, 64, 128, 255]
+
+
 def test_broken_pictures_are_refused_with_a_reason(photo, monkeypatch):
     data = encode(photo, 'JPEG')
     for broken in (b'', b'no picture', data[: len(data) // 2], encode(photo)[:200]):
         with pytest.raises(ValueError, match='not a readable picture'):
             images.decode(broken)
     monkeypatch.setattr(images, 'MAX_PIXELS', 1000)
-    with pytest.raises(ValueError, match='61x90 pixels; at most 1,000'):
+    with pytest.raises(ValueError, match='61x90 pixels, at most 1,000'):
         images.decode(data)
 
 
 def test_damage_anywhere_is_answered_with_value_error(photo):
-    rng = np.random.default_rng(2)
+    rng, exif = np.random.default_rng(2), Image.Exif()
+    exif[0x0112], exif[0x010E] = 3, 'a shop'
     for kind in ('PNG', 'JPEG', 'GIF', 'TIFF', 'WEBP', 'BMP'):
-        data = np.frombuffer(encode(photo, kind), np.uint8)
+        data = np.frombuffer(encode(photo, kind, **({'exif': exif} if kind in WITH_EXIF else {})), np.uint8)
         for _ in range(60):
             broken = data.copy()
-            broken[rng.integers(0, len(data), 4)] = rng.integers(0, 256, 4)
+            broken[rng.integers(0, min(len(data), 200), 4)] = rng.integers(0, 256, 4)
             try:
                 assert images.decode(broken.tobytes()).mode == 'RGB'
             except ValueError as error:

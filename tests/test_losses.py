@@ -36,7 +36,7 @@ def test_contrastive_loss_is_the_sum_written_out():
     labels = np.zeros((5, 2, 3), np.uint8)
     for photo, attribute in np.ndindex(5, 2):
         labels[photo, attribute, list(values[photo, attribute])] = 1
-    ours = np.asarray(losses.contrastive_loss(jnp.asarray(embedding), jnp.asarray(labels), 0.5))
+    ours = np.asarray(losses.contrastive_loss(jnp.asarray(embedding), jnp.asarray(labels), jnp.arange(5), 0.5))
     for i, attribute in np.ndindex(5, 2):
         others = [j for j in range(5) if j != i and values[j, attribute]]
         positives = [j for j in others if values[i, attribute] & values[j, attribute]]
@@ -52,6 +52,16 @@ def test_contrastive_loss_is_the_sum_written_out():
 def test_contrastive_loss_has_a_finite_gradient_where_an_attribute_is_hardly_labeled():
     labels = jnp.zeros((3, 2, 2), jnp.uint8).at[:, 0, 0].set(1).at[0, 1, 0].set(1)
     embedding = jnp.asarray(unit(np.random.default_rng(1), 3, 2, 4))
-    slope = jax.grad(lambda e: jnp.nanmean(losses.contrastive_loss(e, labels, 0.1)))(embedding)
+    slope = jax.grad(lambda e: jnp.nanmean(losses.contrastive_loss(e, labels, jnp.arange(3), 0.1)))(embedding)
     assert np.isfinite(slope).all()
     assert np.abs(slope[:, 0]).max() > 0
+
+
+def test_a_photo_drawn_twice_is_not_its_own_positive():
+    embedding = jnp.asarray(unit(np.random.default_rng(2), 4, 1, 4))
+    labels = jnp.array([0, 0, 1, 0])[:, None, None] == jnp.arange(2)[None, None]
+    once = losses.contrastive_loss(embedding[1:], labels[1:].astype(jnp.uint8), jnp.arange(3), 0.1)
+    twice = losses.contrastive_loss(
+        embedding.at[0].set(embedding[1]), labels.astype(jnp.uint8), jnp.array([7, 7, 8, 9]), 0.1
+    )
+    np.testing.assert_allclose(twice[:2, 0], [once[0, 0]] * 2, rtol=1e-5)

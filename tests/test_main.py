@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import ROOT
+from tests.test_train import arrays_of, assert_same_arrays
 
 
 def command(*arguments):
@@ -71,24 +72,51 @@ def test_a_catalog_from_folder_to_figures(shop):
     assert (workdir / 'eval_valid.json').exists()
 
 
-def test_a_killed_run_goes_on_with_the_same_command(shop):
-    long = (*CATALOG, *TINY, '--config.train.num_epochs=60', '--workdir=w', '--config.eval.every_epochs=60')
-    process = subprocess.Popen(command(*long), cwd=shop.parent, env=ENVIRONMENT, stdout=subprocess.PIPE,
+def test_a_run_killed_mid_epoch_goes_on_with_the_same_command(shop):
+    """SIGKILL saves nothing: the run goes back to its last checkpoint and ends with an unbroken run's parameters."""
+    folder = shop.parent
+    options = (
+        *CATALOG, *TINY, '--config.data.num_triplets=160', '--config.train.num_epochs=3',
+        '--config.train.save_every_steps=4', '--config.train.log_every_steps=5',
+    )  # fmt: skip
+    process = subprocess.Popen(command(*options, '--workdir=killed'), cwd=folder, env=ENVIRONMENT,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    for _ in range(1200):
+        if (folder / 'killed' / 'checkpoints' / 'latest' / '4').exists():
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait(timeout=60)
+    assert not (folder / 'killed' / 'eval_test.json').exists()
+    done = run(folder, *options, '--workdir=killed')
+    assert done.returncode == 0, done.stderr
+    assert 'resumes killed after step' in done.stdout
+    assert run(folder, *options, '--workdir=whole').returncode == 0
+    (step, killed), (last, whole) = arrays_of(folder / 'killed'), arrays_of(folder / 'whole')
+    assert step == last == 30
+    assert_same_arrays(killed, whole)
+    steps = [json.loads(line)['step'] for line in (folder / 'killed' / 'metrics.jsonl').read_text().splitlines()]
+    assert steps == [5, 10, 10, 15, 20, 20, 25, 30, 30]
+
+
+def test_sigterm_saves_and_says_so(shop):
+    options = (*CATALOG, *TINY, '--config.train.num_epochs=500', '--config.eval.every_epochs=500', '--workdir=w')
+    process = subprocess.Popen(command(*options), cwd=shop.parent, env=ENVIRONMENT, stdout=subprocess.DEVNULL,
                                stderr=subprocess.PIPE, text=True)  # fmt: skip
-    metrics = shop.parent / 'w' / 'metrics.jsonl'
-    for _ in range(600):
+    for _ in range(1200):
         if (shop.parent / 'w' / 'checkpoints' / 'latest' / '8').exists():
             break
-        time.sleep(0.1)
+        time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 143, said
-    assert 'Stopped by SIGTERM after saving step' in said
-    done = run(shop.parent, *long, '--config.train.num_epochs=12')
-    assert done.returncode == 0, done.stderr
-    assert 'resumes w after step' in done.stdout
-    steps = [json.loads(line)['step'] for line in metrics.read_text().splitlines()]
-    assert steps == sorted(steps)
+    assert said.startswith('main.py: Stopped by SIGTERM after saving step ')
+    assert said.count('\n') == 1
+
+
+def test_a_workdir_that_is_a_file_is_named(shop):
+    (shop.parent / 'w').touch()
+    assert_one_sentence(run(shop.parent, *CATALOG, *TINY, '--workdir=w'), 'w', 'Not a directory')
 
 
 @pytest.mark.parametrize('front', [(), ('--config', ROOT / 'configs' / 'fashionai.py')])

@@ -30,6 +30,7 @@ def test_batches_have_the_contracts_shapes(records, config):
     assert batch['attribute'].shape == (8,)
     assert batch['attribute'].dtype == np.int32
     assert batch['labels'].shape == (8, 3, 6, 5)
+    assert batch['photo'].shape == (8, 3)
 
 
 def test_a_batch_shows_the_photos_of_its_triplets(records, config):
@@ -44,6 +45,7 @@ def test_a_batch_shows_the_photos_of_its_triplets(records, config):
             for attribute, value in zip(photos[index]['attributes'], photos[index]['values'], strict=True):
                 assert batch['labels'][row, role, attribute, value] == 1
         assert batch['attribute'][row] == table[3]
+        assert batch['photo'][row].tolist() == table[:3]
         assert (batch['labels'][row, 0, table[3]] & batch['labels'][row, 1, table[3]]).any()
 
 

@@ -32,7 +32,7 @@ def make_batch(number, mesh):
     rng = np.random.default_rng(number)
     batch = {
         'images': rng.integers(0, 256, (16, 3, 32, 32, 3), np.uint8), 'attribute': rng.integers(0, 4, 16, np.int32),
-        'labels': rng.integers(0, 2, (16, 3, 4, 5), np.uint8),
+        'labels': rng.integers(0, 2, (16, 3, 4, 5), np.uint8), 'photo': np.arange(48, dtype=np.int32).reshape(16, 3),
     }  # fmt: skip
     return jax.device_put(batch, sharding.batch_sharding(mesh))
 

@@ -25,6 +25,7 @@ def make_run(loss):
     batch = {
         'images': rng.integers(0, 256, (16, 3, 32, 32, 3), np.uint8), 'attribute': rng.integers(0, 2, 16, np.int32),
         'labels': np.eye(4, dtype=np.uint8)[rng.integers(0, 4, (16, 3, 2))],
+        'photo': np.arange(48, dtype=np.int32).reshape(16, 3),
     }  # fmt: skip
     return make_train_step(model, optimizer, config.train, places, mesh), jax.device_put(state, places), batch
 

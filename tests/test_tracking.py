@@ -31,6 +31,9 @@ def test_a_resumed_run_cuts_back_what_came_after_its_step(tmp_path):
     with (tmp_path / 'metrics.jsonl').open('a') as file:
         file.write('{"step": 8, "tra')  # killed in the middle of a line
     tracker = Tracker(tmp_path, 4)
+    assert tracker.has(4, 'train_')
+    assert not tracker.has(6, 'train_')
+    assert not tracker.has(4, 'valid_')
     tracker.write(5, {'train_loss': 5.0})
     tracker.close()
     assert [line['step'] for line in read_lines(tmp_path)] == [2, 4, 5]

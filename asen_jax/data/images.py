@@ -26,16 +26,20 @@ def decode(data: bytes) -> Image.Image:
             warnings.simplefilter('ignore')  # Pillow's remarks on odd EXIF; its size warning is our own check below
             image = Image.open(io.BytesIO(data))
             if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f'{image.width}x{image.height} pixels; at most {MAX_PIXELS:,} are read')
+                raise ValueError(f'{image.width}x{image.height} pixels, at most {MAX_PIXELS:,} are read')
             image.load()
             image = ImageOps.exif_transpose(image)
+            if image.mode.startswith('I'):  # 16-bit gray: Pillow's own conversion clips it to white
+                image = Image.fromarray(np.uint8(np.clip(np.asarray(image, np.int64) // 257, 0, 255)))
             if image.mode in ('RGBA', 'LA', 'PA') or 'transparency' in image.info:
                 image = image.convert('RGBA')
                 ground = Image.new('RGBA', image.size, (*BACKGROUND, 255))
                 image = Image.alpha_composite(ground, image)
             return image.convert('RGB')
-    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:  # what Pillow's readers raise
-        raise ValueError(f'not a readable picture ({error})' if str(error) else 'not a readable picture') from error
+    except MemoryError:
+        raise
+    except Exception as error:  # on damaged files Pillow's readers raise anything, struct.error and TypeError among it
+        raise ValueError(f'not a readable picture ({error})') from error
 
 
 class Opened(NamedTuple):

@@ -5,6 +5,7 @@ import json
 import os
 import threading
 import time
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -63,14 +64,22 @@ def read_rows(records: Records, split: str, fields: tuple[str, ...]) -> Int[np.n
     """The integer `fields` of a split of lists (`test_query`, `valid_triplets`, ...); no rows where it is absent."""
     if split not in records.splits:
         return np.zeros((0, len(fields)), np.int32)
-    source = open_split(records.directory, split)
-    return np.array([[record[field] for field in fields] for record in source], np.int32)
+    return _read_rows(records.directory, split, fields)
+
+
+@functools.lru_cache(maxsize=16)  # each evaluation asks for the same lists
+def _read_rows(directory: str, split: str, fields: tuple[str, ...]) -> np.ndarray:
+    return np.array([[record[field] for field in fields] for record in open_split(directory, split)], np.int32)
 
 
 def read_labels(records: Records, split: str) -> Labels:
     """Every label of a split, without reading its photos."""
-    with np.load(Path(records.directory) / 'labels.npz') as arrays:
-        return Labels(*(arrays[f'{split}_{field}'] for field in Labels._fields))
+    path = Path(records.directory) / 'labels.npz'
+    try:
+        with np.load(path) as arrays:
+            return Labels(*(arrays[f'{split}_{field}'] for field in Labels._fields))
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(f'{path} is damaged ({error}); delete {records.directory} and prepare again.') from error
 
 
 class LoadOptions(NamedTuple):
@@ -140,6 +149,7 @@ class TripletSource:
         pixels[flips] = pixels[flips, :, ::-1]
         element = {'images': pixels, 'attribute': np.int32(attribute)}
         if self.label_shape is not None:
+            element['photo'] = np.array(photos, np.int32)
             element['labels'] = np.zeros((len(photos), *self.label_shape), np.uint8)
             for role, record in enumerate(taken):
                 element['labels'][role, record['attributes'], record['values']] = 1
@@ -156,6 +166,8 @@ def make_train_index(records: Records) -> TripletIndex:
 def steps_per_epoch(records: Records, config) -> int:
     """Whole batches of an epoch; the last incomplete one is left out, so that a batch never spans two epochs."""
     num_triplets = config.data.num_triplets
+    if config.data.triplets == 'fixed' and config.data.strict_negatives:
+        raise InputError('config.data.strict_negatives needs fresh triplets; a fixed list is taken as it is.')
     if config.data.triplets == 'fixed':
         num_triplets = min(num_triplets, records.splits.get('train_triplets', 0))
     elif config.data.triplets != 'fresh':
@@ -171,7 +183,8 @@ def steps_per_epoch(records: Records, config) -> int:
 def train_batches(records: Records, config, start_step: int = 0) -> Iterator[dict[str, np.ndarray]]:
     """Batches `images` uint8 [B, 3, size, size, 3] and `attribute` int32 [B] from `start_step` to the last epoch's end.
 
-    With the contrastive loss also `labels` uint8 [B, 3, attributes, values]: 1 where a photo has the value.
+    With the contrastive loss also `photo` int32 [B, 3], the record's position, and `labels` uint8 [B, 3, attributes, values],
+    1 where the photo has the value.
     """
     batch_size = config.train.batch_size
     source = TripletSource(records, config, steps_per_epoch(records, config) * batch_size)

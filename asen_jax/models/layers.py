@@ -164,7 +164,7 @@ def max_pool(x: Float[Array, 'n h w c']) -> Float[Array, 'n h2 w2 c']:
     return y
 
 
-def l2_normalize(x: Float[Array, 'n d']) -> Float[Array, 'n d']:
+def l2_normalize(x: Float[Array, '*n d']) -> Float[Array, '*n d']:
     """x / ||x||, float32, without an epsilon, as the original does it."""
     x = x.astype(jnp.float32)
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)

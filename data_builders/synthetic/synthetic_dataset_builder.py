@@ -43,7 +43,7 @@ class Builder(tfds.core.ShardBasedBuilder):
 def list_files(data: ConfigDict) -> list[Path]:
     """The description of the data set is the drawing code: when it changes the records are made anew."""
     del data
-    return [Path(__file__).with_name(name) for name in ('figures.py', 'garments.py', 'sketch.py')]
+    return [Path(__file__).with_name(name) for name in ('figures.py', 'garments.py', 'sketch.py', Path(__file__).name)]
 
 
 def config_name(data: ConfigDict) -> str:
