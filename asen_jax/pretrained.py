@@ -73,10 +73,10 @@ def _turn(array: np.ndarray, kind: str) -> np.ndarray:
     return array.T if kind == _LINEAR else array
 
 
-def flatten(tree: dict, prefix: str = '') -> dict[str, jax.Array]:
+def flatten(tree: dict) -> dict[str, jax.Array | np.ndarray]:
     """A nested dict of arrays as {'trunk.layer1.0.conv1.kernel': array}."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {prefix + '.'.join(str(step.key) for step in path): leaf for path, leaf in leaves}
+    return {'.'.join(str(step.key) for step in path): leaf for path, leaf in leaves}
 
 
 def fill_from_torch(network: str, params: dict, batch_stats: dict, state_dict: Mapping[str, np.ndarray]):
