@@ -20,6 +20,7 @@ def get_config(variant: str = 'asen_v2') -> ml_collections.ConfigDict:
     config.data.crop_to_bbox = True
     config.data.fit = 'pad'
     config.data.image_size = 64
+    config.data.jitter = 0.2
     config.data.num_triplets = 3200
     config.data.num_workers = 0
     config.model.trunk = 'resnet18'
@@ -30,7 +31,7 @@ def get_config(variant: str = 'asen_v2') -> ml_collections.ConfigDict:
     config.train.loss = 'contrastive'
     config.mesh.cpu_devices = 2
     config.optim.learning_rate = 2e-3
-    config.optim.decay_rate = 0.8
+    config.optim.decay_rate = 0.85
     config.train.batch_size = 32
-    config.train.num_epochs = 10
+    config.train.num_epochs = 18
     return config

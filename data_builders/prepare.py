@@ -66,8 +66,8 @@ def prepared_path(config) -> Path:
 
 def default_workdir_name(config) -> str:
     """`config.name`; a catalog that was given no name of its own is called after its folder, as its records are."""
-    if config.data.name == 'catalog' and config.name == 'catalog':
-        return f'catalog-{load_builder("catalog").config_name(config.data)}'
+    if config.data.name == 'catalog' and re.fullmatch(r'catalog(_\w+)?', config.name):  # configs/catalog.py, a variant
+        return f'{config.name}-{load_builder("catalog").config_name(config.data)}'
     return config.name
 
 
