@@ -27,6 +27,6 @@ def get_config(variant: str = 'asen_v2') -> ml_collections.ConfigDict:
     config.optim.learning_rate = 2e-3
     config.optim.decay_rate = 0.8
     config.train.batch_size = 32
-    config.train.num_epochs = 5
+    config.train.num_epochs = 4
     config.eval.cross_attribute = True
     return config

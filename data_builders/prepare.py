@@ -12,6 +12,7 @@ import importlib
 import io
 import json
 import logging
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
