@@ -27,7 +27,7 @@ def overlay_heatmap(photo: UInt8[np.ndarray, 'h w 3'], heatmap: Float[np.ndarray
     span = max(float(heatmap.max() - heatmap.min()), 1e-12)
     cells = Image.fromarray(np.uint8(255 * (heatmap - heatmap.min()) / span))
     weight = np.asarray(cells.resize(photo.shape[1::-1], Image.Resampling.BICUBIC), np.float32)[..., None] / 255
-    tinted = photo * (0.35 + 0.4 * weight) + (COLD * (1 - weight) + WARM * weight) * 0.3
+    tinted = photo * (0.5 + 0.25 * weight) + (COLD * (1 - weight) + WARM * weight) * 0.3
     return Image.fromarray(np.uint8(np.clip(tinted, 0, 255)))
 
 

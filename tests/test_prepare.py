@@ -210,6 +210,8 @@ def test_names(config, tmp_path):
     assert name.startswith('catalog-shop-') and preparing.prepared_path(config).parent.name == name.removeprefix(
         'catalog-'
     )
+    config.name = 'catalog_csn'  # a variant of configs/catalog.py
+    assert preparing.default_workdir_name(config) == name.replace('catalog-', 'catalog_csn-')
     config.name = 'mine'
     assert preparing.default_workdir_name(config) == 'mine'
     config.data.name = 'fashonai'
