@@ -2,7 +2,8 @@
 
 Gradient norms. The originals' float32 figures lie up to 3e-3 from a float64 computation, and float64 gradients themselves
 move by up to 2e-3 when weights move by 1e-7 of their size: signs of ReLUs near zero flip. So no port can meet each norm to
-1e-3; these tests hold 85 % of the norms to 1e-3, all to 6e-3, and their mean signed difference to 5e-4.
+1e-3 (`benchmarks/step.py --compare-gradients` shows it). Behind the last such ReLUs, in the heads, these tests hold every norm
+to 1e-3; in the trunks three quarters of them to 1e-3, all to 6e-3, and their mean signed difference to 5e-4.
 """
 
 import json
@@ -90,8 +91,10 @@ def check_first_step(golden, network, state, gradient_norm):
     told = theirs > 1e-7
     np.testing.assert_allclose(ours[~told], theirs[~told], rtol=0, atol=1e-7)
     relative = ours[told] / theirs[told] - 1
+    of_head = np.array([our_path(network, name)[0].startswith('head.') for name in golden['grad_names'][told]])
+    assert np.abs(relative[of_head]).max() < 1e-3
     assert np.abs(relative).max() < 6e-3
-    assert np.mean(np.abs(relative) < 1e-3) > 0.85
+    assert np.mean(np.abs(relative[~of_head]) < 1e-3) > 0.75
     assert abs(relative.mean()) < 5e-4
     np.testing.assert_allclose(gradient_norm, np.linalg.norm(theirs), rtol=1e-3)
 
