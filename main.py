@@ -20,6 +20,7 @@ def run(argv: list[str]) -> int:
     say = StreamHandler(sys.stdout)
     getLogger('data_builders').handlers[:] = [say]
     getLogger('data_builders').setLevel('INFO')
+    getLogger('data_builders').propagate = False
     try:
         from data_builders import prepare
 
