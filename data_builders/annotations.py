@@ -131,12 +131,13 @@ def _parse(path: Path, expected: str) -> list[list[int]]:
         try:
             rows.append(list(map(int, words)))
         except ValueError as error:
-            word = next(word for word in words if not _is_whole(word))
+            word = next(word for word in words if not is_whole(word))
             raise InputError(f'{path}, line {line}: {word!r} is not a whole number; expected {expected}.') from error
     return rows
 
 
-def _is_whole(word: str) -> bool:
+def is_whole(word: str) -> bool:
+    """Whether `word` is a whole number."""
     try:
         int(word)
     except ValueError:

@@ -38,7 +38,7 @@ def check_photos(raw: RawDataset, missing: str = 'error', broken: str = 'error')
                 for photo, size, why in pool.map(_look, part):
                     if why:
                         _refuse(raw, photo, why, skip_reasons)
-                        skipped.append({'image_id': photo.image_id, 'why': why})
+                        skipped.append({'image_id': photo.image_id, 'why': why, 'path': str(photo.path or '')})
                     checked[split].append(photo if why else _with_box(photo, size, boxed))
                     keep[split].append(not why)
                     bar.update()
@@ -115,5 +115,5 @@ def _note_skipped(kept: RawDataset, raw: RawDataset, skipped: list[dict]) -> Raw
             notes.append(f'{split}: {went} went with skipped photos')
     for split in raw.triplets:
         if gone := len(raw.triplets[split]) - len(kept.triplets[split]):
-            notes.append(f'{split}: {gone} published triplets went with skipped photos')
+            notes.append(f'{split}: {gone:,} triplets went with skipped photos')
     return kept._replace(skipped=tuple(skipped), dropped=dropped, notes=tuple(notes))

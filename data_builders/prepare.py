@@ -1,6 +1,7 @@
 """Builds one data set's records, or finds them built: raw files in `data.manual_dir` become a directory in `data.dir`.
 
-Beside the records lie `prepare.json` (what was read, skipped and why) and `labels.npz` (all labels without the photos).
+Beside the records lie `prepare.json` (what was read, skipped and why), `skipped.txt` (the same photos, one a line) and
+`arrays.npz` (all labels and lists, without the photos).
 All of it is made in a folder `incomplete` and then moved into place at once, so that nothing half-made is ever seen and
 a failure harms no earlier records.
 """
@@ -14,7 +15,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +25,9 @@ from jaxtyping import Int
 from asen_jax.errors import InputError
 from asen_jax.metrics import chance_map
 from data_builders.checks import check_photos
-from data_builders.records import FORMAT, SPLITS, RawDataset, labels_of, with_triplets, write_labels
+from data_builders.records import FORMAT, SPLITS, RawDataset, labels_of, with_triplets, write_arrays
 
-BUILDERS = ('fashionai', 'catalog', 'synthetic')
+BUILDERS = ('fashionai', 'darn', 'deepfashion', 'zappos50k', 'catalog', 'synthetic')
 SHOWN = 5  # skipped photos that the summary names
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,8 @@ def prepare(config, before_building: Callable[[], None] = lambda: None) -> Path:
         if not _usable(target, module, data):  # the process that we waited for may have built them
             raw = with_triplets(check_photos(raw, data.missing, data.broken))
             built = _build(module, raw, target)
-            write_labels(raw, built / 'labels.npz')
+            write_arrays(raw, built / 'arrays.npz')
+            (built / 'skipped.txt').write_text(''.join(f'{e["image_id"]}\t{e["why"]}\n' for e in raw.skipped))
             content = describe(raw, _description(module, data))
             content['files'] = {path.name: path.stat().st_size for path in sorted(built.iterdir())}
             (built / 'prepare.json').write_text(json.dumps(content, indent=1))
@@ -81,7 +83,7 @@ def load_builder(name: str):
 
 def describe(raw: RawDataset, description: str) -> dict:
     """The content of prepare.json; `fingerprint` tells records apart, also by the photos that were skipped."""
-    splits = {}
+    splits, left_out = {}, [[entry['image_id'], entry['why']] for entry in raw.skipped]  # wherever they lie
     for split in SPLITS:
         labels = labels_of(raw.photos.get(split, ()))
         if not raw.photos.get(split):
@@ -96,12 +98,13 @@ def describe(raw: RawDataset, description: str) -> dict:
             'queries': len(query),
             'candidates': len(candidate),
             'unanswered': count_unanswered(query, candidate),
+            'triplets': len(raw.triplets.get(split, ())),
             'chance_map': chance_map(raw.attributes, query, candidate) if len(query) else None,
         }
     return {
         'dataset': raw.dataset, 'splits': splits, 'skipped': list(raw.skipped), 'notes': list(raw.notes),
-        'description': description,
-        'fingerprint': hashlib.sha256(json.dumps([description, list(raw.skipped)]).encode()).hexdigest(),
+        'caveat': raw.caveat, 'description': description,
+        'fingerprint': hashlib.sha256(json.dumps([description, left_out]).encode()).hexdigest(),
     }  # fmt: skip
 
 
@@ -116,12 +119,12 @@ def summary(prepared: Path) -> str:
     content = json.loads((Path(prepared) / 'prepare.json').read_text())
     splits = content['splits']
     lines = [f'{content["dataset"]}: {prepared}', '']
-    heads = ''.join(f'{head:>12}' for head in ('queries', 'candidates', 'unanswered', 'chance MAP'))
+    heads = ''.join(f'{head:>12}' for head in ('queries', 'candidates', 'unanswered', 'chance MAP', 'triplets'))
     lines.append(f'{"":10}{"photos":>10}{"labels":>10}{heads}')
     for split, facts in splits.items():
         chance = f'{100 * facts["chance_map"]["overall"]:.2f}' if facts['chance_map'] else '-'
         figures = f'{facts["photos"]:>10,}{facts["labels"]:>10,}{facts["queries"]:>12,}{facts["candidates"]:>12,}'
-        lines.append(f'{split:10}{figures}{facts["unanswered"]:>12,}{chance:>12}')
+        lines.append(f'{split:10}{figures}{facts["unanswered"]:>12,}{chance:>12}{facts["triplets"]:>12,}')
     lines += ['', f'{"":24}' + ''.join(f'{f"{split} values":>14}{"chance MAP":>12}' for split in splits)]
     for name in next(iter(splits.values()))['values']:
         cells = ''
@@ -132,8 +135,8 @@ def summary(prepared: Path) -> str:
     lines += ['', f'skipped: {len(content["skipped"]):,} photos']
     lines += [f'  {entry["image_id"]}: {entry["why"]}' for entry in content['skipped'][:SHOWN]]
     if len(content['skipped']) > SHOWN:
-        lines.append(f'  ... all are listed in {Path(prepared) / "prepare.json"}')
-    return '\n'.join([*lines, *content['notes']])
+        lines.append(f'  ... all are listed in {Path(prepared) / "skipped.txt"}')
+    return '\n'.join([*lines, *content['notes'], *filter(None, [content['caveat']])])
 
 
 def is_whole(prepared: Path) -> bool:
@@ -152,15 +155,29 @@ def _usable(target: Path, module, data) -> str:
     if not all(path.is_file() for path in module.list_files(data)):
         return 'the raw files are not there, the records are whole'
     content = json.loads((target / 'prepare.json').read_text())
-    # photos that were left out by data.missing=skip must not stay out unseen under 'error'
+    # photos that were left out by data.missing=skip must not stay out unseen under 'error', nor once they are there
     allowed = all(data[entry['why'].split(':')[0]] == 'skip' for entry in content['skipped'])
     same = content.get('description') == _description(module, data)
-    return 'their description has not changed' if allowed and same else ''
+    if not allowed or not same or _any_mended(content['skipped'], (target / 'prepare.json').stat().st_mtime):
+        return ''
+    return 'their description has not changed'
+
+
+def _any_mended(skipped: Sequence[dict], since: float) -> bool:
+    """Whether a photo that was missing is there now, or a broken one's file was changed after `since`."""
+    for entry in skipped:
+        path = Path(entry['path'])
+        if entry['path'] and path.is_file() and (entry['why'] == 'missing' or path.stat().st_mtime > since):
+            return True
+    return False
 
 
 def _description(module, data) -> str:
     """A hash of all that decides the records: the lists, the options (in the config's name), the versions."""
-    files = [[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in module.list_files(data)]
+    files = []
+    for path in module.list_files(data):
+        with path.open('rb') as file:
+            files.append([path.name, hashlib.file_digest(file, 'sha256').hexdigest()])
     facts = [data.name, module.config_name(data), str(module.Builder.VERSION), FORMAT, files]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from asen_jax.data.triplets import Labels, draw_triplets, make_index
 from asen_jax.errors import InputError
 
-FORMAT = 1  # of the records; part of the fingerprint, so that a change of it prepares anew
+FORMAT = 3  # of the records; part of the fingerprint, so that a change of it prepares anew
 SPLITS = ('train', 'valid', 'test')
 EXAMPLES_PER_SHARD = 2000
 TRIPLETS_SEED = 20200207  # of the builder's own triplets; config.seed must not change records
@@ -47,7 +47,8 @@ class RawDataset(NamedTuple):
     candidates: Mapping[str, Int[np.ndarray, 'n 3']] = NO_ENTRIES
     triplets: Mapping[str, Int[np.ndarray, 'n 4']] = NO_ENTRIES  # published: anchor, positive, negative, attribute
     notes: tuple[str, ...] = ()  # lines for a person
-    skipped: tuple[dict, ...] = ()  # {'image_id', 'why'} of photos left out
+    skipped: tuple[dict, ...] = ()  # {'image_id', 'why', 'path'} of photos left out
+    caveat: str = ''  # what every figure from these records has to say of them
     dropped: Mapping[str, dict] = NO_ENTRIES  # {split: {'queries', 'candidates'}}: entries that went with those photos
 
 
@@ -133,6 +134,25 @@ def with_triplets(raw: RawDataset) -> RawDataset:
     return raw._replace(triplets=triplets, notes=tuple(notes))
 
 
+class RecordsBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
+    """Writes the records of a source that was read and checked; each data set's `Builder` is this one with its version.
+
+    `data_builders.prepare` is the way to call it.
+    """
+
+    VERSION = tfds.core.Version('1.0.0')
+
+    def __init__(self, *, raw: RawDataset, **kwargs):
+        self._raw = raw  # before TFDS's own constructor, which asks for _info
+        super().__init__(**kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return builder_info(self, self._raw)
+
+    def _shard_iterators_per_split(self, dl_manager) -> Mapping[str, list[Callable[[], Iterator]]]:
+        return shard_iterators(self._raw)
+
+
 def builder_info(builder: tfds.core.DatasetBuilder, raw: RawDataset) -> tfds.core.DatasetInfo:
     """The records' features, and the names that make their numbers readable, as metadata.
 
@@ -189,12 +209,18 @@ def shard_iterators(raw: RawDataset) -> dict[str, list[Callable[[], Iterator]]]:
     }
 
 
-def write_labels(raw: RawDataset, path: Path) -> None:
-    """All labels as arrays `<split>_photo`, `<split>_attribute`, `<split>_value`: to read them without the photos."""
+def write_arrays(raw: RawDataset, path: Path) -> None:
+    """All labels as `<split>_photo`, `_attribute`, `_value`, and the lists as `<split>_query`, `_candidate`, `_triplets`.
+
+    The same as in the records: 440,000 triplets are read from here in a moment, one by one in most of a minute.
+    """
     arrays = {}
     for split in SPLITS:
         for name, column in labels_of(raw.photos.get(split, ()))._asdict().items():
             arrays[f'{split}_{name}'] = column
+        for name, lists in (('query', raw.queries), ('candidate', raw.candidates), ('triplets', raw.triplets)):
+            if len(lists.get(split, ())):
+                arrays[f'{split}_{name}'] = np.asarray(lists[split], np.int32)
     np.savez(path, **arrays)
 
 

@@ -1,8 +1,6 @@
 """The parsers of the annotation files: line ends, ranges, errors that name file and line; and the published lists."""
 
 import json
-import tarfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +9,9 @@ from asen_jax.errors import InputError
 from asen_jax.metrics import chance_map, retrieval_metrics, summarize
 from data_builders import annotations
 from data_builders.annotations import Meta
+from tests.conftest import unpack_published
 
 META = Meta(('neck', 'sleeve'), {'neck': ('0', '1'), 'sleeve': ('0', '1', '2')})
-PUBLISHED = Path(__file__).parents[2] / 'shared' / 'data' / 'asen_splits.tar.gz'
 CHANCE = (17.20, 12.50, 13.35, 17.45, 22.36, 21.62, 11.09, 21.20)  # REFERENCE.md, FashionAI's test lists
 
 
@@ -118,12 +116,7 @@ def test_attributes_are_picked_in_the_data_sets_order():
 
 @pytest.fixture(scope='module')
 def published(tmp_path_factory):
-    if not PUBLISHED.exists():
-        pytest.skip(f'the published lists are not at {PUBLISHED}')
-    folder = tmp_path_factory.mktemp('published')
-    with tarfile.open(PUBLISHED) as archive:
-        archive.extractall(folder, filter='data')
-    return folder / 'data'
+    return unpack_published(tmp_path_factory.mktemp('published'))
 
 
 def read_published(root, split):

@@ -71,7 +71,7 @@ def test_a_fixed_list_is_shuffled_each_epoch_and_never_redrawn(records, config):
     config.data.triplets = 'fixed'
     config.data.num_triplets = records.splits['train_triplets']
     steps = pipeline.steps_per_epoch(records, config)
-    listed = pipeline.read_rows(records, 'train_triplets', ('anchor', 'positive', 'negative', 'attribute'))
+    listed = pipeline.read_rows(records, 'train_triplets')
     source = pipeline.TripletSource(records, config, steps * 8)
     for epoch in (0, 1):
         table = source.table(epoch)

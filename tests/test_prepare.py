@@ -49,7 +49,7 @@ def leftovers(prepared):
 def test_records_hold_the_original_bytes_and_labels(config):
     prepared = preparing.prepare(config)
     folder = Path(config.data.manual_dir)
-    labels = np.load(prepared / 'labels.npz')
+    arrays = np.load(prepared / 'arrays.npz')
     for split, start, count in (('train', 0, 40), ('valid', 40, 10), ('test', 50, 10)):
         records = read(prepared, split)
         assert len(records) == count
@@ -60,9 +60,14 @@ def test_records_hold_the_original_bytes_and_labels(config):
             assert record['index'] == index
             assert record['attributes'].tolist() == [0, 1] and record['values'].tolist() == [number % 2, number % 3]
             assert record['bbox'].tolist() == [0, 0, 10, 12]
-            mine = labels[f'{split}_photo'] == index
-            assert labels[f'{split}_attribute'][mine].tolist() == [0, 1]
-            assert labels[f'{split}_value'][mine].tolist() == [number % 2, number % 3]
+            mine = arrays[f'{split}_photo'] == index
+            assert arrays[f'{split}_attribute'][mine].tolist() == [0, 1]
+            assert arrays[f'{split}_value'][mine].tolist() == [number % 2, number % 3]
+    for name, fields in (
+        ('test_query', ('index', 'attribute', 'value')),
+        ('valid_triplets', ('anchor', 'positive', 'negative', 'attribute')),
+    ):
+        assert arrays[name].tolist() == [[row[field] for field in fields] for row in read(prepared, name)]
     metadata = tfds.builder_from_directory(prepared).info.metadata
     assert metadata['attributes'] == ['color', 'fit'] and metadata['values']['fit'] == ['c', 'd', 'e']
     triplets = read(prepared, 'train_triplets')
@@ -79,7 +84,7 @@ def test_prepare_json_says_what_was_read(config):
     assert content['dataset'] == 'catalog' and content['skipped'] == []
     assert content['splits']['train'] == {
         'photos': 40, 'labels': 80, 'values': {'color': 2, 'fit': 3}, 'queries': 0, 'candidates': 0, 'unanswered': 0,
-        'chance_map': None,
+        'triplets': 800, 'chance_map': None,
     }  # fmt: skip
     test = content['splits']['test']
     assert (
@@ -101,7 +106,7 @@ def test_done_records_are_left_alone_and_serve_without_the_raw_files(config):
     shutil.rmtree(config.data.manual_dir)
     assert preparing.prepare(config) == prepared
     assert {path.name: path.stat().st_mtime_ns for path in prepared.iterdir()} == before
-    (prepared / 'labels.npz').unlink()
+    (prepared / 'arrays.npz').unlink()
     with pytest.raises(InputError, match='does not exist'):
         preparing.prepare(config)
 
@@ -160,6 +165,23 @@ def test_skipped_photos_are_listed_and_an_error_again_without_skip(config):
         preparing.prepare(config)
 
 
+def test_skipped_photos_that_came_or_were_mended_are_taken_in(config):
+    photo = Path(config.data.manual_dir) / 'img/52.jpg'
+    whole, config.data.missing, config.data.broken = photo.read_bytes(), 'skip', 'skip'
+    photo.write_bytes(whole[:-200])
+    (photo.parent / '3.jpg').unlink()
+    built = preparing.prepare(config) / 'prepare.json'
+    before = built.stat().st_mtime_ns
+    preparing.prepare(config)
+    assert built.stat().st_mtime_ns == before
+    (photo.parent / '3.jpg').write_bytes(whole)
+    assert len(read(preparing.prepare(config), 'train')) == 40
+    photo.write_bytes(whole)
+    os.utime(photo, ns=(built.stat().st_mtime_ns + 1_000_000,) * 2)  # a coarse clock may call both times the same
+    assert len(read(preparing.prepare(config), 'test')) == 10
+    assert json.loads(built.read_text())['skipped'] == []
+
+
 def stop_in_the_middle(config):
     """Prepare in a process that kills itself as the second split is written."""
     from data_builders import records
@@ -215,7 +237,7 @@ def test_names(config, tmp_path):
     config.name = 'mine'
     assert preparing.default_workdir_name(config) == 'mine'
     config.data.name = 'fashonai'
-    with pytest.raises(InputError, match=r"data\.name is 'fashonai'; write one of fashionai, catalog"):
+    with pytest.raises(InputError, match=r"data\.name is 'fashonai'; write one of fashionai, darn, "):
         preparing.prepare(config)
     config.data.name, config.data.missing = 'catalog', 'ignore'
     with pytest.raises(InputError, match=r"data\.missing is 'ignore'; write error or skip"):

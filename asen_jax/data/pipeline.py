@@ -33,6 +33,7 @@ class Records(NamedTuple):
     values: tuple[tuple[str, ...], ...]  # value names of each attribute
     splits: Mapping[str, int]  # number of records; a split without records is absent
     dropped: Mapping[str, dict]  # split -> queries and candidates that lost their photo
+    caveat: str  # what every figure from these records has to say, or ''
     fingerprint: str  # of what the records were made from
 
 
@@ -49,7 +50,7 @@ def open_records(directory: str | os.PathLike) -> Records:
         directory, metadata['dataset'], tuple(metadata['attributes']),
         tuple(tuple(metadata['values'][name]) for name in metadata['attributes']),
         {name: split.num_examples for name, split in builder.info.splits.items()},
-        metadata['dropped'], report['fingerprint'],
+        metadata['dropped'], report.get('caveat', ''), report['fingerprint'],
     )  # fmt: skip
 
 
@@ -60,26 +61,28 @@ def open_split(directory: str, split: str):
     return builder.as_data_source(split, decoders={'image': tfds.decode.SkipDecoding()})
 
 
-def read_rows(records: Records, split: str, fields: tuple[str, ...]) -> Int[np.ndarray, 'rows fields']:
-    """The integer `fields` of a split of lists (`test_query`, `valid_triplets`, ...); no rows where it is absent."""
+def read_rows(records: Records, split: str) -> Int[np.ndarray, 'rows fields']:
+    """A split of lists: (index, attribute, value) of `test_query` and its like, (anchor, positive, negative, attribute)
+    of `test_triplets` and its like; no rows where it is absent.
+    """
     if split not in records.splits:
-        return np.zeros((0, len(fields)), np.int32)
-    return _read_rows(records.directory, split, fields)
-
-
-@functools.lru_cache(maxsize=16)  # each evaluation asks for the same lists
-def _read_rows(directory: str, split: str, fields: tuple[str, ...]) -> np.ndarray:
-    return np.array([[record[field] for field in fields] for record in open_split(directory, split)], np.int32)
+        return np.zeros((0, 4 if split.endswith('_triplets') else 3), np.int32)
+    return _read_arrays(records.directory, (split,))[0]
 
 
 def read_labels(records: Records, split: str) -> Labels:
     """Every label of a split, without reading its photos."""
-    path = Path(records.directory) / 'labels.npz'
+    return Labels(*_read_arrays(records.directory, tuple(f'{split}_{field}' for field in Labels._fields)))
+
+
+@functools.lru_cache(maxsize=16)  # each evaluation asks for the same lists
+def _read_arrays(directory: str, names: tuple[str, ...]) -> list[np.ndarray]:
+    path = Path(directory) / 'arrays.npz'
     try:
         with np.load(path) as arrays:
-            return Labels(*(arrays[f'{split}_{field}'] for field in Labels._fields))
+            return [arrays[name] for name in names]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(f'{path} is damaged ({error}); delete {records.directory} and prepare again.') from error
+        raise InputError(f'{path} is damaged ({error}); delete {directory} and prepare again.') from error
 
 
 class LoadOptions(NamedTuple):
@@ -120,9 +123,14 @@ class TripletSource:
         self.label_shape = None  # [attributes, values] where the loss asks for every label of the photos
         if config.train.loss == 'contrastive':
             self.label_shape = len(records.attributes), max(map(len, records.values))
+            if not len(read_labels(records, 'train').photo):
+                raise InputError(
+                    f'{records.directory} has triplets, but no labels, which the contrastive loss compares by; '
+                    'set config.train.loss=triplet.'
+                )
         self.fixed = self.index = None
         if config.data.triplets == 'fixed':
-            self.fixed = read_rows(records, 'train_triplets', ('anchor', 'positive', 'negative', 'attribute'))
+            self.fixed = read_rows(records, 'train_triplets')
         else:
             self.index = make_train_index(records)
 
@@ -160,7 +168,12 @@ def make_train_index(records: Records) -> TripletIndex:
     """The index from which training draws its triplets."""
     if 'train' not in records.splits:
         raise InputError(f'{records.directory} has no train photos; give some rows the split "train".')
-    return make_index(read_labels(records, 'train'))
+    labels = read_labels(records, 'train')
+    if not len(labels.photo):
+        raise InputError(
+            f'{records.directory} has triplets, but no labels to draw others from; set config.data.triplets=fixed.'
+        )
+    return make_index(labels)
 
 
 def steps_per_epoch(records: Records, config) -> int:

@@ -3,11 +3,10 @@
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import tensorflow_datasets as tfds
 from jaxtyping import Int
 
 from asen_jax.errors import InputError
@@ -21,21 +20,10 @@ SHARES = {'train': 0.8, 'valid': 0.1, 'test': 0.1}
 QUERY_SHARE = 0.2  # of a split's photos: queries to candidates 1:4
 
 
-class Builder(tfds.core.ShardBasedBuilder):
+class Builder(records.RecordsBuilder):
     """Writes the records of a catalog that was read and checked; `data_builders.prepare` is the way to call it."""
 
-    VERSION = tfds.core.Version('1.0.0')
     MANUAL_DOWNLOAD_INSTRUCTIONS = 'A folder of photos with a labels.csv; data_builders/catalog/README.md describes it.'
-
-    def __init__(self, *, raw: RawDataset, **kwargs):
-        self._raw = raw  # before TFDS's own constructor, which asks for _info
-        super().__init__(**kwargs)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return records.builder_info(self, self._raw)
-
-    def _shard_iterators_per_split(self, dl_manager) -> Mapping[str, list[Callable[[], Iterator]]]:
-        return records.shard_iterators(self._raw)
 
 
 def list_files(data) -> list[Path]:

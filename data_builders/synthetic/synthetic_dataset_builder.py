@@ -2,11 +2,10 @@
 
 import hashlib
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import tensorflow_datasets as tfds
 from jaxtyping import Int
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -24,20 +23,8 @@ MIN_SIZE = 32  # pixels; smaller, no one can tell a collar
 JPEG_QUALITY = 95
 
 
-class Builder(tfds.core.ShardBasedBuilder):
+class Builder(records.RecordsBuilder):
     """Writes the records of drawn photos; `data_builders.prepare` is the way to call it."""
-
-    VERSION = tfds.core.Version('1.0.0')
-
-    def __init__(self, *, raw: RawDataset, **kwargs):
-        self._raw = raw  # before TFDS's own constructor, which asks for _info
-        super().__init__(**kwargs)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return records.builder_info(self, self._raw)
-
-    def _shard_iterators_per_split(self, dl_manager) -> Mapping[str, list[Callable[[], Iterator]]]:
-        return records.shard_iterators(self._raw)
 
 
 def list_files(data: ConfigDict) -> list[Path]:
