@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from tqdm import tqdm
 
 from asen_jax.checkpoint import Checkpoints, abstract_like
-from asen_jax.models import Model, build_model, embed_all
+from asen_jax.models import Model, build_shapes, embed_all
 from asen_jax.sharding import batch_sharding_for, state_shardings
 
 
@@ -22,6 +22,7 @@ class Vectors(NamedTuple):
     vectors: Float[np.ndarray, 'wanted dim']
     peak_in_box: Float[np.ndarray, 'photos attributes'] | None  # 1 inside its box, 0 outside, NaN without box
     box_share: Float[np.ndarray, 'photos attributes'] | None  # share of the input that the box covers
+    distance: str = 'cosine'  # how they compare: config.train.distance
 
     def of(self, index: Int[np.ndarray, ' n'], attribute: int) -> Float[np.ndarray, 'n dim']:
         """The vectors of photos under one attribute, all of which were wanted."""
@@ -45,8 +46,8 @@ def load_network(checkpoints: Checkpoints, which: str, precision: str, mesh: jax
     meta = checkpoints.read_meta(which)
     config = ml_collections.ConfigDict(meta['config'])
     config.precision = precision
-    model, *arrays = build_model(config, len(meta['attributes']))
-    like = dict(zip(('params', 'batch_stats'), arrays, strict=True))
+    model, *shapes = build_shapes(config, len(meta['attributes']))
+    like = dict(zip(('params', 'batch_stats'), shapes, strict=True))
     restored = checkpoints.restore(which, abstract_like(like, state_shardings(like, mesh)))
     return Network(model, restored['params'], restored['batch_stats'], meta)
 

@@ -18,8 +18,6 @@ from asen_jax.sharding import make_mesh
 
 KS = (1, 5, 10)
 MAX_EXAMPLES, NUM_NEAREST = 8, 6  # of the picture
-LIST = ('index', 'attribute', 'value')
-TRIPLET = ('anchor', 'positive', 'negative', 'attribute')
 
 Rows = Int[np.ndarray, '_ _']  # lists of different lengths meet in one signature
 
@@ -35,8 +33,8 @@ def evaluate(
     config, records: Records, split: str, embedder: Callable, params: dict, batch_stats: dict, step: int
 ) -> Evaluation:
     """Every figure of `split`; raises InputError where it asks nothing."""
-    query, candidate = read_rows(records, f'{split}_query', LIST), read_rows(records, f'{split}_candidate', LIST)
-    triplets = read_rows(records, f'{split}_triplets', TRIPLET)
+    query, candidate = read_rows(records, f'{split}_query'), read_rows(records, f'{split}_candidate')
+    triplets = read_rows(records, f'{split}_triplets')
     if not asks_anything(records, split):
         raise InputError(
             f'{records.directory} has no queries and no triplets in its {split} split; name another --split.'
@@ -45,7 +43,8 @@ def evaluate(
     indices = np.flatnonzero(wanted.any(axis=1))
     batches = eval_batches(records, split, indices, config)
     vectors = collect_vectors(embedder, params, batch_stats, batches, wanted, f'embed {split}')
-    if not config.model.normalize:  # the similarity is the cosine all the same
+    vectors = vectors._replace(distance=config.train.distance)
+    if vectors.distance == 'cosine' and not config.model.normalize:
         lengths = np.linalg.norm(vectors.vectors, axis=1, keepdims=True)
         vectors = vectors._replace(vectors=vectors.vectors / np.maximum(lengths, 1e-12))
     result = {'dataset': records.dataset, 'split': split, 'checkpoint_step': step}
@@ -53,7 +52,8 @@ def evaluate(
     result['triplet_accuracy'] = _triplet_accuracy(records, triplets, vectors)
     result['num_queries'], result['num_candidates'] = len(query), len(candidate)
     dropped = records.dropped.get(split, {'queries': 0, 'candidates': 0})
-    result['dropped'] = {**dropped, 'list_file': str(Path(records.directory) / 'prepare.json')}
+    result['dropped'] = {**dropped, 'list_file': str(Path(records.directory) / 'skipped.txt')}
+    result['caveat'] = records.caveat
     if config.eval.cross_attribute and len(query):
         result['selectivity'] = _selectivity(records, query, candidate, vectors, result)
     if vectors.peak_in_box is not None:
@@ -75,12 +75,8 @@ def evaluate_checkpoint(
 ) -> dict:
     """Evaluate a saved network, print the table and write `eval_<split>.json`."""
     network = load_network(checkpoints, which, config.precision, mesh)
-    if list(records.attributes) != network.meta['attributes']:
-        raise InputError(
-            f'{workdir} was trained on the attributes {", ".join(network.meta["attributes"])}, but {records.directory} has '
-            f'{", ".join(records.attributes)}; give the data it was trained on.'
-        )
-    config = with_preprocessing_of(network, config)
+    check_attributes(network.meta, records, workdir)
+    config = as_trained(network, config)
     embedder = make_embedder(network.model, mesh)
     done = evaluate(config, records, split, embedder, network.params, network.batch_stats, network.meta['step'])
     print(format_table(done.result))
@@ -93,11 +89,23 @@ def evaluate_checkpoint(
     return done.result
 
 
-def with_preprocessing_of(network: Network, config):
-    """`config` with photos made into squares as the network was trained on them; says where the caller had asked otherwise."""
+def check_attributes(meta: dict, records: Records, workdir: Path) -> None:
+    """Refuse records of other attributes; an imported checkpoint whose attributes have no names only counts them."""
+    names = meta['attributes']
+    nameless = names == [f'attribute_{number}' for number in range(len(names))]
+    if list(records.attributes) != names and not (nameless and len(records.attributes) == len(names)):
+        raise InputError(
+            f'{workdir} was trained on the attributes {", ".join(names)}, but {records.directory} has '
+            f'{", ".join(records.attributes)}; give the data it was trained on.'
+        )
+
+
+def as_trained(network: Network, config):
+    """`config` with squares and distances as the network was trained on them; says where the caller had asked otherwise."""
     config = config.copy_and_resolve_references()
     trained = network.meta['config']
-    for group, field in (('data', 'image_size'), ('data', 'fit'), ('data', 'crop_to_bbox'), ('model', 'normalize')):
+    fixed = ('data.image_size', 'data.fit', 'data.crop_to_bbox', 'model.normalize', 'train.distance')
+    for group, field in (name.split('.') for name in fixed):
         if config[group][field] != trained[group][field]:
             print(f'config.{group}.{field} is {trained[group][field]!r}, as the checkpoint was trained')
             config[group][field] = trained[group][field]
@@ -108,7 +116,7 @@ def rank_examples(
     config, records: Records, split: str, embedder: Callable, network: Network, vectors: Vectors
 ) -> list[Ranking]:
     """The first query of each attribute: where the network looks in it, and the candidates nearest to it."""
-    query, candidate = read_rows(records, f'{split}_query', LIST), read_rows(records, f'{split}_candidate', LIST)
+    query, candidate = read_rows(records, f'{split}_query'), read_rows(records, f'{split}_candidate')
     both = np.intersect1d(query[:, 1], candidate[:, 1])[:MAX_EXAMPLES].tolist()
     asked = [query[query[:, 1] == attribute][0].tolist() for attribute in both]
     options, photos = LoadOptions.from_config(config), open_split(records.directory, split) if both else None
@@ -122,7 +130,8 @@ def rank_examples(
     rankings = []
     for index, attribute, value in asked:
         offered = candidate[candidate[:, 1] == attribute]
-        scores = vectors.of(offered[:, 0], attribute) @ vectors.of(np.array([index]), attribute)[0]
+        sides = vectors.of(np.array([index]), attribute), vectors.of(offered[:, 0], attribute)
+        scores = metrics.nearness(*sides, vectors.distance)[0]
         nearest = offered[np.argsort(-scores, kind='stable')[:NUM_NEAREST]]
         batch[0] = load(index)
         heatmaps = embedder(network.params, network.batch_stats, batch)[1]
@@ -182,7 +191,7 @@ def _rank(query: Rows, candidate: Rows, vectors: Vectors, attribute: int, under:
     """The metrics of `attribute`'s queries when photos are ranked by their vectors under the attribute `under`."""
     asked, offered = query[query[:, 1] == attribute], candidate[candidate[:, 1] == attribute]
     sides = vectors.of(asked[:, 0], under), vectors.of(offered[:, 0], under)
-    return metrics.retrieval_metrics(*sides, asked[:, 2], offered[:, 2], KS)
+    return metrics.retrieval_metrics(*sides, asked[:, 2], offered[:, 2], KS, vectors.distance)
 
 
 def _triplet_accuracy(records: Records, triplets: Rows, vectors: Vectors) -> dict:
@@ -191,7 +200,7 @@ def _triplet_accuracy(records: Records, triplets: Rows, vectors: Vectors) -> dic
     for attribute, name in enumerate(records.attributes):
         rows = triplets[triplets[:, 3] == attribute]
         roles = [vectors.of(rows[:, role], attribute) for role in range(3)]
-        figures[name] = metrics.triplet_is_right(*roles).astype(np.float64)
+        figures[name] = metrics.triplet_is_right(*roles, vectors.distance).astype(np.float64)
     summary = metrics.summarize(figures)
     return {'overall': summary['overall'], 'per_attribute': summary['per_attribute']}
 
@@ -286,4 +295,6 @@ def format_table(result: dict) -> str:
         lines.append(
             f'dropped with their photo: {lost["queries"]} queries, {lost["candidates"]} candidates ({lost["list_file"]})'
         )
+    if result['caveat']:
+        lines.append(result['caveat'])
     return '\n'.join(lines)

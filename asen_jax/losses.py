@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 
+NEAR = 1e-6  # what PyTorch's pairwise_distance adds to each coordinate of a difference; its gradient is finite at 0
 NEVER = -1e30  # instead of -infinity, whose gradient is NaN where nothing else is counted
 
 
@@ -12,11 +13,26 @@ def cosine_similarity(a: Float[Array, 'n d'], b: Float[Array, 'n d']) -> Float[A
     return jnp.sum(a * b, axis=-1) / (jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1))
 
 
+def negative_distance(a: Float[Array, 'n d'], b: Float[Array, 'n d']) -> Float[Array, ' n']:
+    """-||a - b + 1e-6||_2, float32: a similarity in which the margin of the triplet loss is one of distances (CSN)."""
+    return -jnp.linalg.norm(a - b + NEAR, axis=-1)
+
+
 def triplet_loss(
     similarity_to_positive: Float[Array, ' n'], similarity_to_negative: Float[Array, ' n'], margin: float
 ) -> Float[Array, ' n']:
     """max(0, margin - s(anchor, positive) + s(anchor, negative)) of each triplet (ASEN, equation 9)."""
     return jnp.maximum(0.0, margin - similarity_to_positive + similarity_to_negative)
+
+
+def embedding_norm(unmasked: Float[Array, 'b roles d']) -> Float[Array, '']:
+    """mean over roles of ||embeddings of the batch before their mask||_F / sqrt(b): what CSN keeps small (Veit et al., CVPR 2017)."""
+    return jnp.sqrt(jnp.square(unmasked).sum(axis=(0, 2))).mean() / jnp.sqrt(unmasked.shape[0])
+
+
+def mask_norm(masks: Float[Array, 'b roles d']) -> Float[Array, '']:
+    """mean over roles of ||mask rows of the batch||_1 / b: makes masks sparse (Veit et al., CVPR 2017)."""
+    return jnp.abs(masks).sum(axis=(0, 2)).mean() / masks.shape[0]
 
 
 def contrastive_loss(

@@ -8,17 +8,26 @@ from jaxtyping import Bool, Float, Int
 QUERY_BLOCK = 256  # queries ranked at a time: bounds the score matrix, changes no figure
 
 
+def nearness(
+    queries: Float[np.ndarray, 'queries dim'], candidates: Float[np.ndarray, 'candidates dim'], distance: str = 'cosine'
+) -> Float[np.ndarray, 'queries candidates']:
+    """What orders a query's candidates: q.c (of unit vectors: the cosine), or q.c - ||c||^2 / 2, larger where ||q - c|| is less."""
+    scores = queries @ candidates.T
+    return scores - np.square(candidates).sum(axis=1) / 2 if distance == 'euclidean' else scores
+
+
 def rank_relevance(
     queries: Float[np.ndarray, 'queries dim'],
     candidates: Float[np.ndarray, 'candidates dim'],
     query_values: Int[np.ndarray, ' queries'],
     candidate_values: Int[np.ndarray, ' candidates'],
+    distance: str = 'cosine',
 ) -> Bool[np.ndarray, 'queries candidates']:
-    """Whether the candidate at each rank has the query's value, ranked by descending dot product.
+    """Whether the candidate at each rank has the query's value, the nearest first.
 
     Ties rank by candidate order; the PyTorch original leaves their order open.
     """
-    order = np.argsort(-(queries @ candidates.T), axis=1, kind='stable')
+    order = np.argsort(-nearness(queries, candidates, distance), axis=1, kind='stable')
     return candidate_values[order] == query_values[:, None]
 
 
@@ -58,6 +67,7 @@ def retrieval_metrics(
     query_values: Int[np.ndarray, ' queries'],
     candidate_values: Int[np.ndarray, ' candidates'],
     ks: Sequence[int] = (1, 5, 10),
+    distance: str = 'cosine',
 ) -> dict[str, Float[np.ndarray, ' queries']]:
     """AP, recall@k and precision@k of every query of one attribute, as fractions.
 
@@ -67,7 +77,7 @@ def retrieval_metrics(
     blocks = []
     for start in range(0, len(queries), QUERY_BLOCK):
         part = slice(start, start + QUERY_BLOCK)
-        relevance = rank_relevance(queries[part], candidates, query_values[part], candidate_values)
+        relevance = rank_relevance(queries[part], candidates, query_values[part], candidate_values, distance)
         block = {'ap': average_precision(relevance)}
         for k in ks:
             top = relevance[:, :k]
@@ -101,7 +111,16 @@ def chance_map(
 
 
 def triplet_is_right(
-    anchor: Float[np.ndarray, 'n dim'], positive: Float[np.ndarray, 'n dim'], negative: Float[np.ndarray, 'n dim']
+    anchor: Float[np.ndarray, 'n dim'],
+    positive: Float[np.ndarray, 'n dim'],
+    negative: Float[np.ndarray, 'n dim'],
+    distance: str = 'cosine',
 ) -> Bool[np.ndarray, ' n']:
-    """Whether each anchor lies strictly nearer (by dot product) to its positive than to its negative; ties are wrong."""
+    """Whether each anchor lies strictly nearer to its positive than to its negative; ties are wrong.
+
+    By dot product, or by CSN's ||a - b + 1e-6||_2.
+    """
+    if distance == 'euclidean':
+        near, far = (np.linalg.norm(anchor - other + 1e-6, axis=1) for other in (positive, negative))
+        return near < far
     return np.einsum('nd,nd->n', anchor, positive) > np.einsum('nd,nd->n', anchor, negative)

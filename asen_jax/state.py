@@ -55,24 +55,31 @@ def make_train_step(
     )  # fmt: skip
 
 
-def _similarities(embedding: Float[Array, 'b 3 d']) -> tuple[Float[Array, ' b'], Float[Array, ' b']]:
+def _similarities(
+    embedding: Float[Array, 'b 3 d'], distance: str = 'cosine'
+) -> tuple[Float[Array, ' b'], Float[Array, ' b']]:
     """Of each anchor to its positive and to its negative."""
+    compare = {'cosine': losses.cosine_similarity, 'euclidean': losses.negative_distance}[distance]
     anchor, positive, negative = embedding[:, 0], embedding[:, 1], embedding[:, 2]
-    return losses.cosine_similarity(anchor, positive), losses.cosine_similarity(anchor, negative)
+    return compare(anchor, positive), compare(anchor, negative)
 
 
 def _triplet_loss(model: Model, params: dict, batch_stats: dict, batch: dict, options: Any):
-    """The papers' loss: the mean over all triplets (ASEN, equation 9)."""
-    embedding, stats = embed_triplets(model, params, batch_stats, batch['images'], batch['attribute'])
-    near, far = _similarities(embedding)
-    return losses.triplet_loss(near, far, options.margin).mean(), (stats, (near > far).mean())
+    """The papers' loss: the mean over all triplets (ASEN, equation 9), and CSN's two norms where they weigh anything."""
+    output, stats = embed_triplets(model, params, batch_stats, batch['images'], batch['attribute'])
+    near, far = _similarities(output.embedding, options.distance)
+    loss = losses.triplet_loss(near, far, options.margin).mean()
+    if options.embedding_norm:
+        loss += options.embedding_norm * losses.embedding_norm(output.unmasked.astype(jnp.float32))
+    if options.mask_norm:
+        loss += options.mask_norm * losses.mask_norm(output.mask.astype(jnp.float32))
+    return loss, (stats, (near > far).mean())
 
 
 def _contrastive_loss(model: Model, params: dict, batch_stats: dict, batch: dict, options: Any):
     """Every photo of the batch against every other, under each attribute that it is labeled with."""
-    embedding, stats = embed_triplets(
-        model, params, batch_stats, batch['images'], batch['attribute'], all_attributes=True
-    )
+    output, stats = embed_triplets(model, params, batch_stats, batch['images'], batch['attribute'], all_attributes=True)
+    embedding = output.embedding
     folded, labels, photo = (
         part.reshape(-1, *part.shape[2:]) for part in (embedding, batch['labels'], batch['photo'])
     )  # fmt: skip

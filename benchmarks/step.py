@@ -254,7 +254,7 @@ def our_gradients(config, state_dict: dict[str, np.ndarray], batch: Batch) -> di
     params, stats = fill_from_torch(config.model.name, params, stats, state_dict)
 
     def objective(params, stats, images, attribute):
-        vectors, _ = embed_triplets(model, params, stats, images, attribute)
+        vectors = embed_triplets(model, params, stats, images, attribute)[0].embedding
         near, far = (losses.cosine_similarity(vectors[:, 0], vectors[:, role]) for role in (1, 2))
         return losses.triplet_loss(near, far, config.train.margin).mean()
 

@@ -39,8 +39,8 @@ def test_map_is_that_of_all_vectors_ranked_at_once(records, config, network):
         np.array(batch['image'])[batch['mask']] for batch in pipeline.eval_batches(records, 'test', np.arange(count), config)
     ])  # fmt: skip
     vectors = np.asarray(network[0](network[1], network[2], images)[0])
-    query = pipeline.read_rows(records, 'test_query', evaluate.LIST)
-    candidate = pipeline.read_rows(records, 'test_candidate', evaluate.LIST)
+    query = pipeline.read_rows(records, 'test_query')
+    candidate = pipeline.read_rows(records, 'test_candidate')
     every = []
     for attribute in range(len(records.attributes)):
         for index, _, value in query[query[:, 1] == attribute].tolist():

@@ -65,3 +65,20 @@ def test_a_photo_drawn_twice_is_not_its_own_positive():
         embedding.at[0].set(embedding[1]), labels.astype(jnp.uint8), jnp.array([7, 7, 8, 9]), 0.1
     )
     np.testing.assert_allclose(twice[:2, 0], [once[0, 0]] * 2, rtol=1e-5)
+
+
+def test_negative_distance_is_pytorchs_pairwise_distance():
+    a, b = jnp.array([[3.0, 0.0], [1.0, 1.0]]), jnp.array([[0.0, 4.0], [1.0, 1.0]])
+    np.testing.assert_allclose(losses.negative_distance(a, b), [-5, -np.sqrt(2) * 1e-6], rtol=1e-5)
+    slope = jax.grad(lambda a: losses.negative_distance(a, b).sum())(a)
+    np.testing.assert_allclose(slope[0], [-0.6, 0.8], rtol=1e-5)
+    assert np.isfinite(slope).all()
+
+
+def test_csns_norms_are_means_over_roles():
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(4, 3, 5)).astype(np.float32)
+    frobenius = np.mean([np.linalg.norm(rows[:, role]) for role in range(3)]) / 2  # sqrt of a batch of 4
+    np.testing.assert_allclose(losses.embedding_norm(jnp.asarray(rows)), frobenius, rtol=1e-6)
+    absolute = np.mean([np.abs(rows[:, role]).sum() for role in range(3)]) / 4
+    np.testing.assert_allclose(losses.mask_norm(jnp.asarray(rows)), absolute, rtol=1e-6)

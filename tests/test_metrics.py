@@ -70,3 +70,15 @@ def test_a_tie_is_a_wrong_triplet():
     anchor = np.array([[1.0, 0.0]] * 2)
     positive, negative = np.array([[0.5, 1.0], [0.6, 0.0]]), np.array([[0.5, 0.0], [0.5, 0.0]])
     np.testing.assert_array_equal(metrics.triplet_is_right(anchor, positive, negative), [False, True])
+
+
+def test_the_euclidean_ranking_and_the_euclidean_triplet_are_by_distance():
+    rng = np.random.default_rng(0)
+    queries, candidates = rng.normal(size=(6, 4)).astype(np.float32), 3 * rng.normal(size=(9, 4)).astype(np.float32)
+    distances = np.linalg.norm(queries[:, None] - candidates[None], axis=2)
+    order = np.argsort(-metrics.nearness(queries, candidates, 'euclidean'), axis=1)
+    np.testing.assert_array_equal(order, np.argsort(distances, axis=1))
+    assert (order != np.argsort(-metrics.nearness(queries, candidates), axis=1)).any()
+    right = metrics.triplet_is_right(queries, candidates[:6], candidates[3:], 'euclidean')
+    np.testing.assert_array_equal(right, distances[range(6), range(6)] < distances[range(6), range(3, 9)])
+    assert not metrics.triplet_is_right(queries, candidates[:6], candidates[:6], 'euclidean').any()

@@ -63,8 +63,8 @@ def test_training_asks_about_one_attribute_or_about_all_alike(name):
     attribute = jnp.array([2, 0])
     one, moved = embed_triplets(model, params, stats, images, attribute)
     every, moved_too = embed_triplets(model, params, stats, images, attribute, all_attributes=True)
-    np.testing.assert_allclose(one[0], every[0, :, 2], atol=1e-5)
-    np.testing.assert_allclose(one[1], every[1, :, 0], atol=1e-5)
+    np.testing.assert_allclose(one.embedding[0], every.embedding[0, :, 2], atol=1e-5)
+    np.testing.assert_allclose(one.embedding[1], every.embedding[1, :, 0], atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), moved, moved_too)
 
 

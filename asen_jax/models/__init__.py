@@ -1,6 +1,6 @@
 """The networks, and the pure functions that train and evaluation call: photos in, vectors out."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,12 +45,25 @@ def build_model(config, num_attributes: int) -> tuple[Model, dict, dict]:
     return model, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
 
 
+def build_shapes(config, num_attributes: int) -> tuple[Model, dict, dict]:
+    """`build_model` with shapes in the place of arrays, for a network that will be filled: drawing weights takes seconds."""
+    models = []
+
+    def build():
+        model, *arrays = build_model(config, num_attributes)
+        models.append(model)
+        return arrays
+
+    params, batch_stats = jax.eval_shape(build)
+    return models[0], params, batch_stats
+
+
 def _finish(model: Model, output: HeadOutput) -> HeadOutput:
     embedding = output.embedding.astype(jnp.float32)
     return output._replace(embedding=l2_normalize(embedding) if model.normalize else embedding)
 
 
-def _under_all(model: Model, network: Network, projected: Projected, count: int) -> HeadOutput:
+def _under_all(model: Model, network: Network, projected: Projected, count: Any) -> HeadOutput:
     """A head's answer under every attribute, second axis."""
 
     def under(attribute):
@@ -62,10 +75,11 @@ def _under_all(model: Model, network: Network, projected: Projected, count: int)
 def embed_triplets(
     model: Model, params: dict, batch_stats: dict, images: UInt8[Array, 'b 3 h w 3'], attribute: Int[Array, ' b'],
     all_attributes: bool = False,
-) -> tuple[Float[Array, 'b 3 d'] | Float[Array, 'b 3 a d'], dict]:  # fmt: skip
-    """Train mode: the vectors of anchor, positive, negative under the triplet's attribute, and the moved statistics.
+) -> tuple[HeadOutput, dict]:  # fmt: skip
+    """Train mode: the head's answer [b, 3, ...] to anchor, positive, negative under the triplet's attribute, and the
+    moved statistics.
 
-    With `all_attributes` under every attribute. The roles are folded into the batch: one pass for the original's three.
+    With `all_attributes` under every attribute: [b, 3, a, ...]. The roles are folded into the batch: one pass for the original's three.
     """
     network = nnx.merge(model.graphdef, params, batch_stats)
     batch, roles = images.shape[:2]
@@ -75,8 +89,8 @@ def embed_triplets(
         output = _under_all(model, network, projected, batch * roles)
     else:
         output = _finish(model, network.head(projected, jnp.repeat(attribute, roles)))
-    embedding = output.embedding.reshape(batch, roles, *output.embedding.shape[1:])
-    return embedding, nnx.to_pure_dict(nnx.state(network, nnx.BatchStat))
+    output = jax.tree.map(lambda part: part.reshape(batch, roles, *part.shape[1:]), output)
+    return output, nnx.to_pure_dict(nnx.state(network, nnx.BatchStat))
 
 
 def embed_all(
@@ -85,5 +99,5 @@ def embed_all(
     """Eval mode: each photo's vectors under every attribute, from one pass of the trunk, and the attention maps."""
     network = nnx.merge(model.graphdef, params, batch_stats)
     projected = network.head.project(network.trunk(normalize_pixels(images)), 0)
-    output = _under_all(model, network, projected, len(images))
+    output = _under_all(model, network, projected, images.shape[0])  # symbolic in an export
     return output.embedding, output.heatmap

@@ -15,6 +15,8 @@ class HeadOutput(NamedTuple):
 
     embedding: Float[Array, 'n d']
     heatmap: Float[Array, 'n h w'] | None
+    unmasked: Float[Array, 'n d'] | None = None  # csn only: the vectors before their mask, and the mask
+    mask: Float[Array, 'n d'] | None = None
 
 
 class Projected(NamedTuple):

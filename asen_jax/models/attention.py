@@ -20,7 +20,7 @@ def attend(
     x: Float[Array, 'n h w c'], scores: Float[Array, 'n h w']
 ) -> tuple[Float[Array, 'n c'], Float[Array, 'n h w']]:
     """sum over positions of x * softmax(scores), and that softmax: float32 whatever the type of x."""
-    weights = jax.nn.softmax(scores.astype(jnp.float32).reshape(len(scores), -1)).reshape(scores.shape)
+    weights = jax.nn.softmax(scores.astype(jnp.float32).reshape(scores.shape[0], -1)).reshape(scores.shape)
     pooled = jnp.einsum('nhwc,nhw->nc', x.astype(jnp.float32), weights, precision=lax.Precision.HIGHEST)
     return pooled, weights
 

@@ -54,7 +54,8 @@ class CsnHead(nnx.Module):
             masks = section_masks(self.num_attributes, self.embed_dim, outside=0.0)
         else:
             masks = nnx.relu(self.masks[...])
-        return HeadOutput(projected.features * masks[attribute].astype(projected.features.dtype), None)
+        rows = masks[attribute].astype(projected.features.dtype)
+        return HeadOutput(projected.features * rows, None, projected.features, rows)
 
 
 class TripletHead(nnx.Module):
