@@ -11,7 +11,4 @@ from configs import variants
 
 def get_config(variant: str = 'asen') -> ml_collections.ConfigDict:
     """The recipe of `variant`."""
-    config = variants.get_config(variant)
-    config.name = 'fashionai' if variant == 'asen' else f'fashionai_{variant}'
-    config.data.name = 'fashionai'
-    return config
+    return variants.for_dataset('fashionai', variant)

@@ -18,6 +18,14 @@ def get_config(variant: str) -> ml_collections.ConfigDict:
     return config
 
 
+def for_dataset(name: str, variant: str) -> ml_collections.ConfigDict:
+    """The recipe of `variant` on the data set `name`; the run is called after both, or after the data set alone for ASEN."""
+    config = get_config(variant)
+    config.name = name if variant == 'asen' else f'{name}_{variant}'
+    config.data.name = name
+    return config
+
+
 def set_network(config: ml_collections.ConfigDict, variant: str) -> None:
     """Only the network of `variant`."""
     if variant not in VARIANTS:

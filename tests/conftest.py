@@ -1,11 +1,15 @@
 """Eight faked CPU devices, strict JAX, and the small data sets that tests share."""
 
 import os
+import tarfile
 import tempfile
 
 os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+COMPILED = tempfile.TemporaryDirectory(prefix='compiled-')  # the same small programs are compiled again and again
+os.environ['JAX_COMPILATION_CACHE_DIR'] = COMPILED.name  # here and in the processes that tests start
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 
 from pathlib import Path
 
@@ -20,14 +24,12 @@ from asen_jax.data.pipeline import open_records
 from configs import synthetic
 from data_builders import prepare
 
-COMPILED = tempfile.TemporaryDirectory(prefix='compiled-')  # the same small programs are compiled again and again
-jax.config.update('jax_compilation_cache_dir', COMPILED.name)
-jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
 flags.FLAGS.mark_as_parsed()  # Grain's workers ask for this
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / 'shared'
+PUBLISHED = SHARED / 'data' / 'asen_splits.tar.gz'
 
 
 def tiny_config():
@@ -63,3 +65,12 @@ def records_root(tmp_path_factory):
 def records(config):
     """The tiny records, opened."""
     return open_records(prepare.prepare(config))
+
+
+def unpack_published(folder):
+    """The published lists of the papers, unpacked below `folder`; skips where they are not at hand."""
+    if not PUBLISHED.exists():
+        pytest.skip(f'the published lists are not at {PUBLISHED}')
+    with tarfile.open(PUBLISHED) as archive:
+        archive.extractall(folder, filter='data')
+    return folder / 'data'

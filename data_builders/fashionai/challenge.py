@@ -1,0 +1,110 @@
+"""FashionAI's train split from the challenge's own label.csv, for a copy of the lists without their train part."""
+
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from asen_jax.errors import InputError
+from data_builders import annotations
+from data_builders.annotations import Meta
+from data_builders.asen_lists import Source
+from data_builders.records import Photo
+
+TRAIN_FOLDERS = ('fashionAI_attributes_train1', 'fashionAI_attributes_train2')
+TABLES = (*(f'{name}/Annotations/label.csv' for name in TRAIN_FOLDERS), 'label.csv')
+EXPECTED = '"path,attribute_labels,nnynn"'
+
+
+def find_tables(folder: Path) -> list[Path]:
+    """The label.csv that are there; all of them are read."""
+    return [path for table in TABLES if (path := folder / table).is_file()]
+
+
+def rebuild_train(source: Source, tables: list[Path], held_out: set[str]) -> tuple[list[Photo], str]:
+    """The photos of the tables, in their order, without those of valid and test; and a note.
+
+    Older lists have the photos under other paths (test/Images/...), so that file names are compared too: they are ids.
+    """
+    held_out_ids = {PurePosixPath(name).name for name in held_out}
+    photos, by_path, by_id = [], 0, 0
+    for photo in _read_photos(source, tables):
+        if photo.image_id in held_out:
+            by_path += 1
+        elif PurePosixPath(photo.image_id).name in held_out_ids:
+            by_id += 1
+        else:
+            photos.append(photo)
+    where = ' and '.join(str(path.relative_to(source.folder)) for path in tables)
+    if not by_path + by_id:
+        raise InputError(
+            f'{source.folder}: none of the {len(held_out):,} photos of valid and test is in {where}, so that train '
+            f'could not be kept apart from them; take label.csv and lists of the same photos.'
+        )
+    if not photos:
+        raise InputError(f'{source.folder}: {where} has only photos of valid and test; none is left for train.')
+    note = (
+        f'train: rebuilt from {where}, since the published train lists are not there: {len(photos):,} photos; left out '
+        f'are {by_path + by_id:,} photos of valid and test ({by_path:,} by path, {by_id:,} by file name); valid and '
+        f'test have {len(held_out):,}'
+    )
+    return photos, note
+
+
+def _read_photos(source: Source, tables: list[Path]) -> list[Photo]:
+    """Each photo once, with all its labels; two values of one attribute contradict each other."""
+    labels_of, first = {}, {}
+    for table in tables:
+        for line, name, attribute, value in _read_table(table, source):
+            where = f'{table}, line {line}'
+            labels = labels_of.setdefault(name, {})
+            known = labels.setdefault(attribute, (value, where))
+            if known[0] != value:
+                raise InputError(
+                    f'{where}: {name} has value {value} of {source.meta.attributes[attribute]}, but value {known[0]} '
+                    f'on {known[1]}; delete one of the two lines.'
+                )
+            first.setdefault(name, where)
+    photos = []
+    for name, labels in labels_of.items():
+        path, values = source.folder / name, tuple(value for value, _ in labels.values())
+        photos.append(Photo(name, path.read_bytes, tuple(labels), values, path=path, where=first[name]))
+    return photos
+
+
+def _read_table(table: Path, source: Source) -> Iterator[tuple[int, str, int, int]]:
+    """(line, path below FashionAI's folder, attribute, value) of each line."""
+    for line, text in enumerate(annotations.read_lines(table), 1):
+        where, cells = f'{table}, line {line}', [cell.strip() for cell in text.split(',')]
+        if len(cells) != 3:
+            raise InputError(f'{where}: {len(cells)} cells; expected {EXPECTED}.')
+        name, attribute, letters = cells
+        annotations.check_relative(name, where)
+        number = _read_attribute(attribute, source.meta, where)
+        value = _read_value(letters, len(source.meta.values[source.meta.attributes[number]]), where)
+        yield line, _place(source.folder, table, name), number, value
+
+
+def _read_attribute(word: str, meta: Meta, where: str) -> int:
+    name = word.removesuffix('_labels')
+    if name == word or name not in meta.attributes:
+        known = ', '.join(f'{name}_labels' for name in meta.attributes)
+        raise InputError(f'{where}: unknown attribute {word!r}; expected one of {known}.')
+    return meta.attributes.index(name)
+
+
+def _read_value(letters: str, count: int, where: str) -> int:
+    """The position of `y`; `m` (maybe) counts as `n`."""
+    if len(letters) != count or set(letters) - set('nmy') or letters.count('y') != 1:
+        raise InputError(
+            f'{where}: the label is {letters!r}; expected {count} letters n, m or y, and one y among them.'
+        )
+    return letters.index('y')
+
+
+def _place(folder: Path, table: Path, name: str) -> str:
+    """A table of a train folder counts from that folder; one above both may leave the folder's name away."""
+    if table.parent != folder:
+        return f'{table.parent.parent.name}/{name}'
+    if not name.startswith('Images/'):
+        return name
+    there = (train for train in TRAIN_FOLDERS if (folder / train / name).is_file())
+    return f'{next(there, TRAIN_FOLDERS[0])}/{name}'  # a photo that is in neither is missed later, by its name
