@@ -4,7 +4,10 @@ Two Orbax managers, since a second save of a step is refused by one. Items of a 
 restorable alone) and meta (JSON: step, score, config, attributes, values).
 """
 
+import contextlib
+import logging
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,18 @@ def _options(kind: str, read_only: bool) -> ocp.CheckpointManagerOptions:
     )
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Orbax warns three times that what is opened for reading is read only."""
+    logger = logging.getLogger('absl')
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 class Checkpoints:
     """The two managers of a workdir; a context manager, so that asynchronous writes are finished before it closes."""
 
@@ -45,7 +60,8 @@ class Checkpoints:
             if not read_only:
                 (self.root / kind).mkdir(parents=True, exist_ok=True)
             if (self.root / kind).is_dir():
-                self.managers[kind] = ocp.CheckpointManager(self.root / kind, options=_options(kind, read_only))
+                with _quiet() if read_only else contextlib.nullcontext():
+                    self.managers[kind] = ocp.CheckpointManager(self.root / kind, options=_options(kind, read_only))
 
     def __enter__(self) -> 'Checkpoints':
         return self

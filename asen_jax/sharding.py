@@ -4,7 +4,6 @@ import os
 from collections.abc import Sequence
 
 import jax
-import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from asen_jax.errors import InputError
@@ -50,7 +49,7 @@ def state_shardings(tree, mesh: jax.sharding.Mesh):
     model = mesh.shape['model']
 
     def place(leaf):
-        shape = np.shape(leaf)
+        shape = leaf.shape
         if model > 1 and len(shape) == 2 and shape[1] >= MIN_SHARDED_DIM and shape[1] % model == 0:
             return NamedSharding(mesh, PartitionSpec(None, 'model'))
         return replicated(mesh)

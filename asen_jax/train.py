@@ -19,10 +19,11 @@ from asen_jax.checkpoint import Checkpoints, abstract_like
 from asen_jax.data.pipeline import LoadOptions, Records, open_records, steps_per_epoch, train_batches
 from asen_jax.embed import make_embedder
 from asen_jax.errors import InputError, NumericsError, StoppedError
-from asen_jax.models import build_model
+from asen_jax.models import build_model, build_shapes
 from asen_jax.optim import make_optimizer, make_schedule
 from asen_jax.state import TrainState, create_state, make_train_step
 from asen_jax.tracking import Meter, Tracker
+from asen_jax.trunks import load_trunk
 
 # these may change when a workdir goes on; all else of model and data, and what the data's position hangs on, may not
 FREE_FIELDS = ('data.manual_dir', 'data.dir', 'data.num_workers', 'data.missing', 'data.broken')
@@ -69,11 +70,13 @@ def start(config, workdir: Path, records: Records, checkpoints: Checkpoints, sto
     """Build the network, the step and the state: fresh, or the latest checkpoint's."""
     mesh = sharding.make_mesh(config.mesh.model)
     epoch_steps = steps_per_epoch(records, config)
-    model, params, batch_stats = build_model(config, len(records.attributes))
+    model, *arrays = build_model(config, len(records.attributes))
     optimizer = make_optimizer(config, epoch_steps)
-    state = create_state(params, batch_stats, optimizer)
-    places = sharding.state_shardings(state, mesh)
     resumed = checkpoints.latest_step()
+    if resumed is None:
+        arrays = load_trunk(config, *arrays)
+    state = create_state(*arrays, optimizer)
+    places = sharding.state_shardings(state, mesh)
     if resumed is None:
         state = jax.device_put(state, places)
     else:
@@ -98,19 +101,27 @@ def restore_state(checkpoints: Checkpoints, like: TrainState, step: int, places:
 
 def check_config(config, workdir: Path) -> None:
     """Everything about `config` that can be refused without the data, so that nobody waits for records in vain."""
-    for field, known in (('distance', ('cosine',)), ('loss', ('triplet', 'contrastive'))):
-        if config.train[field] not in known:
-            raise InputError(f'config.train.{field} is {config.train[field]!r}; it is one of {", ".join(known)}.')
+    check_loss(config)
     LoadOptions.from_config(config)
     sharding.check_batch_size(config.train.batch_size, sharding.make_mesh(config.mesh.model))
-    jax.eval_shape(lambda: build_model(config, num_attributes=2)[1:])
-    fresh = not any((Path(workdir) / 'checkpoints' / 'latest').glob('[0-9]*'))
-    if fresh and config.init.trunk != 'none':
-        # the published recipes start from ImageNet; training must never silently start from nothing instead
-        raise InputError(
-            f'config.init.trunk is {config.init.trunk!r}, but reading pretrained trunks is not built yet; '
-            'start from random weights with --config.init.trunk=none (the published figures need ImageNet weights).'
-        )
+    _, *shapes = build_shapes(config, num_attributes=2)
+    if not any(path.name.isdigit() for path in (Path(workdir) / 'checkpoints' / 'latest').glob('*')):
+        load_trunk(config, *shapes)  # training must never silently start from other weights than the recipe's
+
+
+def check_loss(config) -> None:
+    """Refuse a loss that does not exist, or that the network or the distance cannot have."""
+    options = config.train
+    for field, known in (('distance', ('cosine', 'euclidean')), ('loss', ('triplet', 'contrastive'))):
+        if options[field] not in known:
+            raise InputError(f'config.train.{field} is {options[field]!r}; it is one of {", ".join(known)}.')
+    if options.loss == 'contrastive' and options.distance != 'cosine':
+        raise InputError('config.train.loss=contrastive compares by cosine; set config.train.distance=cosine.')
+    for field in ('embedding_norm', 'mask_norm'):
+        if options[field] and (config.model.name != 'csn' or options.loss != 'triplet'):
+            raise InputError(
+                f'config.train.{field} is {options[field]}, but it belongs to the triplet loss of csn; set it to 0.'
+            )
 
 
 def check_same_run(config, records: Records, workdir: Path, checkpoints: Checkpoints) -> None:
@@ -126,7 +137,9 @@ def check_same_run(config, records: Records, workdir: Path, checkpoints: Checkpo
                 f'{workdir} was trained with config.{field}={before[field]!r}, not {now[field]!r}; '
                 'start another --workdir, or give the same value.'
             )
-    if meta['fingerprint'] != records.fingerprint:
+    if meta['fingerprint'] is None:  # imported: it knows no records
+        evaluate.check_attributes(meta, records, workdir)
+    elif meta['fingerprint'] != records.fingerprint:
         raise InputError(f'{workdir} was trained on other records than {records.directory}; start another --workdir.')
 
 

@@ -15,7 +15,8 @@ import pytest
 
 from asen_jax import sharding
 from asen_jax.errors import InputError
-from asen_jax.models import build_model, embed_all
+from asen_jax.models import build_shapes, embed_all
+from asen_jax.models.csn import section_masks
 from asen_jax.optim import make_optimizer
 from asen_jax.pretrained import fill_from_torch, flatten, our_path
 from asen_jax.state import create_state, make_train_step
@@ -25,6 +26,7 @@ from tests.golden import recipe
 GOLDEN = Path(__file__).parent / 'golden'
 SHAPES = json.loads((GOLDEN / 'state_dict_shapes.json').read_text())
 MASKS = {'csn_learned': 'learned', 'csn_prein': 'sections', 'csn_fixed': 'fixed'}
+HEAVY = ('csn_learned', 'csn_prein', 'csn_fixed')  # test_csn_original.py takes such steps too, of a smaller network
 ATTRIBUTES = np.array([0, 3, 5, 7], np.int32)
 
 
@@ -33,22 +35,23 @@ def load(case):
     network = case.partition('_')[0] if case in MASKS else case
     config = fashionai.get_config(network)
     config.model.masks = MASKS.get(case, 'learned')
-    model, params, stats = build_model(config, num_attributes=8)
+    model, params, stats = build_shapes(config, num_attributes=8)
     tensors = {name: recipe.make_tensor(1, name, tuple(shape)) for name, shape in SHAPES[network].items()}
     if case == 'csn_prein':  # its masks are the sections it starts from, not the recipe's
-        tensors['embeddingnet.masks.weight'] = np.asarray(params['head']['masks'])
+        tensors['embeddingnet.masks.weight'] = np.asarray(section_masks(8, 1024, outside=0.1))
     if case == 'csn_fixed':
         del tensors['embeddingnet.masks.weight']
     return network, config, model, *fill_from_torch(network, params, stats, tensors)
 
 
-@pytest.fixture(scope='module', params=['asen', 'asen_v2', *MASKS])
+@pytest.fixture(scope='module')
 def case(request):
     """One network's golden figures, and ours loaded with the same weights."""
     with np.load(GOLDEN / f'{request.param}.npz') as arrays:
         return dict(arrays), *load(request.param)
 
 
+@pytest.mark.parametrize('case', ['asen', 'asen_v2', *MASKS], indirect=True)
 def test_embeddings_and_heatmaps_are_the_originals(case):
     golden, _, _, model, params, stats = case
     vectors, heatmaps = jax.jit(lambda p, s, x: embed_all(model, p, s, x))(params, stats, recipe.make_images(1, 4))
@@ -59,6 +62,11 @@ def test_embeddings_and_heatmaps_are_the_originals(case):
         assert heatmaps is None
 
 
+@pytest.mark.parametrize(
+    'case',
+    ['asen', 'asen_v2', *(pytest.param(name, marks=pytest.mark.heavy) for name in HEAVY)],
+    indirect=True,
+)
 def test_three_adam_steps_are_the_originals(case):
     golden, network, config, model, params, stats = case
     anchor, negative, positive = recipe.make_images(1001, 12).reshape(3, 4, 224, 224, 3)
@@ -102,11 +110,11 @@ def check_first_step(golden, network, state, gradient_norm):
 def test_a_missing_an_unknown_and_a_misshapen_tensor_are_refused_by_name():
     config = fashionai.get_config()
     config.model.trunk, config.model.trunk_width = 'resnet18', 8
-    _, params, stats = build_model(config, 8)
+    _, params, stats = build_shapes(config, num_attributes=8)
     key = 'embeddingnet.feature_fc.weight'
-    with pytest.raises(InputError, match="lacks 'head"):
+    with pytest.raises(InputError, match="lacks what a network asen has as 'head"):
         fill_from_torch('asen', params, stats, {'embeddingnet.feature_fc.bias': np.zeros(1024)})
-    with pytest.raises(InputError, match=r"'embeddingnet\.extra\.weight' has no place in asen"):
+    with pytest.raises(InputError, match=r"'embeddingnet\.extra\.weight' has no place in a network asen"):
         fill_from_torch('asen', params, stats, {'embeddingnet.extra.weight': np.zeros(3)})
-    with pytest.raises(InputError, match=rf"'{key}' is \(1024, 32\) for us, but asen has \(32, 1024\)"):
+    with pytest.raises(InputError, match=rf"'{key}' is \(32, 1024\), but a network asen has \(1024, 32\) there"):
         fill_from_torch('asen', params, stats, {key: np.zeros((32, 1024))})

@@ -14,6 +14,7 @@ from asen_jax import draw, train
 from asen_jax.checkpoint import Checkpoints
 from asen_jax.errors import InputError, NumericsError, StoppedError
 from asen_jax.evaluate import evaluate_workdir
+from benchmarks import reproduce
 from data_builders import prepare
 from tests.conftest import tiny_config
 
@@ -53,10 +54,13 @@ def unbroken(records_root, tmp_path_factory):
 
 def test_a_run_leaves_what_the_contract_names(unbroken):
     workdir, result = unbroken
+    assert reproduce.read_result(workdir) == json.loads(json.dumps(result))
+    assert len(reproduce.checkpoint_hash(workdir)) == reproduce.HASH_DIGITS
     assert json.loads((workdir / 'eval_test.json').read_text()) == json.loads(json.dumps(result))
     assert json.loads((workdir / 'config.json').read_text())['train']['batch_size'] == 8
     assert list(workdir.glob('events.out.tfevents.*'))
-    assert Image.open(workdir / 'eval_test.jpg').height > 3 * draw.CELL
+    with Image.open(workdir / 'eval_test.jpg') as picture:
+        assert picture.height > 3 * draw.CELL
     lines = lines_of(workdir)
     assert [line['step'] for line in lines] == [2, 4, 4, 6, 8, 8]
     wanted = {'loss', 'triplet_accuracy', 'learning_rate', 'gradient_norm', 'data_wait_seconds', 'triplets_per_second'}
