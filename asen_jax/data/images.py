@@ -1,13 +1,15 @@
 """Photos on the host: decode, crop to the garment, fit to the network's square, flip, jitter. PIL and numpy only."""
 
+import contextlib
 import io
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 64_000_000  # a larger photo is refused before its pixels are decoded
 FITS = ('crop', 'pad', 'stretch')
@@ -16,30 +18,74 @@ BACKGROUND = (255, 255, 255)  # behind transparent pixels and beside a padded ph
 Box = Sequence  # four numbers: left, top, right, bottom in pixels, 0-based, half-open
 
 
+class _QuietPillow:
+    """Pillow's remarks (odd EXIF; its size warning is MAX_PIXELS here) unheard while any thread is inside.
+
+    `warnings.catch_warnings` alone puts back what its own thread found: threads that overlap left all warnings off for good.
+    """
+
+    def __init__(self):
+        self.lock, self.inside, self.caught = threading.Lock(), 0, None
+
+    def __enter__(self) -> None:
+        with self.lock:
+            self.inside += 1
+            if self.inside == 1:
+                self.caught = warnings.catch_warnings()
+                self.caught.__enter__()
+                warnings.filterwarnings('ignore', module='PIL')
+
+    def __exit__(self, *_) -> None:
+        with self.lock:
+            self.inside -= 1
+            if not self.inside:
+                self.caught.__exit__(None, None, None)
+
+
+QUIET_PILLOW = _QuietPillow()
+
+
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
+    """Whatever Pillow raises on a damaged file, struct.error and TypeError among it, as ValueError."""
+    try:
+        with QUIET_PILLOW:
+            yield
+    except MemoryError:
+        raise
+    except UnidentifiedImageError as error:  # whose own words name an address in memory
+        raise ValueError('not a readable picture (of no format that Pillow knows)') from error
+    except Exception as error:
+        raise ValueError(f'not a readable picture ({error})') from error
+
+
 def decode(data: bytes) -> Image.Image:
-    """The photo in `data` as upright RGB, fully decoded: EXIF orientation honored, transparency laid on white.
+    """The photo in `data` as upright RGB, fully decoded: `upright_rgb` of it.
 
     Raises ValueError, saying why, where the bytes are no picture, are cut short, or hold more than MAX_PIXELS.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # Pillow's remarks on odd EXIF; its size warning is our own check below
-            image = Image.open(io.BytesIO(data))
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f'{image.width}x{image.height} pixels, at most {MAX_PIXELS:,} are read')
-            image.load()
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith('I'):  # 16-bit gray: Pillow's own conversion clips it to white
-                image = Image.fromarray(np.uint8(np.clip(np.asarray(image, np.int64) // 257, 0, 255)))
-            if image.mode in ('RGBA', 'LA', 'PA') or 'transparency' in image.info:
-                image = image.convert('RGBA')
-                ground = Image.new('RGBA', image.size, (*BACKGROUND, 255))
-                image = Image.alpha_composite(ground, image)
-            return image.convert('RGB')
-    except MemoryError:
-        raise
-    except Exception as error:  # on damaged files Pillow's readers raise anything, struct.error and TypeError among it
-        raise ValueError(f'not a readable picture ({error})') from error
+    with _reading():
+        image = Image.open(io.BytesIO(data))
+    return upright_rgb(image)
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """An opened picture as upright RGB, a copy: EXIF orientation honored, transparency laid on white, 16-bit gray scaled.
+
+    Raises ValueError, saying why, where it is damaged or holds more than MAX_PIXELS; those are refused before they are decoded.
+    """
+    with _reading():
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f'{image.width}x{image.height} pixels, at most {MAX_PIXELS:,} are read')
+        image.load()
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith('I'):  # 16-bit gray: Pillow's own conversion clips it to white
+            image = Image.fromarray(np.uint8(np.clip(np.asarray(image, np.int64) // 257, 0, 255)))
+        if image.mode in ('RGBA', 'LA', 'PA') or 'transparency' in image.info:
+            image = image.convert('RGBA')
+            ground = Image.new('RGBA', image.size, (*BACKGROUND, 255))
+            image = Image.alpha_composite(ground, image)
+        return image.convert('RGB')
 
 
 class Opened(NamedTuple):
