@@ -43,8 +43,14 @@ def dispatch(arguments: command_line.Arguments) -> None:
     """One mode, one call."""
     from data_builders import prepare
 
-    config, workdir = arguments.config, arguments.workdir
+    config, workdir, flags = arguments.config, arguments.workdir, arguments.flags
     if arguments.mode == 'prepare':
+        if flags.darn_urls:
+            from data_builders.asen_lists import dataset_folder
+            from data_builders.darn import fetch
+
+            folder = dataset_folder(config.data, 'DARN')
+            print(fetch.summary(fetch.fetch(Path(flags.darn_urls), folder)), flush=True)
         print(prepare.summary(prepare.prepare(config)))
         return
 
@@ -61,7 +67,23 @@ def dispatch(arguments: command_line.Arguments) -> None:
         case 'eval':
             from asen_jax.evaluate import evaluate_workdir
 
-            evaluate_workdir(config, workdir, prepare.prepare, arguments.checkpoint, arguments.split)
+            evaluate_workdir(config, workdir, prepare.prepare, flags.checkpoint, flags.split)
+        case 'import':
+            from asen_jax import importing
+
+            print(
+                importing.summary(importing.import_checkpoint(config, workdir, Path(flags.torch_checkpoint)), workdir)
+            )
+        case 'export':
+            from asen_jax.export import export
+
+            written = export(workdir, flags.checkpoint, config.precision, Path(flags.output), flags.format)
+            print(f'wrote {", ".join(map(str, written))}')
+        case 'embed':
+            from asen_jax.embed_files import embed_workdir
+
+            output = Path(flags.output)
+            embed_workdir(config, workdir, flags.checkpoint, flags.images, output, flags.heatmaps, flags.strict)
 
 
 if __name__ == '__main__':

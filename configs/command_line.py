@@ -18,11 +18,39 @@ from asen_jax.errors import InputError
 HERE = Path(__file__).resolve().parent
 DEFAULT_CONFIG = HERE / 'fashionai.py'
 NO_CONFIGS = ('__init__', 'common', 'variants', 'command_line')
-MAY_BE_ZERO = ('seed', 'data.num_workers', 'data.jitter', 'train.save_every_steps', 'train.margin')
+MAY_BE_ZERO = (
+    'seed',
+    'data.num_workers',
+    'data.jitter',
+    'train.save_every_steps',
+    'train.margin',
+    'train.embedding_norm',
+    'train.mask_norm',
+)
 MODES = {
     'train': 'prepare if needed, train, evaluate on valid each epoch, keep best and latest, resume; test the best at the end',
     'eval': 'evaluate a checkpoint; print the table and write eval_<split>.json',
     'prepare': 'build the records only; print what was read, skipped and why; write prepare.json beside them',
+    'import': "a PyTorch checkpoint of the original ASEN or CSN becomes the workdir's checkpoint",
+    'export': 'write a frozen program with its weights, or the state dict of the original, to --output',
+    'embed': 'vectors of any photos, to the file --output',
+}
+# flag -> the modes that it belongs to; those in NEEDED must have it
+MODES_OF = {
+    'checkpoint': ('eval', 'export', 'embed'), 'split': ('eval',), 'darn_urls': ('prepare',), 'torch_checkpoint': ('import',),
+    'output': ('export', 'embed'), 'format': ('export',), 'images': ('embed',), 'heatmaps': ('embed',), 'strict': ('embed',),
+}  # fmt: skip
+NEEDED = {'import': ('torch_checkpoint',), 'export': ('output',), 'embed': ('images', 'output')}
+FLAGS = {
+    'checkpoint': 'best | latest | STEP: what eval, export and embed take; default best',
+    'split': 'valid | test: what it is evaluated on; default test',
+    'darn_urls': 'list of URLs: prepare fetches the photos of DARN that are not there yet',
+    'torch_checkpoint': 'file to import: .pth.tar, .pth or .safetensors',
+    'output': 'folder of the export; .npz file of the vectors',
+    'format': "jax | torch: a program with its weights, or the original's state dict; default jax",
+    'images': 'folder, "glob", list of paths or .csv with a column path: the photos to embed',
+    'heatmaps': 'also write where the network looks in each photo',
+    'strict': 'stop at the first photo that cannot be read, instead of skipping it',
 }
 
 
@@ -32,8 +60,7 @@ class Arguments(NamedTuple):
     mode: str
     config: ml_collections.ConfigDict
     workdir: Path
-    checkpoint: str
-    split: str
+    flags: flags.FlagValues  # checkpoint, split, output, ... (FLAGS)
 
 
 def parse(argv: Sequence[str], default_workdir: Callable) -> Arguments | None:
@@ -60,7 +87,8 @@ def parse(argv: Sequence[str], default_workdir: Callable) -> Arguments | None:
     flags.FLAGS.mark_as_parsed()  # Grain's workers ask for this
     config = _layer(values, values.config, workdir)
     _check_numbers(config)
-    return Arguments(values.mode, config, workdir, values.checkpoint, values.split)
+    _check_flags(values, config)
+    return Arguments(values.mode, config, workdir, values)
 
 
 def _arrange(argv: Sequence[str]) -> list[str]:
@@ -86,6 +114,11 @@ def _define_flags(values: flags.FlagValues) -> flags.FlagValues:
     flags.DEFINE_enum('mode', 'train', list(MODES), 'what to do', flag_values=values)
     flags.DEFINE_string('workdir', None, 'folder of the run', flag_values=values)
     flags.DEFINE_string('checkpoint', 'best', 'best, latest or a step', flag_values=values)
+    for name in ('darn_urls', 'torch_checkpoint', 'output', 'images'):
+        flags.DEFINE_string(name, None, FLAGS[name], flag_values=values)
+    for name in ('heatmaps', 'strict'):
+        flags.DEFINE_boolean(name, False, FLAGS[name], flag_values=values)
+    flags.DEFINE_enum('format', 'jax', ['jax', 'torch'], FLAGS['format'], flag_values=values)
     flags.DEFINE_enum('split', 'test', ['valid', 'test'], 'split to evaluate', flag_values=values)
     return values
 
@@ -103,6 +136,18 @@ def _layer(values: flags.FlagValues, config: ml_collections.ConfigDict, workdir:
             _assign(config, field, _look_up(given.to_dict(), field))
     _say_differences(config, remembered, workdir)
     return config
+
+
+def _check_flags(values: flags.FlagValues, config: ml_collections.ConfigDict) -> None:
+    """Each mode has its own flags; one that would say nothing is refused."""
+    for name, modes in MODES_OF.items():
+        if values[name].present and values.mode not in modes:
+            raise InputError(f'--{name} goes with --mode {" or ".join(modes)}, not with {values.mode}.')
+    for name in NEEDED.get(values.mode, ()):
+        if not values[name].value:
+            raise InputError(f'--mode {values.mode} needs --{name}: {FLAGS[name]}.')
+    if values.darn_urls is not None and config.data.name != 'darn':
+        raise InputError('--darn_urls goes with --mode prepare --config configs/darn.py.')
 
 
 def _check_numbers(config: ml_collections.ConfigDict) -> None:
@@ -219,10 +264,9 @@ def help_text() -> str:
     lines += ['', 'modes:', *(f'  {mode:<10}{does}' for mode, does in MODES.items())]
     lines += [
         '', 'flags:',
-        f'  --config      a file of configs/ ({", ".join(config_names())}); default configs/fashionai.py',
-        '  --workdir     folder of the run; default runs/<config.name>',
-        '  --checkpoint  best | latest | STEP: what eval evaluates; default best',
-        '  --split       valid | test: what it is evaluated on; default test',
+        f'  --config            a file of configs/ ({", ".join(config_names())}); default configs/fashionai.py',
+        '  --workdir           folder of the run; default runs/<config.name>',
+        *(f'  --{name:<18}{meaning}' for name, meaning in FLAGS.items()),
         '', 'fields, as --config.FIELD=VALUE (values shown are those of configs/common.py; a config file changes some):',
     ]  # fmt: skip
     for field, text in config_fields():

@@ -26,7 +26,7 @@ def config_path(name):
 def test_the_default_is_fashionai():
     arguments = parse()
     assert arguments.mode == 'train'
-    assert (arguments.config.name, arguments.checkpoint, arguments.split) == ('fashionai', 'best', 'test')
+    assert (arguments.config.name, arguments.flags.checkpoint, arguments.flags.split) == ('fashionai', 'best', 'test')
     assert str(arguments.workdir) == 'runs/fashionai'
 
 
@@ -48,6 +48,27 @@ def test_attributes_are_a_list_of_names():
     assert parse('--config.data.attributes=').config.data.attributes == ()
 
 
+def test_urls_of_darn_are_for_preparing_it():
+    config = config_path('darn')
+    assert parse('--config', config, '--mode', 'prepare', '--darn_urls=urls.txt').flags.darn_urls == 'urls.txt'
+    for arguments in (['--config', config], ['--mode', 'prepare']):
+        with pytest.raises(InputError, match=r'--darn_urls goes with --mode prepare'):
+            parse(*arguments, '--darn_urls=urls.txt')
+
+
+@pytest.mark.parametrize('arguments,says', [
+    (['--mode', 'import'], '--mode import needs --torch_checkpoint: file to import'),
+    (['--mode', 'export'], '--mode export needs --output: folder'),
+    (['--mode', 'embed', '--output=v.npz'], '--mode embed needs --images: folder'),
+    (['--mode', 'eval', '--images=x'], '--images goes with --mode embed, not with eval'),
+    (['--mode', 'export', '--output=x', '--format=onnx'], 'one of <jax|torch>'),
+    (['--mode', 'train', '--checkpoint=latest'], '--checkpoint goes with --mode eval or export or embed, not with train'),
+])  # fmt: skip
+def test_each_mode_has_its_own_flags(arguments, says):
+    with pytest.raises(InputError, match=re.escape(says)):
+        parse(*arguments)
+
+
 @pytest.mark.parametrize('front', [[], ['--config', config_path('fashionai')]])
 def test_a_misspelt_field_names_the_nearest(front):
     with pytest.raises(
@@ -66,7 +87,7 @@ def test_a_misspelt_field_names_the_nearest(front):
         (['--config=nothing.py'], r'There is no config file nothing\.py; name one like configs/catalog\.py\.'),
         (['--config', config_path('fashionai') + ':big'], "No variant 'big': write one of asen, asen_v2"),
         (['--config.seed=x'], r'config\.seed=x: invalid literal'),
-        (['--mode=evaluate'], 'value should be one of <train|eval|prepare>'),
+        (['--mode=evaluate'], 'value should be one of <train|eval|prepare|import|export|embed>'),
         (['--fast'], "Unknown command line flag 'fast'"),
         (['eval'], "'eval' is not a flag"),
         (['--config.seed'], r'Missing value for flag --config\.seed'),

@@ -7,13 +7,24 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = [
-    {'errors'},
-    {'models', 'losses', 'metrics', 'data.images', 'data.triplets', 'sharding', 'tracking', 'draw'},
-    {'data.pipeline', 'optim', 'pretrained', 'state'},
-    {'checkpoint'},
+    {'errors', 'torch_pickle'},
+    {
+        'models',
+        'losses',
+        'metrics',
+        'data.images',
+        'data.triplets',
+        'sharding',
+        'tracking',
+        'draw',
+        'torch_file',
+        'model_card',
+    },
+    {'data.pipeline', 'data.listing', 'optim', 'pretrained', 'state', 'pieces'},
+    {'checkpoint', 'trunks'},
     {'embed'},
-    {'evaluate'},
-    {'train'},
+    {'evaluate', 'embedder', 'importing'},
+    {'train', 'embed_files', 'export'},
 ]
 NUMPY_LEAVES = {'errors', 'metrics', 'data.triplets', 'data.images'}  # all that builders may import
 

@@ -72,19 +72,23 @@ def test_a_catalog_from_folder_to_figures(shop):
     assert (workdir / 'eval_valid.json').exists()
 
 
+def wait_for_a_checkpoint(workdir):
+    """Until the run has saved something, minutes on a busy machine."""
+    for _ in range(6000):
+        if any(path.name.isdigit() for path in (workdir / 'checkpoints' / 'latest').glob('*')):  # others are unfinished
+            return
+        time.sleep(0.05)
+
+
 def test_a_run_killed_mid_epoch_goes_on_with_the_same_command(shop):
     """SIGKILL saves nothing: the run goes back to its last checkpoint and ends with an unbroken run's parameters."""
     folder = shop.parent
     options = (
-        *CATALOG, *TINY, '--config.data.num_triplets=160', '--config.train.num_epochs=3',
-        '--config.train.save_every_steps=4', '--config.train.log_every_steps=5',
+        *CATALOG, *TINY, '--config.data.num_triplets=160', '--config.train.save_every_steps=4', '--config.train.log_every_steps=5',
     )  # fmt: skip
     process = subprocess.Popen(command(*options, '--workdir=killed'), cwd=folder, env=ENVIRONMENT,
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
-    for _ in range(1200):
-        if (folder / 'killed' / 'checkpoints' / 'latest' / '4').exists():
-            break
-        time.sleep(0.05)
+    wait_for_a_checkpoint(folder / 'killed')
     process.send_signal(signal.SIGKILL)
     process.wait(timeout=60)
     assert not (folder / 'killed' / 'eval_test.json').exists()
@@ -93,20 +97,17 @@ def test_a_run_killed_mid_epoch_goes_on_with_the_same_command(shop):
     assert 'resumes killed after step' in done.stdout
     assert run(folder, *options, '--workdir=whole').returncode == 0
     (step, killed), (last, whole) = arrays_of(folder / 'killed'), arrays_of(folder / 'whole')
-    assert step == last == 30
+    assert step == last == 20
     assert_same_arrays(killed, whole)
     steps = [json.loads(line)['step'] for line in (folder / 'killed' / 'metrics.jsonl').read_text().splitlines()]
-    assert steps == [5, 10, 10, 15, 20, 20, 25, 30, 30]
+    assert steps == [5, 10, 10, 15, 20, 20]
 
 
 def test_sigterm_saves_and_says_so(shop):
     options = (*CATALOG, *TINY, '--config.train.num_epochs=500', '--config.eval.every_epochs=500', '--workdir=w')
     process = subprocess.Popen(command(*options), cwd=shop.parent, env=ENVIRONMENT, stdout=subprocess.DEVNULL,
                                stderr=subprocess.PIPE, text=True)  # fmt: skip
-    for _ in range(1200):
-        if (shop.parent / 'w' / 'checkpoints' / 'latest' / '8').exists():
-            break
-        time.sleep(0.05)
+    wait_for_a_checkpoint(shop.parent / 'w')
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 143, said
