@@ -1,8 +1,10 @@
 """A raw tree of DeepFashion in the published layout, small, for the tests of its builder."""
 
 import json
+from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from configs import deepfashion
@@ -86,3 +88,15 @@ def labels_of(photos):
 
 def expected(many):
     return [{LOCAL[id_] for id_ in ids} for ids in many]
+
+
+@pytest.fixture
+def data(tmp_path):
+    """The config of a fresh tree."""
+    return write_tree(tmp_path)
+
+
+@pytest.fixture
+def folder(data):
+    """Where its lists and photos lie."""
+    return Path(data.manual_dir) / 'DeepFashion'

@@ -16,21 +16,12 @@ from data_builders.deepfashion import deepfashion_dataset_builder as deepfashion
 from data_builders.deepfashion import labels
 from tests import deepfashion_tree as tree
 from tests.conftest import tiny_config, unpack_published
+from tests.deepfashion_tree import data, folder
+
+__all__ = ['data', 'folder']  # fixtures
 
 README = Path(deepfashion.__file__).with_name('README.md')
 CHANCE = (6.69, 2.69, 3.23, 2.55, 1.97)  # REFERENCE.md, DeepFashion's test lists
-
-
-@pytest.fixture
-def data(tmp_path):
-    """The config of a fresh tree."""
-    return tree.write_tree(tmp_path)
-
-
-@pytest.fixture
-def folder(data):
-    """Where its lists and photos lie."""
-    return Path(data.manual_dir) / 'DeepFashion'
 
 
 @pytest.mark.parametrize('write_lines', [tree.local_lines, tree.global_lines])

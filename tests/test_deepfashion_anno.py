@@ -1,13 +1,14 @@
 """DeepFashion's own Anno files: train rebuilt from them, names of values, boxes, and what is refused."""
 
-from pathlib import Path
-
 import pytest
 
 from asen_jax.errors import InputError
 from data_builders.checks import check_photos
 from data_builders.deepfashion import deepfashion_dataset_builder as deepfashion
 from tests import deepfashion_tree as tree
+from tests.deepfashion_tree import data, folder
+
+__all__ = ['data', 'folder']  # fixtures
 
 FAULTS = [
     ('label_valid.txt', '1 0 x', "'1 0 x' is not all numbers"),
@@ -30,18 +31,6 @@ FAULTS = [
     ('Anno/list_bbox.txt', 'img/x.jpg 1 2 3 y', "'img/x.jpg 1 2 3 y'; expected a path"),
     ('Anno/list_bbox.txt', 'img/x.jpg 5 2 4 9', 'the box 5 2 4 9 is empty'),
 ]
-
-
-@pytest.fixture
-def data(tmp_path):
-    """The config of a fresh tree."""
-    return tree.write_tree(tmp_path)
-
-
-@pytest.fixture
-def folder(data):
-    """Where its lists and photos lie."""
-    return Path(data.manual_dir) / 'DeepFashion'
 
 
 @pytest.mark.parametrize('place', ['Anno', 'Anno_coarse', 'Eval', '.'])

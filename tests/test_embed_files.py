@@ -13,19 +13,11 @@ from asen_jax.embed_files import embed_workdir
 from asen_jax.embedder import Embedded, Embedder
 from asen_jax.errors import InputError
 from tests.conftest import tiny_config
-from tests.test_embedder import ATTRIBUTES, save_network
+from tests.test_embedder import ATTRIBUTES, network, save_network, workdir
+
+__all__ = ['network', 'workdir']  # fixtures
 
 COUNT, CHUNK = 11, 4
-
-
-@pytest.fixture(scope='module')
-def workdir(tmp_path_factory):
-    return save_network(tmp_path_factory.mktemp('workdir'))
-
-
-@pytest.fixture(scope='module')
-def network(workdir):
-    return Embedder.load(workdir, batch_size=8)
 
 
 @pytest.fixture

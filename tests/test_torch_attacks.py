@@ -13,26 +13,18 @@ from tests.torch_files import (
     Code,
     call,
     known,
-    make_writer,
     op,
+    path,
     pickled,
     refusal,
     storage,
     tensor,
+    write,
     write_legacy,
     write_zip,
 )
 
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / 'weights.pth'
-
-
-@pytest.fixture(params=['zip', 'legacy'])
-def write(request, path):
-    """Writes an object, and bytes by key, in one of the two formats."""
-    return make_writer(request.param, path)
+__all__ = ['path', 'write']  # fixtures
 
 
 # --- nothing of a file is run

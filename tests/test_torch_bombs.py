@@ -12,18 +12,9 @@ import pytest
 from asen_jax import torch_pickle
 from asen_jax.errors import InputError
 from asen_jax.torch_file import read_tensors
-from tests.torch_files import Code, known, make_writer, op, refusal, storage, tensor, write_legacy, write_zip
+from tests.torch_files import Code, known, op, path, refusal, storage, tensor, write, write_legacy, write_zip
 
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / 'weights.pth'
-
-
-@pytest.fixture(params=['zip', 'legacy'])
-def write(request, path):
-    """Writes an object, and bytes by key, in one of the two formats."""
-    return make_writer(request.param, path)
+__all__ = ['path', 'write']  # fixtures
 
 
 # --- what lies about its size costs nothing

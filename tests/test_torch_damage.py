@@ -15,26 +15,18 @@ from asen_jax.torch_file import MAGIC, read_tensors, write_state_dict
 from tests.torch_files import (
     SIX,
     bits,
-    make_writer,
     odd_tensors,
+    path,
     pickled,
     refusal,
     storage,
     tensor,
+    write,
     write_legacy,
     write_zip,
 )
 
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / 'weights.pth'
-
-
-@pytest.fixture(params=['zip', 'legacy'])
-def write(request, path):
-    """Writes an object, and bytes by key, in one of the two formats."""
-    return make_writer(request.param, path)
+__all__ = ['path', 'write']  # fixtures
 
 
 # --- damaged files, and others

@@ -13,17 +13,9 @@ from data_builders import prepare as preparing
 from data_builders.checks import check_photos
 from data_builders.zappos50k import zappos50k_dataset_builder as zappos
 from tests import zappos50k_tree as tree
+from tests.zappos50k_tree import config, folder
 
-
-@pytest.fixture
-def config(tmp_path):
-    """The raw tree of the real layout, and a tiny CSN for it."""
-    return tree.make_config(tmp_path)
-
-
-@pytest.fixture
-def folder(config):
-    return Path(config.data.manual_dir) / 'Zappos50k'
+__all__ = ['config', 'folder']  # fixtures
 
 
 def test_lines_are_read_as_anchor_negative_positive(config, folder):

@@ -1,7 +1,6 @@
 """Zappos50k: triplet lists drawn anew from UT-Zappos50K's own table."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,17 +12,9 @@ from data_builders import prepare as preparing
 from data_builders.zappos50k import resample
 from data_builders.zappos50k import zappos50k_dataset_builder as zappos
 from tests import zappos50k_tree as tree
+from tests.zappos50k_tree import config, folder
 
-
-@pytest.fixture
-def config(tmp_path):
-    """The raw tree of the real layout, and a tiny CSN for it."""
-    return tree.make_config(tmp_path)
-
-
-@pytest.fixture
-def folder(config):
-    return Path(config.data.manual_dir) / 'Zappos50k'
+__all__ = ['config', 'folder']  # fixtures
 
 
 @pytest.fixture

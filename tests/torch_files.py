@@ -109,3 +109,14 @@ def odd_tensors():
         'big': np.array([2**63 - 1, -(2**63)]), 'turned': many.T, 'ä': many[:, ::2], 'half': many.astype(np.float16),
         'swapped': many.astype('>f4'), 'flags': np.array([True, False]),
     }  # fmt: skip
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / 'weights.pth'
+
+
+@pytest.fixture(params=['zip', 'legacy'])
+def write(request, path):
+    """Writes an object, and bytes by key, in one of the two formats."""
+    return make_writer(request.param, path)

@@ -1,6 +1,9 @@
 """A small Zappos50k in the published layout, for the tests of its builder."""
 
+from pathlib import Path
+
 import numpy as np
+import pytest
 from PIL import Image
 
 from tests.conftest import tiny_config
@@ -106,3 +109,14 @@ def make_config(tmp_path):
     config.data.triplets, config.data.num_triplets, config.train.loss = 'fixed', 16, 'triplet'
     config.model.name, config.train.num_epochs = 'csn', 1
     return config
+
+
+@pytest.fixture
+def config(tmp_path):
+    """The raw tree of the real layout, and a tiny CSN for it."""
+    return make_config(tmp_path)
+
+
+@pytest.fixture
+def folder(config):
+    return Path(config.data.manual_dir) / 'Zappos50k'
