@@ -45,7 +45,8 @@ def main(argv: Sequence[str]) -> int:
     for flag in overrides:
         if not flag.startswith('--config.') or '=' not in flag or flag.startswith('--config.seed='):
             parser.error(f'{flag!r} is no --config.FIELD=VALUE; seeds go into --seeds.')
-    results, hashes = [], []
+    jax.config.update('jax_platforms', 'cpu')  # here weights are only hashed: a GPU's memory is the runs' own
+    results, hashes, commits = [], [], []
     for seed in args.seeds:
         workdir = args.folder / f'{name_of(args.config, overrides)}-seed-{seed}'
         command = [
@@ -56,6 +57,7 @@ def main(argv: Sequence[str]) -> int:
             *overrides,
         ]
         print(shlex.join([*command[1:], f'--workdir={workdir}']), flush=True)
+        commits.append(commit_of(workdir))
         if status := subprocess.run([*command, f'--workdir={workdir}'], check=False).returncode:
             return status
         try:
@@ -66,7 +68,8 @@ def main(argv: Sequence[str]) -> int:
             return error.exit_status
     seeds = ','.join(map(str, args.seeds))
     command = shlex.join(['python', 'benchmarks/reproduce.py', '--config', args.config, '--seeds', seeds, *overrides])
-    print(format_table(results, args.config, args.seeds, commit(), hashes, command))
+    at_commit = ', '.join(dict.fromkeys([*commits, commit()]))  # the last is where they were tested
+    print(format_table(results, args.config, args.seeds, at_commit, hashes, command))
     return 0
 
 
@@ -107,6 +110,15 @@ def hash_weights(tree: dict) -> str:
         digest.update(f'{name} {array.dtype} {array.shape}\n'.encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:HASH_DIGITS]
+
+
+def commit_of(workdir: Path) -> str:
+    """The commit at which a run began: a finished one is only tested again, perhaps by other code."""
+    path = workdir / 'commit.txt'
+    if not path.exists() or not (workdir / 'checkpoints').exists():  # nothing is trained yet
+        workdir.mkdir(parents=True, exist_ok=True)
+        path.write_text(commit() + '\n')
+    return path.read_text().strip()
 
 
 def commit() -> str:

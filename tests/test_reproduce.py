@@ -56,3 +56,14 @@ def test_a_failed_run_ends_it_with_its_status(capfd, tmp_path):
     for wrong in (['--seeds', '0,x'], ['--seeds', '1,1'], ['--config.seed=3'], ['--epochs=2']):
         with pytest.raises(SystemExit):
             reproduce.main(['reproduce.py', *wrong])
+
+
+def test_a_run_keeps_the_commit_at_which_it_began(tmp_path, monkeypatch):
+    workdir = tmp_path / 'w'
+    monkeypatch.setattr(reproduce, 'commit', lambda: 'first')
+    assert reproduce.commit_of(workdir) == 'first'
+    monkeypatch.setattr(reproduce, 'commit', lambda: 'second')
+    assert reproduce.commit_of(workdir) == 'second'  # nothing was trained
+    (workdir / 'checkpoints').mkdir()
+    monkeypatch.setattr(reproduce, 'commit', lambda: 'third')
+    assert reproduce.commit_of(workdir) == 'second'
