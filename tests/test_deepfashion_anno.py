@@ -29,6 +29,9 @@ FAULTS = [
     ('Anno/list_bbox.txt', 'img/x.jpg 1 2 3', 'expected a path and four whole numbers'),
     ('Anno/list_bbox.txt', 'img/x.jpg 1 2 3 4 5', 'expected a path and four whole numbers'),
     ('Anno/list_bbox.txt', 'img/x.jpg 1 2 3 y', "'img/x.jpg 1 2 3 y'; expected a path"),
+    ('Anno/list_attr_cloth.txt', '\u00a0', "''; expected a name and a type 1-5"),
+    ('Anno/list_bbox.txt', '\u00a0', "''; expected a path and four whole numbers"),
+    ('Anno/list_bbox.txt', f'img/x.jpg 1 2 3 {"9" * 400}', 'expected a path and four whole numbers'),
     ('Anno/list_bbox.txt', 'img/x.jpg 5 2 4 9', 'the box 5 2 4 9 is empty'),
 ]
 
@@ -45,7 +48,7 @@ def test_train_is_rebuilt_from_the_anno_files(data, folder, place, gone):
     assert raw.values['texture-related'] == ('abstract', 'abstract floral', 'striped')
     assert raw.photos['train'][0].bbox == (2, 0, 11, 16) and raw.photos['valid'][5].bbox is None  # see the next test
     note = next(note for note in raw.notes if note.startswith('train: rebuilt from list_attr_img.txt'))
-    assert '21 photos; left out are 11 of the 11 photos of valid and test, and 1 without any attribute' in note
+    assert '21 photos; left out are the 11 photos of valid and test, and 1 without any attribute' in note
 
 
 def test_a_photo_with_two_boxes_has_none_and_a_repeated_box_is_one(data, folder):
@@ -70,11 +73,29 @@ def test_a_box_beyond_its_photo_is_named_with_its_line(data, folder):
 def test_train_must_be_kept_apart_from_valid_and_test(data, folder):
     (folder / 'label_train.txt').unlink()
     tree.write_anno(folder / 'Anno', [('A_Dress/valid_0.jpg', [1]), ('A_Dress/train_0.jpg', [2])])
-    with pytest.raises(InputError, match=r'list_attr_img\.txt: none of the 11 photos of valid and test is in it'):
+    with pytest.raises(InputError, match=r'list_attr_img\.txt: 11 of the 11 photos of valid and test are not in it'):
         deepfashion.read(data)
-    tree.write_anno(folder / 'Anno', [(tree.TWICE, [1])])
+    held_out = list(dict.fromkeys(tree.NAMES_OF['valid'] + tree.NAMES_OF['test']))
+    tree.write_anno(folder / 'Anno', [(name, [1]) for name in held_out[1:]])
+    with pytest.raises(
+        InputError, match=rf'1 of the 11 photos of valid and test are not in it \(one is {held_out[0]}\)'
+    ):
+        deepfashion.read(data)
+    tree.write_anno(folder / 'Anno', [(name, [1]) for name in held_out])
     with pytest.raises(InputError, match=r'list_attr_img\.txt: no photo is left for train'):
         deepfashion.read(data)
+
+
+@pytest.mark.parametrize('spelling', [b'./img/', b'img//', b'img/./'])
+def test_another_spelling_of_a_path_is_the_same_photo(data, folder, spelling):
+    (folder / 'label_train.txt').unlink()
+    tree.write_anno(folder / 'Anno')
+    for name in ('list_attr_img.txt', 'list_bbox.txt'):
+        path = folder / 'Anno' / name
+        path.write_bytes(path.read_bytes().replace(b'img/', spelling))
+    raw = deepfashion.read(data)
+    assert [photo.image_id for photo in raw.photos['train']] == tree.NAMES_OF['train']
+    assert raw.photos['train'][0].bbox == (2, 0, 11, 16)
 
 
 @pytest.mark.parametrize(('name', 'line', 'says'), FAULTS)
@@ -97,6 +118,7 @@ def test_the_first_two_lines_are_held_to(data, folder, name):
     (folder / 'filenames_train.txt').unlink()
     for number, line, says in (
         (1, b'12x', r"line 1: '12x'; expected the number of rows"),
+        (1, b'9' * 5000, r'line 1: .*; expected the number of rows'),
         (1, b'100', r'line 1: 100 rows are expected, but \d+ follow'),
         (1, b'7', r'line 1: 7 rows are expected, but \d+ follow'),
         (2, b'img/A_Dress/x.jpg 1', r"line 2: 'img/A_Dress/x.jpg 1'; expected the names of the columns"),

@@ -4,7 +4,7 @@ What they refuse names the file and the line.
 """
 
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
@@ -46,7 +46,7 @@ def read_names(path: Path, meta: Meta) -> Names:
     types = {str(number): number - 1 for number in range(1, len(meta.attributes) + 1)}
     names, attribute = [], []
     for line, text in _rows(path, 'attribute_name attribute_type'):
-        *name, kind = _decode(path, line, text).split()
+        *name, kind = _decode(path, line, text).split() or ['']
         if not name or kind not in types:
             raise InputError(
                 f'{path}, line {line}: {" ".join([*name, kind])!r}; expected a name and a type 1-{len(types)}.'
@@ -94,9 +94,10 @@ def rebuild_train(
     folder: Path, path: Path, names: Names, rank: Int[np.ndarray, ' ids'], held_out: set[str]
 ) -> tuple[list[Photo], str]:
     """All photos with an attribute that are in neither valid nor test, in the file's order; and a note."""
-    photos, found, bare = [], set(), 0
+    photos, found, bare, held_out = [], set(), 0, set(map(_plain, held_out))
     for line, name, ids in read_photos(path, len(names.names)):
         check_relative(name, f'{path}, line {line}')
+        name = _plain(name)
         if name in held_out:
             found.add(name)
         elif not ids:
@@ -105,16 +106,17 @@ def rebuild_train(
             file = folder / name
             labels = tuple(names.attribute[ids].tolist()), tuple(rank[ids].tolist())
             photos.append(Photo(name, file.read_bytes, *labels, path=file, where=f'{path}, line {line}'))
-    if not found:
+    if absent := held_out - found:
         raise InputError(
-            f'{path}: none of the {len(held_out):,} photos of valid and test is in it, so that train could not be kept '
-            f'apart from them; its paths must be written as in filenames_valid.txt.'
+            f'{path}: {len(absent):,} of the {len(held_out):,} photos of valid and test are not in it (one is '
+            f'{min(absent)}), so that train could not be kept apart from them; take the file of all 289,222 photos, '
+            f'with paths as in filenames_valid.txt.'
         )
     if not photos:
         raise InputError(f'{path}: no photo is left for train; take the file of all 289,222 photos.')
     note = (
         f'train: rebuilt from {path.name}, since the published train lists are not there: {len(photos):,} photos; left '
-        f'out are {len(found):,} of the {len(held_out):,} photos of valid and test, and {bare:,} without any attribute'
+        f'out are the {len(found):,} photos of valid and test, and {bare:,} without any attribute'
     )
     return photos, note
 
@@ -129,16 +131,16 @@ def read_boxes(path: Path) -> Boxes:
     for line, text in _rows(path, 'image_name x_1 y_1 x_2 y_2'):
         words = _decode(path, line, text).split()
         try:
-            name, (left, top, right, bottom) = words[0], map(int, words[1:])
-        except ValueError as error:
-            shown = ' '.join(words)
+            name, (left, top, right, bottom) = _plain(words[0]), map(int, words[1:])
+            box = (left - 1.0, top - 1.0, float(right), float(bottom))
+        except (ValueError, IndexError, OverflowError) as error:
+            shown = ' '.join(words)[:80]
             raise InputError(f'{path}, line {line}: {shown!r}; expected a path and four whole numbers.') from error
         if right < left or bottom < top:
             raise InputError(
                 f'{path}, line {line}: the box {left} {top} {right} {bottom} is empty; expected the top left pixel '
                 f'and the bottom right one.'
             )
-        box = (left - 1.0, top - 1.0, float(right), float(bottom))
         first, other = boxes.setdefault(name, (line, box))
         if other != box:
             unclear[name] = (first, line)
@@ -172,7 +174,7 @@ def _rows(path: Path, columns: str) -> Iterator[tuple[int, bytes]]:
         raise InputError(f'{path} cannot be read ({error.strerror}); put the file there.') from error
     with file:
         first = file.readline().removeprefix(b'\xef\xbb\xbf').strip()
-        if not first.isdigit():
+        if not first.isdigit() or len(first) > 12:  # Python refuses to convert thousands of digits
             raise InputError(f'{path}, line 1: {_show(first)}; expected the number of rows.')
         second = file.readline()
         if second.split()[:1] != [columns.split()[0].encode()]:
@@ -187,6 +189,11 @@ def _rows(path: Path, columns: str) -> Iterator[tuple[int, bytes]]:
             raise InputError(
                 f'{path}, line 1: {expected:,} rows are expected, but {count:,} follow; download it again.'
             )
+
+
+def _plain(name: str) -> str:
+    """`name` without `./` and `//`: one file has one name, by which train is kept apart from valid and test."""
+    return PurePosixPath(name).as_posix()
 
 
 def _decode(path: Path, line: int, text: bytes) -> str:
