@@ -92,8 +92,12 @@ def read_meta(path: Path, dataset: str) -> Meta:
     part = content.get(dataset) if isinstance(content, dict) else None
     if not isinstance(part, dict) or not part.get('ATTRIBUTES') or not isinstance(part.get('ATTRIBUTES_NUM'), dict):
         raise InputError(f'{path}: {dataset} has no ATTRIBUTES and ATTRIBUTES_NUM; take meta.json of the ASEN lists.')
-    values, names = {}, part.get('ATTRIBUTES_VALUES')
-    for attribute in part['ATTRIBUTES']:
+    attributes, values, names = part['ATTRIBUTES'], {}, part.get('ATTRIBUTES_VALUES')
+    if not isinstance(attributes, list) or not all(isinstance(name, str) for name in attributes):
+        raise InputError(f'{path}: ATTRIBUTES of {dataset} is no list of names; take meta.json of the ASEN lists.')
+    if len(set(attributes)) < len(attributes):
+        raise InputError(f'{path}: ATTRIBUTES of {dataset} has a name twice; take meta.json of the ASEN lists.')
+    for attribute in attributes:
         count = part['ATTRIBUTES_NUM'].get(attribute)
         if type(count) is not int or count < 1:
             raise InputError(
@@ -102,7 +106,7 @@ def read_meta(path: Path, dataset: str) -> Meta:
         given = names.get(attribute) if isinstance(names, dict) else None
         named = isinstance(given, list) and len(given) == count
         values[attribute] = tuple(map(str, given if named else range(count)))
-    return Meta(tuple(part['ATTRIBUTES']), values)
+    return Meta(tuple(attributes), values)
 
 
 def require_files(paths: Sequence[Path], instructions: str) -> None:

@@ -96,6 +96,9 @@ def test_meta_names_values_where_it_can(write):
         ('[]', 'has no ATTRIBUTES'),
         ('{"FashionAI": {"ATTRIBUTES": ["a"], "ATTRIBUTES_NUM": {"a": "x"}}}', "has 'x' for 'a'"),
         ('{"FashionAI": {"ATTRIBUTES": ["a"], "ATTRIBUTES_NUM": {}}}', "has None for 'a'"),
+        ('{"FashionAI": {"ATTRIBUTES": 5, "ATTRIBUTES_NUM": {}}}', 'is no list of names'),
+        ('{"FashionAI": {"ATTRIBUTES": [["a"]], "ATTRIBUTES_NUM": {}}}', 'is no list of names'),
+        ('{"FashionAI": {"ATTRIBUTES": ["a", "a"], "ATTRIBUTES_NUM": {"a": 2}}}', 'has a name twice'),
     ],
 )
 def test_a_bad_meta_is_named(write, content, says):
