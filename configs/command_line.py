@@ -146,6 +146,8 @@ def _check_flags(values: flags.FlagValues, config: ml_collections.ConfigDict) ->
     for name in NEEDED.get(values.mode, ()):
         if not values[name].value:
             raise InputError(f'--mode {values.mode} needs --{name}: {FLAGS[name]}.')
+    if values.darn_urls == '':  # as a shell's unset variable leaves it: nothing would be fetched
+        raise InputError('--darn_urls is empty; name the list of URLs.')
     if values.darn_urls is not None and config.data.name != 'darn':
         raise InputError('--darn_urls goes with --mode prepare --config configs/darn.py.')
 

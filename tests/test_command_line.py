@@ -54,6 +54,8 @@ def test_urls_of_darn_are_for_preparing_it():
     for arguments in (['--config', config], ['--mode', 'prepare']):
         with pytest.raises(InputError, match=r'--darn_urls goes with --mode prepare'):
             parse(*arguments, '--darn_urls=urls.txt')
+    with pytest.raises(InputError, match='--darn_urls is empty'):
+        parse('--config', config, '--mode', 'prepare', '--darn_urls=')
 
 
 @pytest.mark.parametrize('arguments,says', [
