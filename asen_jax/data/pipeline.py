@@ -167,7 +167,9 @@ class TripletSource:
 def make_train_index(records: Records) -> TripletIndex:
     """The index from which training draws its triplets."""
     if 'train' not in records.splits:
-        raise InputError(f'{records.directory} has no train photos; give some rows the split "train".')
+        raise InputError(
+            f'{records.directory} has no train photos, without which nothing is learned; prepare.json there says what was read and left out.'
+        )
     labels = read_labels(records, 'train')
     if not len(labels.photo):
         raise InputError(
