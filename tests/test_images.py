@@ -39,6 +39,23 @@ def test_every_fit_gives_the_square_for_any_shape(fit, shape):
     assert images.fit_square(Image.new('RGB', shape), 32, fit).shape == (32, 32, 3)
 
 
+@pytest.mark.parametrize('turned', [False, True])
+def test_of_a_very_long_photo_the_middle_is_taken_without_enlarging_all_of_it(turned, monkeypatch):
+    rng = np.random.default_rng(0)
+    middle = rng.integers(0, 256, (2, 1000, 3), np.uint8)
+    pixels = np.concatenate([np.zeros((2, 400, 3), np.uint8), middle, np.zeros((2, 400, 3), np.uint8)], axis=1)
+    photo = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 0, 2)) if turned else pixels)
+    whole, sizes = images.fit_square(photo, 8), []
+    original = Image.Image.resize
+    monkeypatch.setattr(
+        Image.Image, 'resize', lambda self, size, *rest: sizes.append(size) or original(self, size, *rest)
+    )
+    np.testing.assert_array_equal(images.fit_square(photo, 8), whole)
+    assert max(sizes[0]) == 8 * images.MAX_ASPECT
+    monkeypatch.setattr(images, 'MAX_ASPECT', 10_000)
+    np.testing.assert_array_equal(images.fit_square(photo, 8), whole)
+
+
 @pytest.mark.parametrize('fit', images.FITS)
 def test_a_box_goes_where_its_pixels_go(fit):
     pixels = np.zeros((80, 120, 3), np.uint8)

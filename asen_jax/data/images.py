@@ -13,6 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 64_000_000  # a larger photo is refused before its pixels are decoded
 FITS = ('crop', 'pad', 'stretch')
+MAX_ASPECT = 100  # of a longer photo only the middle is seen: enlarged whole it could fill the memory
 BACKGROUND = (255, 255, 255)  # behind transparent pixels and beside a padded photo
 
 Box = Sequence  # four numbers: left, top, right, bottom in pixels, 0-based, half-open
@@ -123,6 +124,11 @@ def fit_square(image: Image.Image, size: int, fit: str = 'crop') -> UInt8[np.nda
         rows, columns = size - pixels.shape[0], size - pixels.shape[1]
         around = ((rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2), (0, 0))
         return np.pad(pixels, around, mode='edge')
+    longest = MAX_ASPECT * min(width, height)
+    if max(width, height) > longest:
+        left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
+        image = image.crop((left, top, width - left, height - top))
+        width, height = image.size
     if width <= height:
         width, height = size, int(size * height / width)
     else:
