@@ -54,6 +54,9 @@ FLAGS = {
 }
 
 
+PATHS = ('darn_urls', 'torch_checkpoint', 'output', 'images')
+
+
 class Arguments(NamedTuple):
     """What a command line asks for."""
 
@@ -85,7 +88,9 @@ def parse(argv: Sequence[str], default_workdir: Callable) -> Arguments | None:
     if extra:
         raise InputError(f'{extra[0]!r} is not a flag; every option begins with two dashes (--help lists them).')
     flags.FLAGS.mark_as_parsed()  # Grain's workers ask for this
+    workdir = Path(_at_home('--workdir', str(workdir)))
     config = _layer(values, values.config, workdir)
+    _expand_paths(values, config)
     _check_numbers(config)
     _check_flags(values, config)
     return Arguments(values.mode, config, workdir, values)
@@ -114,7 +119,7 @@ def _define_flags(values: flags.FlagValues) -> flags.FlagValues:
     flags.DEFINE_enum('mode', 'train', list(MODES), 'what to do', flag_values=values)
     flags.DEFINE_string('workdir', None, 'folder of the run', flag_values=values)
     flags.DEFINE_string('checkpoint', 'best', 'best, latest or a step', flag_values=values)
-    for name in ('darn_urls', 'torch_checkpoint', 'output', 'images'):
+    for name in PATHS:
         flags.DEFINE_string(name, None, FLAGS[name], flag_values=values)
     for name in ('heatmaps', 'strict'):
         flags.DEFINE_boolean(name, False, FLAGS[name], flag_values=values)
@@ -150,6 +155,22 @@ def _check_flags(values: flags.FlagValues, config: ml_collections.ConfigDict) ->
         raise InputError('--darn_urls is empty; name the list of URLs.')
     if values.darn_urls is not None and config.data.name != 'darn':
         raise InputError('--darn_urls goes with --mode prepare --config configs/darn.py.')
+
+
+def _expand_paths(values: flags.FlagValues, config: ml_collections.ConfigDict) -> None:
+    """Flags with `~` at the front, which a shell leaves as it is behind `=`; fields are expanded where they are used."""
+    for name in PATHS:
+        if values[name].value:
+            values[name].value = _at_home(f'--{name}', values[name].value)
+    for field in ('data.dir', 'data.manual_dir', 'init.trunk'):
+        _at_home(f'config.{field}', _look_up(config.to_dict(), field))
+
+
+def _at_home(where: str, path: str) -> str:
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError as error:
+        raise InputError(f'{where}: {path!r} names a home that is not there; write the folder in full.') from error
 
 
 def _check_numbers(config: ml_collections.ConfigDict) -> None:

@@ -48,6 +48,15 @@ def test_attributes_are_a_list_of_names():
     assert parse('--config.data.attributes=').config.data.attributes == ()
 
 
+def test_paths_may_begin_with_a_home(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    arguments = '--mode', 'export', '--workdir=~/w', '--output=~/x'
+    assert parse(*arguments).flags.output == str(tmp_path / 'x') and parse(*arguments).workdir == tmp_path / 'w'
+    for flag in ('--output=~nobody9/x', '--workdir=~nobody9/x', '--config.data.dir=~nobody9/x'):
+        with pytest.raises(InputError, match="'~nobody9/x' names a home that is not there"):
+            parse(*arguments, flag)
+
+
 def test_urls_of_darn_are_for_preparing_it():
     config = config_path('darn')
     assert parse('--config', config, '--mode', 'prepare', '--darn_urls=urls.txt').flags.darn_urls == 'urls.txt'
