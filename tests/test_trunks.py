@@ -91,6 +91,12 @@ def test_imagenets_file_is_found_and_its_name_is_held_against_its_bytes(config, 
     train.check_config(config, tmp_path / 'fresh')
 
 
+def test_eight_figures_in_a_name_are_a_date(config, tensors, tmp_path):
+    config.init.trunk = str(tmp_path / 'resnet18-20240115.pth')
+    write_state_dict(Path(config.init.trunk), tensors)
+    trunks.load_trunk(config, *build_shapes(config, 2)[1:])
+
+
 def test_other_names(config, tensors, monkeypatch):
     config.init.trunk = 'none'
     shapes = build_shapes(config, 2)[1:]
