@@ -12,7 +12,7 @@ from safetensors.numpy import save
 from asen_jax.checkpoint import Checkpoints
 from asen_jax.embed import Network, load_network
 from asen_jax.errors import InputError
-from asen_jax.model_card import write_card
+from asen_jax.model_card import known_dataset, make_card, read_figures
 from asen_jax.models import embed_all
 from asen_jax.pretrained import HEADS, flatten, to_torch, unflatten
 from asen_jax.sharding import make_mesh
@@ -36,9 +36,11 @@ def export(workdir: Path, which: str, precision: str, output: Path, target: str)
     """
     with Checkpoints(workdir, read_only=True) as checkpoints:
         network = load_network(checkpoints, which, precision, make_mesh(devices=jax.devices()[:1]))
+    card = make_card(network.meta, read_figures(network.meta, Path(workdir)), target)
     output.mkdir(parents=True, exist_ok=True)
     written = _write_torch(network, output) if target == 'torch' else _write_jax(network, output)
-    return [*written, write_card(network.meta, Path(workdir), output / CARD, target)]
+    (output / CARD).write_text(card)
+    return [*written, output / CARD]
 
 
 def _write_jax(network: Network, output: Path) -> list[Path]:
@@ -87,7 +89,7 @@ def describe(network: Network) -> dict:
     data = config['data']
     return {
         'format': 1, 'name': config['name'], 'network': config['model'], 'checkpoint_step': meta['step'],
-        'dataset': meta['dataset'], 'attributes': meta['attributes'],
+        'dataset': known_dataset(meta), 'attributes': meta['attributes'],
         'values': dict(zip(meta['attributes'], meta['values'], strict=True)),
         'image_size': data['image_size'], 'input': ['batch', data['image_size'], data['image_size'], 3],
         'preprocessing': {
@@ -104,7 +106,9 @@ def _write_torch(network: Network, output: Path) -> list[Path]:
     name = config['model']['name']
     if name not in HEADS:
         raise InputError(f'The original has no network {name}; --format=torch knows {", ".join(HEADS)}.')
-    state = to_torch(name, jax.device_get(network.params), jax.device_get(network.batch_stats), len(meta['attributes']))
+    own_csn = name == 'csn' and not config['model']['normalize']
+    trees = jax.device_get((network.params, network.batch_stats))
+    state = to_torch(name, *trees, len(meta['attributes']), own_csn)
     path = output / TORCH
     write_state_dict(path, state, {'epoch': 0, 'prec': float(meta['score'] or 0.0)})  # what its --resume reads
     return [path]

@@ -21,11 +21,13 @@ def import_checkpoint(config, workdir: Path, file: Path) -> dict:
     The network, its sizes and its number of attributes are read from the file; `config` gives the rest. Names of attributes
     are `config.data.attributes`, in the checkpoint's order, where their number agrees, else `attribute_0`, ...
     """
-    tensors = canonical_names(read_tensors(file))
+    tensors = canonical_names(read_tensors(file), str(file))
     fields, num_attributes = recognize(tensors, str(file))
     config = config.copy_and_resolve_references()
     config.update_from_flattened_dict(fields)
     names = list(config.data.attributes)
+    if len(set(names)) < len(names):
+        raise InputError(f'config.data.attributes has a name twice: {", ".join(names)}; give each attribute its own.')
     if len(names) != num_attributes:
         names = [f'attribute_{number}' for number in range(num_attributes)]
     _, *shapes = build_shapes(config, num_attributes)

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from asen_jax.errors import InputError
+
 DATASETS = {  # names, and the terms that stay with weights trained on them
     'fashionai': ('FashionAI (Tianchi 231671)', 'research use; the photos may not be passed on'),
     'darn': ('DARN (Huang et al., ICCV 2015)', 'photos of shops; research use'),
@@ -11,6 +13,7 @@ DATASETS = {  # names, and the terms that stay with weights trained on them
     'catalog': ("the owner's photos", "the owner's terms"),
     'synthetic': ('drawn garments', 'none'),
 }
+UNKNOWN = 'not known: the weights were imported without them', 'those of their source'
 PAPERS = {
     'asen': 'ASEN: Ma et al., AAAI 2020, arXiv 2002.02814',
     'asen_v2': "ASEN, second version of its authors' repository: Ma et al., AAAI 2020, arXiv 2002.02814",
@@ -26,22 +29,33 @@ LIMITS = (
 )
 
 
-def write_card(meta: dict, workdir: Path, path: Path, target: str) -> Path:
-    """Write the card of a checkpoint; figures are those of `eval_*.json` in `workdir` that are of its step."""
-    path.write_text(make_card(meta, read_figures(meta, workdir), target))
-    return path
-
-
 def read_figures(meta: dict, workdir: Path) -> list[dict]:
-    """The evaluations of this very checkpoint."""
-    found = [json.loads(path.read_text()) for path in sorted(Path(workdir).glob('eval_*.json'))]
-    return [result for result in found if result['checkpoint_step'] == meta['step']]
+    """The evaluations of this very checkpoint, `eval_test.json` and `eval_valid.json` in `workdir`.
+
+    Raises InputError where one is damaged.
+    """
+    found = []
+    for path in (Path(workdir) / f'eval_{split}.json' for split in ('test', 'valid')):
+        if path.exists():
+            try:
+                result = json.loads(path.read_text())
+                _table([result])
+            except (ValueError, KeyError, TypeError) as error:
+                raise InputError(f'{path} is damaged ({error!r}); delete it, or run --mode eval again.') from error
+            found += [result] * (result['checkpoint_step'] == meta['step'])
+    return found
+
+
+def known_dataset(meta: dict) -> str | None:
+    """What a checkpoint was trained on; an imported one does not say."""
+    return None if meta['fingerprint'] is None else meta['dataset']
 
 
 def make_card(meta: dict, figures: list[dict], target: str) -> str:
     """YAML between two lines of dashes, then Markdown."""
     config, name = meta['config'], meta['config']['name']
-    dataset, terms = DATASETS.get(meta['dataset'], (meta['dataset'], 'not stated'))
+    known = known_dataset(meta)
+    dataset, terms = DATASETS.get(known, (known, 'not stated')) if known else UNKNOWN
     lines = [
         '---', 'library_name: ' + ('jax' if target == 'jax' else 'pytorch'), 'pipeline_tag: image-feature-extraction',
         'license: other', 'license_name: terms-of-the-data', 'tags:', '- fashion', '- image-retrieval',
@@ -59,14 +73,17 @@ def make_card(meta: dict, figures: list[dict], target: str) -> str:
 
 
 def _recipe(meta: dict) -> list[str]:
-    if 'imported' in meta:
-        source = meta['imported']
-        return [f'Not trained here: imported from `{source["file"]}` (SHA-256 `{source["sha256"]}`).']
+    source = meta.get('imported')
+    begin = f'imported from `{source["file"]}` (SHA-256 `{source["sha256"]}`)' if source else ''
+    if source and not meta['step']:
+        return [f'Not trained here: {begin}.']
     train, optim, init = (meta['config'][group] for group in ('train', 'optim', 'init'))
     return [
         f'{train["loss"]} loss (margin {train["margin"]}, {train["distance"]}), Adam, learning rate {optim["learning_rate"]}, '
         f'times {optim["decay_rate"]} every {optim["decay_every_epochs"]} epochs; {train["batch_size"]} triplets a step, step '
-        f'{meta["step"]}; trunk from {init["trunk"]}; seed {meta["config"]["seed"]}.'
+        f'{meta["step"]}; '
+        + (f'all weights {begin}' if source else f'trunk from {init["trunk"]}')
+        + f'; seed {meta["config"]["seed"]}.'
     ]
 
 

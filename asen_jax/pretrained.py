@@ -5,6 +5,7 @@ a part of that name again. CSN's own authors keep the last layer in the trunk, a
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,24 +43,26 @@ HEADS = {
     'csn': {'embed_fc': ('fc', _LINEAR), 'masks': ('', _TABLE)},
     'triplet': {'embed_fc': ('fc', _LINEAR)},
 }
-OWN_FC = 'embeddingnet.embeddingnet.fc_embed.'  # CSN's by its own authors
+OWN_FC, EMBED_FC = (
+    'embeddingnet.embeddingnet.fc_embed.',
+    'embeddingnet.embed_fc.',
+)  # CSN's by its own authors, and by ASEN's
 BLOCKS_OF_LAYER3 = {('conv3', 6): 'resnet50', ('conv2', 6): 'resnet34', ('conv2', 2): 'resnet18'}
 
 
 def our_path(network: str, key: str) -> tuple[str, str] | None:
     """Where the PyTorch tensor `key` belongs, as ('head.fc.kernel', kind of transform); None where it has no place."""
-    key = key.replace(OWN_FC, 'embeddingnet.embed_fc.')
-    for prefix in TRUNKS:
-        if key.startswith(prefix):
-            return _trunk_path(key.removeprefix(prefix))
+    key = key.replace(OWN_FC, EMBED_FC)
+    prefix = _trunk_prefix(network)
+    if key.startswith(prefix):
+        return _trunk_path(key.removeprefix(prefix))
     module, _, leaf = key.removeprefix('embeddingnet.').rpartition('.')
     if module not in HEADS[network]:
         return None
     path, kind = HEADS[network][module]
-    if path.endswith('_rows'):
-        return f'head.{path}.rows', kind
-    if module == 'masks':
-        return 'head.masks', kind
+    if path.endswith('_rows') or module == 'masks':
+        place = 'head.masks' if module == 'masks' else f'head.{path}.rows'
+        return (place, kind) if leaf == 'weight' else None
     return f'head.{path}.{_leaf(leaf, is_norm=module.endswith("bn1"))}', kind if leaf == 'weight' else _TABLE
 
 
@@ -89,11 +92,17 @@ def flatten(tree: dict) -> dict[str, Any]:
     return {'.'.join(str(step.key) for step in path): leaf for path, leaf in leaves}
 
 
-def canonical_names(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The same tensors under the names of the table above, also where `module.` or `embeddingnet.` was added or left away."""
+def canonical_names(tensors: Mapping[str, np.ndarray], file: str) -> dict[str, np.ndarray]:
+    """The same tensors under the names of the table above, also where `module.` or `embeddingnet.` was added or left away.
+
+    Raises InputError, naming `file`, where that leaves two tensors one name.
+    """
     names = {name: name.removeprefix('module.') for name in tensors}
     if not all(name.startswith(('embeddingnet.', 'choices.')) for name in names.values()):
         names = {name: f'embeddingnet.{rest}' for name, rest in names.items()}
+    twice = [name for name, count in Counter(names.values()).items() if count > 1]
+    if twice:
+        raise InputError(f'{file} has the tensor {twice[0]!r} twice, with and without a prefix; keep one of the two.')
     return {names[name]: array for name, array in tensors.items()}
 
 
@@ -112,13 +121,15 @@ def recognize(tensors: Mapping[str, np.ndarray], file: str) -> tuple[dict[str, A
     if not found:
         known = ', '.join(marks)
         raise InputError(f'{file} is no checkpoint of ASEN, ASEN v2 or CSN: it has none of {known}.')
+    if empty := [name for name, shape in shapes.items() if 0 in shape]:
+        raise InputError(f'{file} has a tensor {empty[0]!r} of no size, {shapes[empty[0]]}; import a whole checkpoint.')
     name, network, axis = found[0]
     fields = {'model.name': network, **_recognize_trunk(shapes, file), 'model.normalize': not own}
     fields['train.distance'] = 'euclidean' if own else 'cosine'
     last = {'asen': 'feature_fc.weight', 'csn': 'embeddingnet.fc_embed.weight' if own else 'embed_fc.weight'}.get(
         network
     )
-    if last in shapes:
+    if len(shapes.get(last, ())) == 2:
         fields['model.embed_dim'] = shapes[last][0]
     if network == 'csn':
         masks = np.asarray(tensors['embeddingnet.masks.weight'])
@@ -181,7 +192,12 @@ def _fill(params: dict, batch_stats: dict, tensors: Mapping, places: Mapping[str
             raise InputError(
                 f"The checkpoint's tensor {key!r} has the type {array.dtype}, but {what} has numbers there."
             )
-        filled[path] = turned.astype(np.float32)
+        if path in filled:
+            raise InputError(f"The checkpoint's tensor {key!r} has the place of another; keep one of the two.")
+        with np.errstate(over='ignore'):
+            filled[path] = turned.astype(np.float32)
+        if not np.isfinite(filled[path]).all():
+            raise InputError(f"The checkpoint's tensor {key!r} has numbers that are not finite; take an earlier one.")
     missing = sorted(targets.keys() - filled.keys())
     if missing:
         others = f', and {len(missing) - 1} others' if len(missing) > 1 else ''
@@ -191,10 +207,13 @@ def _fill(params: dict, batch_stats: dict, tensors: Mapping, places: Mapping[str
     return unflatten(params, filled), unflatten(batch_stats, filled)
 
 
-def to_torch(network: str, params: dict, batch_stats: dict, num_attributes: int) -> dict[str, np.ndarray]:
+def to_torch(
+    network: str, params: dict, batch_stats: dict, num_attributes: int, own_csn: bool = False
+) -> dict[str, np.ndarray]:
     """The original's state dict of a network of ours: every name that its strict load asks for, the unused ones as zeros.
 
-    Unused are the trunk's classifier `fc` and the batch norms' `num_batches_tracked`.
+    Unused are the trunk's classifier `fc` and the batch norms' `num_batches_tracked`. With `own_csn` it is CSN's by its own
+    authors, whose trunk has `fc_embed` in the place of `fc`.
     """
     state = {}
     for path, array in {**flatten(params), **flatten(batch_stats)}.items():
@@ -206,6 +225,8 @@ def to_torch(network: str, params: dict, batch_stats: dict, num_attributes: int)
     if network == 'csn' and 'masks' not in params['head']:
         dim = params['head']['fc']['bias'].size
         state['embeddingnet.masks.weight'] = np.asarray(section_masks(num_attributes, dim, outside=0.0))
+    if own_csn:
+        return {name.replace(EMBED_FC, OWN_FC): array for name, array in state.items()}
     prefix = _trunk_prefix(network)
     expansion = 4 if f'{prefix}layer1.0.conv3.weight' in state else 1
     in_dim = (

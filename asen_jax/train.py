@@ -44,6 +44,7 @@ class Run(NamedTuple):
     checkpoints: Checkpoints
     tracker: Tracker
     stop: 'StopRequest'
+    imported: dict | None  # what the weights were before training
 
 
 def train_and_evaluate(config, workdir: Path, records_directory: Path) -> dict | None:
@@ -88,6 +89,7 @@ def start(config, workdir: Path, records: Records, checkpoints: Checkpoints, sto
     run = Run(
         config, workdir, records, mesh, epoch_steps, train_step, make_schedule(config, epoch_steps),
         make_embedder(model, mesh), checkpoints, Tracker(workdir, resumed or 0), stop,
+        checkpoints.read_meta('latest').get('imported') if resumed is not None else None,
     )  # fmt: skip
     return run, state
 
@@ -259,7 +261,7 @@ def make_meta(run: Run, step: int, score: float | None = None) -> dict[str, Any]
         'step': step, 'score': score, 'config': json.loads(run.config.to_json()), 'dataset': run.records.dataset,
         'attributes': list(run.records.attributes), 'values': [list(names) for names in run.records.values],
         'fingerprint': run.records.fingerprint,
-    }  # fmt: skip
+    } | ({'imported': run.imported} if run.imported else {})  # fmt: skip
 
 
 def test_best(run: Run) -> dict | None:
