@@ -40,9 +40,9 @@ def read_figures(meta: dict, workdir: Path) -> list[dict]:
             try:
                 result = json.loads(path.read_text())
                 _table([result])
+                found += [result] * (result['checkpoint_step'] == meta['step'])
             except (ValueError, KeyError, TypeError) as error:
                 raise InputError(f'{path} is damaged ({error!r}); delete it, or run --mode eval again.') from error
-            found += [result] * (result['checkpoint_step'] == meta['step'])
     return found
 
 

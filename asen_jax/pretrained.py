@@ -43,10 +43,8 @@ HEADS = {
     'csn': {'embed_fc': ('fc', _LINEAR), 'masks': ('', _TABLE)},
     'triplet': {'embed_fc': ('fc', _LINEAR)},
 }
-OWN_FC, EMBED_FC = (
-    'embeddingnet.embeddingnet.fc_embed.',
-    'embeddingnet.embed_fc.',
-)  # CSN's by its own authors, and by ASEN's
+OWN_FC = 'embeddingnet.embeddingnet.fc_embed.'  # CSN's last layer by its own authors
+EMBED_FC = 'embeddingnet.embed_fc.'  # and by ASEN's
 BLOCKS_OF_LAYER3 = {('conv3', 6): 'resnet50', ('conv2', 6): 'resnet34', ('conv2', 2): 'resnet18'}
 
 
