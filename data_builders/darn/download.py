@@ -2,6 +2,7 @@
 
 import email.utils
 import http.client
+import re
 import ssl
 import string
 import threading
@@ -104,12 +105,11 @@ def _read_body(response: http.client.HTTPResponse, deadline: float) -> bytes:
 
 def _seconds(retry_after: str | None) -> float:
     """Retry-After, which is a number of seconds or a date; 0 where it says nothing that can be read."""
+    text = (retry_after or '0').strip()
     try:
-        return max(0.0, float(int(retry_after or 0)))
-    except (ValueError, OverflowError):
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time())
+        if re.fullmatch(r'[+-]?[\d_]+', text):
+            return max(0.0, float(int(text)))
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
     except (ValueError, OverflowError):
         return 0.0
 
