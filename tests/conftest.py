@@ -20,7 +20,10 @@ from jaxtyping import install_import_hook
 
 install_import_hook('asen_jax', 'beartype.beartype')  # shapes in signatures are checked in every test
 
+from asen_jax import sharding
 from asen_jax.data.pipeline import open_records
+from asen_jax.optim import make_optimizer
+from asen_jax.state import create_state, make_train_step
 from configs import synthetic
 from data_builders import prepare
 
@@ -65,6 +68,14 @@ def records_root(tmp_path_factory):
 def records(config):
     """The tiny records, opened."""
     return open_records(prepare.prepare(config))
+
+
+def make_step(config, model, params, stats, mesh, steps_per_epoch):
+    """A train step on `mesh`, and the state that it begins with."""
+    optimizer = make_optimizer(config, steps_per_epoch)
+    state = create_state(params, stats, optimizer)
+    places = sharding.state_shardings(state, mesh)
+    return make_train_step(model, optimizer, config.train, places, mesh), jax.device_put(state, places)
 
 
 def unpack_published(folder):

@@ -9,11 +9,10 @@ import pytest
 from asen_jax import sharding
 from asen_jax.errors import InputError
 from asen_jax.models import build_model, embed_all
-from asen_jax.optim import make_optimizer
 from asen_jax.pretrained import fill_from_torch, flatten, our_path
-from asen_jax.state import create_state, make_train_step
 from asen_jax.train import check_loss
 from configs import zappos50k
+from tests.conftest import make_step
 from tests.golden import recipe
 
 GOLDEN = Path(__file__).parent / 'golden' / 'csn_original.npz'
@@ -69,11 +68,7 @@ def test_three_steps_of_its_own_losses_are_pytorchs(case):
     golden, config, model, params, stats = case
     anchor, negative, positive = photos()
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    optimizer = make_optimizer(config, steps_per_epoch=781)
-    state = create_state(params, stats, optimizer)
-    places = sharding.state_shardings(state, mesh)
-    state = jax.device_put(state, places)
-    step = make_train_step(model, optimizer, config.train, places, mesh)
+    step, state = make_step(config, model, params, stats, mesh, steps_per_epoch=781)
     batch = {'images': np.stack([anchor, positive, negative], axis=1), 'attribute': ATTRIBUTES}
     losses = []
     for number in range(3):

@@ -17,10 +17,9 @@ from asen_jax import sharding
 from asen_jax.errors import InputError
 from asen_jax.models import build_shapes, embed_all
 from asen_jax.models.csn import section_masks
-from asen_jax.optim import make_optimizer
 from asen_jax.pretrained import fill_from_torch, flatten, our_path
-from asen_jax.state import create_state, make_train_step
 from configs import fashionai
+from tests.conftest import make_step
 from tests.golden import recipe
 
 GOLDEN = Path(__file__).parent / 'golden'
@@ -72,11 +71,7 @@ def test_three_adam_steps_are_the_originals(case):
     anchor, negative, positive = recipe.make_images(1001, 12).reshape(3, 4, 224, 224, 3)
     batch = {'images': np.stack([anchor, positive, negative], axis=1), 'attribute': ATTRIBUTES}
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    optimizer = make_optimizer(config, steps_per_epoch=6250)
-    state = create_state(params, stats, optimizer)
-    places = sharding.state_shardings(state, mesh)
-    state = jax.device_put(state, places)
-    step = make_train_step(model, optimizer, config.train, places, mesh)
+    step, state = make_step(config, model, params, stats, mesh, steps_per_epoch=6250)
     losses = []
     for number in range(3):
         state, metrics = step(state, batch)

@@ -9,9 +9,8 @@ import pytest
 from asen_jax import sharding
 from asen_jax.errors import InputError
 from asen_jax.models import build_model
-from asen_jax.optim import make_optimizer
-from asen_jax.state import create_state, make_train_step
 from configs import fashionai
+from tests.conftest import make_step
 
 STEPS = 4
 
@@ -21,11 +20,7 @@ def make_run(devices, loss='triplet', model_axis=1):
     config = fashionai.get_config('asen_v2')
     config.model.trunk, config.model.trunk_width, config.train.loss = 'resnet18', 8, loss
     mesh = sharding.make_mesh(model_axis, jax.devices()[:devices])
-    model, params, stats = build_model(config, 4)
-    optimizer = make_optimizer(config, 100)
-    state = create_state(params, stats, optimizer)
-    places = sharding.state_shardings(state, mesh)
-    return make_train_step(model, optimizer, config.train, places, mesh), jax.device_put(state, places), mesh
+    return *make_step(config, *build_model(config, 4), mesh, steps_per_epoch=100), mesh
 
 
 def make_batch(number, mesh):

@@ -6,9 +6,9 @@ import pytest
 
 from asen_jax import sharding
 from asen_jax.models import build_model
-from asen_jax.optim import make_optimizer, make_schedule
-from asen_jax.state import create_state, make_train_step
+from asen_jax.optim import make_schedule
 from configs import fashionai
+from tests.conftest import make_step
 
 
 def make_run(loss):
@@ -17,17 +17,14 @@ def make_run(loss):
     config.model.trunk, config.model.trunk_width, config.model.embed_dim = 'resnet18', 8, 16
     config.optim.learning_rate, config.train.loss = 1e-3, loss
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    model, params, stats = build_model(config, 2)
-    optimizer = make_optimizer(config, 100)
-    state = create_state(params, stats, optimizer)
-    places = sharding.state_shardings(state, mesh)
+    step, state = make_step(config, *build_model(config, 2), mesh, steps_per_epoch=100)
     rng = np.random.default_rng(0)
     batch = {
         'images': rng.integers(0, 256, (16, 3, 32, 32, 3), np.uint8), 'attribute': rng.integers(0, 2, 16, np.int32),
         'labels': np.eye(4, dtype=np.uint8)[rng.integers(0, 4, (16, 3, 2))],
         'photo': np.arange(48, dtype=np.int32).reshape(16, 3),
     }  # fmt: skip
-    return make_train_step(model, optimizer, config.train, places, mesh), jax.device_put(state, places), batch
+    return step, state, batch
 
 
 @pytest.mark.parametrize('loss,share', [('triplet', 0.3), ('contrastive', 0.9)])

@@ -94,7 +94,8 @@ def test_imagenets_file_is_found_and_its_name_is_held_against_its_bytes(config, 
 def test_eight_figures_in_a_name_are_a_date(config, tensors, tmp_path):
     config.init.trunk = str(tmp_path / 'resnet18-20240115.pth')
     write_state_dict(Path(config.init.trunk), tensors)
-    trunks.load_trunk(config, *build_shapes(config, 2)[1:])
+    params, _ = trunks.load_trunk(config, *build_shapes(config, 2)[1:])
+    np.testing.assert_array_equal(params['trunk']['bn1']['bias'], tensors['bn1.bias'])
 
 
 def test_other_names(config, tensors, monkeypatch):
