@@ -10,8 +10,8 @@ from logging import StreamHandler, getLogger
 
 from absl import logging
 
+import command_line
 from asen_jax.errors import InputError, NumericsError, StoppedError
-from configs import command_line
 
 
 def run(argv: list[str]) -> int:
@@ -59,28 +59,28 @@ def dispatch(arguments: command_line.Arguments) -> None:
     split_cpu(config.mesh.cpu_devices)
     match arguments.mode:
         case 'train':
-            from asen_jax.train import check_config, train_and_evaluate
+            from asen_jax.training.loop import check_config, train_and_evaluate
 
             records = prepare.prepare(config, before_building=lambda: check_config(config, workdir))
             print(prepare.summary(records), flush=True)
             train_and_evaluate(config, workdir, records)
         case 'eval':
-            from asen_jax.evaluate import evaluate_workdir
+            from asen_jax.evaluation.evaluate import evaluate_workdir
 
             evaluate_workdir(config, workdir, prepare.prepare, flags.checkpoint, flags.split)
         case 'import':
-            from asen_jax import importing
+            from asen_jax.weights import importing
 
             print(
                 importing.summary(importing.import_checkpoint(config, workdir, Path(flags.torch_checkpoint)), workdir)
             )
         case 'export':
-            from asen_jax.export import export
+            from asen_jax.weights.export import export
 
             written = export(workdir, flags.checkpoint, config.precision, Path(flags.output), flags.format)
             print(f'wrote {", ".join(map(str, written))}')
         case 'embed':
-            from asen_jax.embed_files import embed_workdir
+            from asen_jax.search.embed_files import embed_workdir
 
             output = Path(flags.output)
             embed_workdir(config, workdir, flags.checkpoint, flags.images, output, flags.heatmaps, flags.strict)

@@ -15,7 +15,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from asen_jax.errors import InputError
-from asen_jax.state import TrainState
+from asen_jax.training.step import TrainState
 
 ARRAYS = ('params', 'batch_stats', 'opt_state')
 KINDS = ('best', 'latest')

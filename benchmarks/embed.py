@@ -24,8 +24,8 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 
 from asen_jax.checkpoint import Checkpoints
 from asen_jax.models import build_model
-from asen_jax.optim import make_optimizer
-from asen_jax.state import create_state
+from asen_jax.training.optimizer import make_optimizer
+from asen_jax.training.step import create_state
 from configs import catalog
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -35,13 +35,14 @@ except ImportError:
 else:
     import torch_asen
 
-from asen_jax import losses, sharding
-from asen_jax.embed import make_embedder
+from asen_jax import sharding
 from asen_jax.errors import InputError
+from asen_jax.evaluation.vectors import make_embedder
 from asen_jax.models import build_model, embed_triplets
-from asen_jax.optim import make_optimizer
-from asen_jax.pretrained import fill_from_torch, flatten, our_path
-from asen_jax.state import create_state, make_train_step
+from asen_jax.training import losses
+from asen_jax.training.optimizer import make_optimizer
+from asen_jax.training.step import create_state, make_train_step
+from asen_jax.weights.torch_names import fill_from_torch, flatten, our_path
 from configs import fashionai
 
 NUM_ATTRIBUTES = 8  # FashionAI's
@@ -249,7 +250,7 @@ def in_our_names(config, state_dict: dict[str, np.ndarray]) -> dict[str, np.ndar
 
 
 def our_gradients(config, state_dict: dict[str, np.ndarray], batch: Batch) -> dict[str, np.ndarray]:
-    """The gradients of the same step as `asen_jax.state` takes it."""
+    """The gradients of the same step as `asen_jax.training.step` takes it."""
     model, params, stats = build_model(config, NUM_ATTRIBUTES)
     params, stats = fill_from_torch(config.model.name, params, stats, state_dict)
 

@@ -1,6 +1,6 @@
 """ASEN and ASEN v2 in PyTorch, to measure ours against: the published parameter names, and each role passed on its own.
 
-Written from the paper's equations (Ma et al., AAAI 2020) and the names in a checkpoint; `asen_jax.pretrained` reads its
+Written from the paper's equations (Ma et al., AAAI 2020) and the names in a checkpoint; `asen_jax.weights.torch_names` reads its
 state dict. ResNet-50 up to layer3 is part of it, without the unused classifier.
 """
 

@@ -62,7 +62,7 @@ STAGES = ((64, 1), (128, 2), (256, 2))
 
 
 class Net(nn.Module):
-    """The trunk, its pooled projection, and the masks; names as in ASEN's copy of CSN, which asen_jax.pretrained reads."""
+    """The trunk, its pooled projection, and the masks; names as in ASEN's copy of CSN, which asen_jax.weights.torch_names reads."""
 
     def __init__(self, learned: bool):
         super().__init__()

@@ -23,7 +23,7 @@ import tensorflow_datasets as tfds
 from jaxtyping import Int
 
 from asen_jax.errors import InputError
-from asen_jax.metrics import chance_map
+from asen_jax.evaluation.metrics import chance_map
 from data_builders.checks import check_photos
 from data_builders.records import FORMAT, SPLITS, RawDataset, labels_of, with_triplets, write_arrays
 

@@ -21,9 +21,9 @@ from jaxtyping import install_import_hook
 install_import_hook('asen_jax', 'beartype.beartype')  # shapes in signatures are checked in every test
 
 from asen_jax import sharding
-from asen_jax.data.pipeline import open_records
-from asen_jax.optim import make_optimizer
-from asen_jax.state import create_state, make_train_step
+from asen_jax.data.batches import open_records
+from asen_jax.training.optimizer import make_optimizer
+from asen_jax.training.step import create_state, make_train_step
 from configs import synthetic
 from data_builders import prepare
 

@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
+import command_line
 from asen_jax.errors import InputError
-from configs import command_line, common
+from configs import common
 
 
 def parse(*arguments):

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import ROOT
-from tests.test_train import arrays_of, assert_same_arrays
+from tests.training.test_loop import arrays_of, assert_same_arrays
 
 
 def command(*arguments):

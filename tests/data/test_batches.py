@@ -1,0 +1,138 @@
+"""Batches from records: the same for any number of workers and any start, and exact padding."""
+
+import numpy as np
+import pytest
+
+from asen_jax.data import batches, images
+from asen_jax.errors import InputError
+
+
+def take(iterator, count):
+    """The first `count` batches, copied out of shared memory."""
+    taken = []
+    for _ in range(count):
+        taken.append({name: np.array(part) for name, part in next(iterator).items()})
+    iterator.close()
+    return taken
+
+
+def assert_same(some, others):
+    assert len(some) == len(others)
+    for one, other in zip(some, others, strict=True):
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name])
+
+
+def test_batches_have_the_contracts_shapes(records, config):
+    batch = take(batches.train_batches(records, config), 1)[0]
+    assert batch['images'].shape == (8, 3, 32, 32, 3)
+    assert batch['images'].dtype == np.uint8
+    assert batch['attribute'].shape == (8,)
+    assert batch['attribute'].dtype == np.int32
+    assert batch['labels'].shape == (8, 3, 6, 5)
+    assert batch['photo'].shape == (8, 3)
+
+
+def test_a_batch_shows_the_photos_of_its_triplets(records, config):
+    config.data.flip = False
+    batch = take(batches.train_batches(records, config), 1)[0]
+    source = batches.TripletSource(records, config, 32)
+    photos = batches.open_split(records.directory, 'train')
+    for row, table in enumerate(source.table(0)[:8].tolist()):
+        for role, index in enumerate(table[:3]):
+            expected = images.fit_square(images.decode(photos[index]['image']), 32)
+            np.testing.assert_array_equal(batch['images'][row, role], expected)
+            for attribute, value in zip(photos[index]['attributes'], photos[index]['values'], strict=True):
+                assert batch['labels'][row, role, attribute, value] == 1
+        assert batch['attribute'][row] == table[3]
+        assert batch['photo'][row].tolist() == table[:3]
+        assert (batch['labels'][row, 0, table[3]] & batch['labels'][row, 1, table[3]]).any()
+
+
+def test_a_run_may_start_at_any_step(records, config):
+    whole = take(batches.train_batches(records, config), 8)
+    assert_same(take(batches.train_batches(records, config, 3), 5), whole[3:])
+
+
+def test_batches_do_not_depend_on_workers(records, config):
+    alone = take(batches.train_batches(records, config), 4)
+    config.data.num_workers = 2
+    assert_same(take(batches.train_batches(records, config), 4), alone)
+
+
+def test_epochs_and_seeds_draw_other_triplets(records, config):
+    source = batches.TripletSource(records, config, 32)
+    assert not np.array_equal(source.table(0), source.table(1))
+    config.seed = 1
+    assert not np.array_equal(source.table(0), batches.TripletSource(records, config, 32).table(0))
+
+
+def test_a_fixed_list_is_shuffled_each_epoch_and_never_redrawn(records, config):
+    config.data.triplets = 'fixed'
+    config.data.num_triplets = records.splits['train_triplets']
+    steps = batches.steps_per_epoch(records, config)
+    listed = batches.read_rows(records, 'train_triplets')
+    source = batches.TripletSource(records, config, steps * 8)
+    for epoch in (0, 1):
+        table = source.table(epoch)
+        assert len(table) == steps * 8
+        assert set(map(tuple, table.tolist())) <= set(map(tuple, listed.tolist()))
+    assert not np.array_equal(source.table(0), source.table(1))
+
+
+def test_flips_mirror_each_photo_on_its_own(records, config):
+    config.data.flip = False
+    plain = take(batches.train_batches(records, config), 1)[0]['images']
+    config.data.flip = True
+    flipped = take(batches.train_batches(records, config), 1)[0]['images']
+    same = (plain == flipped).all(axis=(2, 3, 4))
+    mirrored = (plain[:, :, :, ::-1] == flipped).all(axis=(2, 3, 4))
+    assert (same | mirrored).all()
+    assert same.any()
+    assert mirrored.any()
+    assert any(len(set(row)) == 2 for row in same.tolist())
+
+
+def test_evaluation_pads_the_last_batch_and_masks_it(records, config):
+    config.eval.batch_size = 4
+    first, last = take(batches.eval_batches(records, 'test', np.arange(6), config), 2)
+    np.testing.assert_array_equal(np.concatenate([b['index'][b['mask']] for b in (first, last)]), np.arange(6))
+    assert last['image'].shape[0] == 4
+    assert not last['mask'][2:].any()
+
+
+def test_attribute_boxes_lie_in_the_networks_square(records, config):
+    batch = take(batches.eval_batches(records, 'test', np.arange(4), config), 1)[0]
+    record = batches.open_split(records.directory, 'test')[0]
+    for attribute, box in zip(record['attributes'], record['attribute_boxes'], strict=True):
+        np.testing.assert_allclose(batch['boxes'][0, attribute], box, atol=1e-4)  # 32 pixels drawn, 32 shown
+    assert np.isnan(batch['boxes'][0]).all(axis=1).sum() == 6 - len(record['attributes'])
+
+
+def test_labels_are_those_of_the_records(records):
+    labels = batches.read_labels(records, 'train')
+    expected = [
+        (index, attribute, value)
+        for index, record in enumerate(batches.open_split(records.directory, 'train'))
+        for attribute, value in zip(record['attributes'], record['values'], strict=True)
+    ]
+    assert sorted(zip(*map(np.ndarray.tolist, labels), strict=True)) == sorted(expected)
+
+
+def test_a_folder_without_records_is_named(tmp_path):
+    with pytest.raises(InputError, match='holds no prepared records; run --mode prepare first'):
+        batches.open_records(tmp_path)
+
+
+def test_an_epoch_smaller_than_a_batch_is_refused(records, config):
+    config.data.num_triplets = 7
+    with pytest.raises(InputError, match=r'fewer than config\.train\.batch_size \(8\)'):
+        batches.steps_per_epoch(records, config)
+
+
+@pytest.mark.parametrize('field,value', [('fit', 'squash'), ('triplets', 'old')])
+def test_unknown_words_are_named(records, config, field, value):
+    config.data[field] = value
+    with pytest.raises(InputError, match=rf"config\.data\.{field} is '{value}'"):
+        batches.steps_per_epoch(records, config)
+        batches.LoadOptions.from_config(config)

@@ -1,0 +1,174 @@
+"""Catalogs: labels.csv, attributes, splits, queries, boxes, and an error for each way to get it wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from asen_jax.errors import InputError
+from asen_jax.evaluation.metrics import chance_map
+from configs import common
+from data_builders.catalog import catalog_dataset_builder as catalog
+
+SHARED = Path(__file__).parents[3] / 'shared' / 'data'
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Reads a catalog whose labels.csv has the given content; its photos are not looked at here."""
+
+    def read(content, attributes=()):
+        (tmp_path / 'labels.csv').write_bytes(content if isinstance(content, bytes) else content.encode())
+        data = common.get_config().data
+        data.manual_dir, data.attributes = str(tmp_path), attributes
+        return catalog.read(data)
+
+    return read
+
+
+def many(columns, rows):
+    return '\n'.join([columns, *rows]) + '\n'
+
+
+def test_columns_with_2_to_100_values_are_attributes(read):
+    rows = [f'{i}.jpg,{"ab"[i % 2]},one,{i}' for i in range(150)]
+    raw = read(many('path,color,brand,sku', rows))
+    assert raw.attributes == ('color',)
+    assert raw.values == {'color': ('a', 'b')}
+    assert raw.notes[:2] == ('attributes: color (2 values)', 'metadata only: brand (1 values), sku (150 values)')
+    assert read(many('path,color,brand,sku', rows), attributes=('sku',)).attributes == ('sku',)
+
+
+def test_cells_may_be_empty_or_hold_two_values(read):
+    raw = read('\ufeffpath,color,fit\r\n"a,1.jpg",red | blue,\r\nb.jpg,,loose\r\nc.jpg,blue,tight\r\n,,\r\n')
+    photos = {p.image_id: (p.attributes, p.values) for photos in raw.photos.values() for p in photos}
+    assert photos == {'a,1.jpg': ((0, 0), (1, 0)), 'b.jpg': ((1,), (0,)), 'c.jpg': ((0, 1), (0, 1))}
+
+
+def test_boxes_become_0_based_and_half_open(read):
+    raw = read(
+        'path,split,color,x1,y1,x2,y2\na.jpg,train,red,1,2,10,20\nb.jpg,train,blue,,,,\nc.jpg,train,red,3,3,3,3\n'
+    )
+    assert [p.bbox for p in raw.photos['train']] == [(0, 1, 10, 20), None, (2, 2, 3, 3)]
+
+
+def test_splits_by_hash_are_8_1_1_and_stay_when_photos_are_added(read):
+    rows = [f'{i}.jpg,{"ab"[i % 2]}' for i in range(3000)]
+    raw = read(many('path,color', rows))
+    for split, share in (('train', 0.8), ('valid', 0.1), ('test', 0.1)):
+        assert len(raw.photos[split]) / 3000 == pytest.approx(share, abs=0.02)
+    where = {p.image_id: split for split, photos in raw.photos.items() for p in photos}
+    more = read(many('path,color', [f'new{i}.jpg,a' for i in range(50)] + rows[::-1]))
+    assert where.items() <= {p.image_id: split for split, photos in more.photos.items() for p in photos}.items()
+
+
+@pytest.mark.parametrize('split', ['', ',test'])
+def test_views_of_a_product_stay_together(read, split):
+    rows = [f'{i}.jpg,p{i // 4},{"ab"[i % 2]}{split}' for i in range(1200)]
+    raw = read(many('path,group,color' + (',split' if split else ''), rows))
+    product = {f'{i}.jpg': i // 4 for i in range(1200)}
+    roles = {}
+    for name, photos in raw.photos.items():
+        asking = set(raw.queries[name][:, 0].tolist()) if name in raw.queries else set()
+        for index, photo in enumerate(photos):
+            roles.setdefault(product[photo.image_id], set()).add((name, index in asking))
+    assert all(len(role) == 1 for role in roles.values())
+
+
+def test_a_fifth_of_the_photos_asks_and_the_others_answer(read):
+    rows = [f'{i}.jpg,test,{"ab"[i % 2]},{"cd"[i % 3 > 0]}' for i in range(100)]
+    raw = read(many('path,split,color,fit', rows))
+    asking, answering = set(raw.queries['test'][:, 0].tolist()), set(raw.candidates['test'][:, 0].tolist())
+    assert (len(asking), len(answering), len(asking & answering)) == (20, 80, 0)
+    assert (len(raw.queries['test']), len(raw.candidates['test'])) == (40, 160)
+    assert 'no photo is in train' in raw.notes and 'no photo is in valid' in raw.notes
+
+
+def test_few_products_still_ask_and_answer(read):
+    raw = read('path,split,group,color\na.jpg,test,p,red\nb.jpg,test,p,red\nc.jpg,test,q,blue\nd.jpg,test,q,red\n')
+    assert len(raw.queries['test']) == 2 and len(raw.candidates['test']) == 2
+    raw = read('path,split,color\na.jpg,test,red\nb.jpg,train,blue\n')
+    assert len(raw.queries['test']) == 0 and len(raw.candidates['test']) == 1
+
+
+@pytest.mark.parametrize(
+    ('content', 'says'),
+    [
+        ('', 'is empty or begins with an empty line; its first line names the columns'),
+        ('path,color\n', 'lists no photo'),
+        ('file,color\na.jpg,red\n', 'line 1: no column is named path'),
+        ('Path,color\na.jpg,red\n', r"no column is named path \('Path' is close\)"),
+        ('path;color\na.jpg;red\n', 'line 1: columns are separated by semicolons'),
+        ('path\tcolor\na.jpg\tred\n', 'separated by tabs'),
+        ('path,color,\na.jpg,red,\n', 'column 3 has no name'),
+        ('path,color,color\na.jpg,red,red\n', "two columns are named 'color'"),
+        ('path,color,x1,y1\na.jpg,red,1,1\n', 'there is x1, y1 but no x2, y2'),
+        ('path,color\na.jpg,red\nb.jpg\n', 'line 3: 1 cells, but the first line names 2 columns'),
+        ('path,color\na.jpg,red,blue\n', 'line 2: 3 cells'),
+        ('path,color\n,red\n', 'line 2: the path is empty'),
+        ('path,color\na.jpg,red\n./a.jpg,blue\n', "line 3: './a.jpg' is on line 2 already"),
+        ('path,color\n../a.jpg,red\n', 'line 2: .* leaves the folder'),
+        ('path,color\n/img/a.jpg,red\n', 'line 2: .* is an absolute path'),
+        ('path,color\nC:/a.jpg,red\n', 'line 2: .* is an absolute path'),
+        ('path,color\na.jpg,"red\n', 'line 2: .*quotes'),
+        ('path,color\na.jpg,r\xe9\n'.encode('latin-1'), 'line 2: not UTF-8'),
+        ('path,split,color\na.jpg,train,red\nb.jpg,val,blue\n', r"line 3: .*'val' .*'valid'"),
+        ('path,split,color\na.jpg,,red\n', "line 2: the split is ''"),
+        ('path,split,group,color\na.jpg,train,p,red\nb.jpg,test,p,blue\n', "'p' is in test here and in train on"),
+        ('path,color,x1,y1,x2,y2\na.jpg,red,1,1,9,9\nb.jpg,blue,1,1,nine,9\n', "line 3: x2 is 'nine', not a number"),
+        ('path,color,x1,y1,x2,y2\na.jpg,red,1,1,nan,9\nb.jpg,blue,1,1,9,9\n', "line 2: x2 is 'nan', not a number"),
+        ('path,color,x1,y1,x2,y2\na.jpg,red,1,1,,\nb.jpg,blue,1,1,9,9\n', "line 2: x2 is '', not a number"),
+        ('path,color,x1,y1,x2,y2\na.jpg,red,5,1,4,9\nb.jpg,blue,1,1,9,9\n', 'line 2: the box 5,1,4,9 is empty'),
+        ('path,color\na.jpg,red\nb.jpg,red\n', r'no attribute, that is a column with 2 to 100 values \(color has 1\)'),
+        ('path\na.jpg\n', 'there is no other column'),
+    ],
+)  # fmt: skip
+def test_a_bad_table_is_named(read, content, says):
+    with pytest.raises(InputError, match=says) as caught:
+        read(content)
+    assert 'labels.csv' in str(caught.value) and '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ('name', 'says'), [('colr', "did you mean 'color'"), ('split', "no attribute 'split'"), ('one', 'too few')]
+)
+def test_an_unknown_attribute_is_named(read, name, says):
+    with pytest.raises(InputError, match=says):
+        read('path,split,color,one\na.jpg,train,red,x\nb.jpg,test,blue,x\n', attributes=(name,))
+
+
+def test_a_bad_folder_is_named(tmp_path):
+    data = common.get_config().data
+    for folder, says in ((tmp_path, 'is empty: it has no labels.csv'), (tmp_path / 'no', 'does not exist')):
+        data.manual_dir = str(folder)
+        with pytest.raises(InputError, match=says):
+            catalog.read(data)
+    (tmp_path / 'a.jpg').touch()
+    for folder, says in ((tmp_path, 'has no labels.csv; its first line'), (tmp_path / 'a.jpg', 'is a file')):
+        data.manual_dir = str(folder)
+        with pytest.raises(InputError, match=says):
+            catalog.read(data)
+
+
+def test_each_folder_and_choice_has_a_name_of_its_own(tmp_path):
+    names = set()
+    for folder in ('a/shop', 'b/shop', 'b/Ladengeschäft 1'):
+        for attributes in ((), ('color',), ('color', 'fit')):
+            data = common.get_config().data
+            data.manual_dir, data.attributes = str(tmp_path / folder), attributes
+            names.add(catalog.config_name(data))
+    assert len(names) == 9 and all(name.isascii() and ' ' not in name for name in names)
+    data.attributes = ('fit', 'color')
+    assert catalog.config_name(data) in names
+
+
+@pytest.mark.parametrize(('folder', 'chance'), [('deepfashion_photos', 0.463), ('apparel_photos', 0.383)])
+def test_the_shared_folders_have_the_chance_of_a_random_choice_of_queries(folder, chance):
+    """The figures are means over 60 seeds of the choice, whose deviation is 0.005 and 0.006."""
+    if not (SHARED / folder).exists():
+        pytest.skip(f'{SHARED / folder} is not there')
+    data = common.get_config().data
+    data.manual_dir = str(SHARED / folder)
+    raw = catalog.read(data)
+    assert chance_map(raw.attributes, raw.queries['test'], raw.candidates['test'])['overall'] == pytest.approx(
+        chance, abs=0.012
+    )

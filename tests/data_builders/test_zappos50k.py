@@ -1,0 +1,141 @@
+"""Zappos50k: CSN's published triplet lists."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from asen_jax.data.batches import TripletSource, open_records
+from asen_jax.errors import InputError
+from asen_jax.evaluation import evaluate, metrics
+from asen_jax.training import loop
+from data_builders import prepare as preparing
+from data_builders.checks import check_photos
+from data_builders.zappos50k import zappos50k_dataset_builder as zappos
+from tests import zappos50k_tree as tree
+from tests.data_builders.zappos50k_tree import config, folder
+
+__all__ = ['config', 'folder']  # fixtures
+
+
+def test_lines_are_read_as_anchor_negative_positive(config, folder):
+    raw = check_photos(zappos.read(config.data))
+    assert raw.attributes == tuple(tree.LINES) and raw.caveat == '' and raw.notes == ()
+    for split, rows in tree.triples(raw).items():
+        assert all(tree.is_rightly_ordered(*row) for row in rows)
+        assert not any(tree.is_rightly_ordered(name, a, n, p) for name, a, p, n in rows)
+        assert [sum(row[0] == name for row in rows) for name in raw.attributes] == list(tree.LINES.values())
+        numbers = [tree.NAMES.index(photo.image_id) for photo in raw.photos[split]]
+        assert numbers == sorted({i for row in rows for i in row[1:]}) and set(numbers) <= set(tree.RANGES[split])
+        vectors = np.eye(3)[[tree.VALUE_OF['class'](i) for i in numbers]]
+        asked = raw.triplets[split][raw.triplets[split][:, 3] == 0]
+        assert metrics.triplet_is_right(*(vectors[asked[:, role]] for role in range(3))).all()
+    photo = raw.photos['test'][0]
+    assert photo.where == f'{folder}/filenames.json, line {tree.NAMES.index(photo.image_id) + 1}'
+    assert photo.path == folder / 'ut-zap50k-images' / photo.image_id and photo.attributes == ()
+    assert tree.triples(zappos.read(config.data)) == tree.triples(raw)
+
+
+def test_csns_share_is_cut_in_proportion_to_the_attributes(config, monkeypatch):
+    assert zappos.NUM_TRIPLETS == {'train': 200_000, 'valid': 80_000, 'test': 160_000}  # CSN's defaults
+    monkeypatch.setattr(zappos, 'NUM_TRIPLETS', {'train': 50, 'valid': 10, 'test': 1000})
+    raw = zappos.read(config.data)
+    assert tree.counts(raw) == [50, 10, 100] and len(np.unique(raw.triplets['train'][:, 3])) == 4  # shuffled, then cut
+    config.data.attributes = ('heel', 'class', 'gender')
+    raw = zappos.read(config.data)
+    assert raw.attributes == ('class', 'gender', 'heel') and tree.counts(raw) == [37, 7, 70]
+    assert all(tree.is_rightly_ordered(*row) for rows in tree.triples(raw).values() for row in rows)
+
+
+def test_chosen_attributes_need_only_their_own_files(config, folder):
+    used = [folder / 'filenames.json', *(folder / 'tripletlists').iterdir()]
+    assert sorted(zappos.list_files(config.data)) == sorted(used) and len(used) == 13
+    (folder / 'tripletlists/heel_tripletlist_val.txt').unlink()
+    config.data.attributes = ('gender',)
+    assert zappos.read(config.data).attributes == ('gender',)
+    assert zappos.config_name(config.data).startswith('1-attributes-')
+    config.data.resample_triplets = True
+    assert zappos.config_name(config.data).startswith('resampled-1-attributes-')
+    config.data.attributes = ('hel',)
+    with pytest.raises(InputError, match=r"no attribute 'hel' in Zappos50k \(did you mean 'heel'"):
+        zappos.read(config.data)
+
+
+def test_odd_lines_are_kept_and_counted(config, folder):
+    tree.edit(folder / 'tripletlists/class_tripletlist_train.txt', 3, '5 7 5')
+    tree.edit(
+        folder / 'tripletlists/class_tripletlist_train.txt', 4, f'{tree.NUM_PHOTOS} 7 8'
+    )  # tree.NAMES[100] by its second line
+    raw = zappos.read(config.data)
+    assert raw.notes[0] == 'class_tripletlist_train.txt: 1 triplets name one photo twice; they are kept'
+    assert raw.notes[1] == '1 photos of train are also in valid or test'
+    assert {('class', 5, 5, 7), ('class', 100, 8, 7)} <= set(tree.triples(raw)['train'])
+
+
+@pytest.mark.parametrize(
+    ('name', 'text', 'says'),
+    [
+        ('tripletlists/gender_tripletlist_test.txt', '0 1', '2 numbers; expected "a b c"'),
+        ('tripletlists/gender_tripletlist_test.txt', '0 1 2 3', '4 numbers'),
+        ('tripletlists/gender_tripletlist_test.txt', '', '0 numbers'),
+        ('tripletlists/gender_tripletlist_test.txt', '0 x 2', "'x' is not a whole number"),
+        ('tripletlists/gender_tripletlist_test.txt', '0 1.0 2', r"'1\.0' is not a whole number"),
+        ('tripletlists/gender_tripletlist_test.txt', '0 1 121', r'index 121, but filenames\.json ends at 120'),
+        ('tripletlists/gender_tripletlist_test.txt', '-1 1 2', 'index -1'),
+        ('tripletlists/gender_tripletlist_test.txt', '99999999999999999999 1 2', 'index 99999999999999999999'),
+        ('filenames.json', '../4.jpg', "'../4.jpg' leaves the folder"),
+        ('filenames.json', '', 'is empty, but a line is an index'),
+    ],
+)
+def test_a_wrong_line_is_named(config, folder, name, text, says):
+    tree.edit(folder / name, 5, text)
+    with pytest.raises(InputError, match=rf'{name}, line 5:? {says}'):
+        zappos.read(config.data)
+    (folder / name).unlink()
+    with pytest.raises(InputError, match=rf'{name} is missing: .*README\.md .*resample_triplets=True'):
+        zappos.read(config.data)
+
+
+def test_a_missing_photo_takes_its_triplets_along(config, folder):
+    rows = tree.triples(zappos.read(config.data))['test']
+    lost = rows[0][1]
+    (folder / 'ut-zap50k-images' / tree.NAMES[lost]).unlink()
+    with pytest.raises(InputError, match=rf'\.{lost}\.jpg \(.*filenames\.json, line {lost + 1}\) is missing'):
+        preparing.prepare(config)
+    config.data.missing = 'skip'
+    content = json.loads((preparing.prepare(config) / 'prepare.json').read_text())
+    gone = sum(lost in row for row in rows)
+    assert [entry['image_id'] for entry in content['skipped']] == [tree.NAMES[lost]]
+    assert content['splits']['test']['triplets'] == 100 - gone
+    assert f'test: {gone} triplets went with skipped photos' in content['notes']
+
+
+def test_training_on_published_lists_scores_triplets(config, tmp_path):
+    prepared = preparing.prepare(config)
+    assert prepared.parent.name == 'all' and 'chance MAP' in preparing.summary(prepared)
+    records = open_records(prepared)
+    assert records.values == ((), (), (), ()) and records.splits['train_triplets'] == 100
+    result = loop.train_and_evaluate(config, tmp_path / 'run', prepared)
+    read = json.loads((tmp_path / 'run/eval_test.json').read_text())
+    assert read == json.loads(json.dumps(result)) and read['map']['overall'] is None and read['caveat'] == ''
+    accuracy = read['triplet_accuracy']
+    assert list(accuracy['per_attribute']) == list(tree.LINES)
+    weighted = sum(accuracy['per_attribute'][name] * count for name, count in tree.LINES.items()) / sum(
+        tree.LINES.values()
+    )
+    assert accuracy['overall'] == pytest.approx(weighted) and 0 < accuracy['overall'] < 1
+    assert 'overall' in evaluate.format_table(result)
+    for field, value in (('data.triplets', 'fresh'), ('train.loss', 'contrastive')):
+        other = config.copy_and_resolve_references()
+        other.update_from_flattened_dict({field: value})
+        with pytest.raises(InputError, match='has triplets, but no labels'):
+            TripletSource(records, other, 16)
+
+
+def test_the_readmes_tree_is_the_codes(config):
+    readme = Path(zappos.__file__).with_name('README.md').read_text()
+    for path in zappos.list_files(config.data):
+        assert f' {path.name}\n' in readme
+    for name in (*zappos.TABLES[:1], 'ut-zap50k-images/'):
+        assert f'\n    {name}' in readme

@@ -1,0 +1,115 @@
+"""The networks against figures of the PyTorch originals (tests/golden): when one moves, the port is wrong, not the figure.
+
+Gradient norms. The originals' float32 figures lie up to 3e-3 from a float64 computation, and float64 gradients themselves
+move by up to 2e-3 when weights move by 1e-7 of their size: signs of ReLUs near zero flip. So no port can meet each norm to
+1e-3 (`benchmarks/step.py --compare-gradients` shows it). Behind the last such ReLUs, in the heads, these tests hold every norm
+to 1e-3; in the trunks three quarters of them to 1e-3, all to 6e-3, and their mean signed difference to 5e-4.
+"""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from asen_jax import sharding
+from asen_jax.errors import InputError
+from asen_jax.models import build_shapes, embed_all
+from asen_jax.models.csn import section_masks
+from asen_jax.weights.torch_names import fill_from_torch, flatten, our_path
+from configs import fashionai
+from tests.conftest import make_step
+from tests.golden import recipe
+
+GOLDEN = Path(__file__).parents[1] / 'golden'
+SHAPES = json.loads((GOLDEN / 'state_dict_shapes.json').read_text())
+MASKS = {'csn_learned': 'learned', 'csn_prein': 'sections', 'csn_fixed': 'fixed'}
+HEAVY = ('csn_learned', 'csn_prein', 'csn_fixed')  # test_csn_original.py takes such steps too, of a smaller network
+ATTRIBUTES = np.array([0, 3, 5, 7], np.int32)
+
+
+def load(case):
+    """(config, model, params, batch statistics) with the recipe's weights, seed 1."""
+    network = case.partition('_')[0] if case in MASKS else case
+    config = fashionai.get_config(network)
+    config.model.masks = MASKS.get(case, 'learned')
+    model, params, stats = build_shapes(config, num_attributes=8)
+    tensors = {name: recipe.make_tensor(1, name, tuple(shape)) for name, shape in SHAPES[network].items()}
+    if case == 'csn_prein':  # its masks are the sections it starts from, not the recipe's
+        tensors['embeddingnet.masks.weight'] = np.asarray(section_masks(8, 1024, outside=0.1))
+    if case == 'csn_fixed':
+        del tensors['embeddingnet.masks.weight']
+    return network, config, model, *fill_from_torch(network, params, stats, tensors)
+
+
+@pytest.fixture(scope='module')
+def case(request):
+    """One network's golden figures, and ours loaded with the same weights."""
+    with np.load(GOLDEN / f'{request.param}.npz') as arrays:
+        return dict(arrays), *load(request.param)
+
+
+@pytest.mark.parametrize('case', ['asen', 'asen_v2', *MASKS], indirect=True)
+def test_embeddings_and_heatmaps_are_the_originals(case):
+    golden, _, _, model, params, stats = case
+    vectors, heatmaps = jax.jit(lambda p, s, x: embed_all(model, p, s, x))(params, stats, recipe.make_images(1, 4))
+    np.testing.assert_allclose(vectors, golden['embeddings'], rtol=0, atol=2e-6)
+    if 'heatmaps' in golden:
+        np.testing.assert_allclose(heatmaps, golden['heatmaps'], rtol=0, atol=2e-6)
+    else:
+        assert heatmaps is None
+
+
+@pytest.mark.parametrize(
+    'case',
+    ['asen', 'asen_v2', *(pytest.param(name, marks=pytest.mark.heavy) for name in HEAVY)],
+    indirect=True,
+)
+def test_three_adam_steps_are_the_originals(case):
+    golden, network, config, model, params, stats = case
+    anchor, negative, positive = recipe.make_images(1001, 12).reshape(3, 4, 224, 224, 3)
+    batch = {'images': np.stack([anchor, positive, negative], axis=1), 'attribute': ATTRIBUTES}
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    step, state = make_step(config, model, params, stats, mesh, steps_per_epoch=6250)
+    losses = []
+    for number in range(3):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics['loss']))
+        if number == 0:
+            check_first_step(golden, network, jax.device_get(state), float(metrics['gradient_norm']))
+    np.testing.assert_allclose(losses[0], golden['train_losses'][0], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(losses[1:], golden['train_losses'][1:], rtol=0, atol=2e-3)
+
+
+def check_first_step(golden, network, state, gradient_norm):
+    """Running statistics, and gradients: Adam's first moment after one step is 0.1 of the gradient."""
+    moved = flatten(state.batch_stats)
+    ours = [np.linalg.norm(moved[our_path(network, name)[0]]) for name in golden['bn_names']]
+    np.testing.assert_allclose(ours, golden['bn_norms'], rtol=1e-4)
+    gradients = {path: 10 * np.linalg.norm(moment) for path, moment in flatten(state.opt_state[0].mu).items()}
+    assert len(gradients) == len(golden['grad_names'])
+    ours = np.array([gradients[our_path(network, name)[0]] for name in golden['grad_names']])
+    theirs = golden['grad_norms']
+    told = theirs > 1e-7
+    np.testing.assert_allclose(ours[~told], theirs[~told], rtol=0, atol=1e-7)
+    relative = ours[told] / theirs[told] - 1
+    of_head = np.array([our_path(network, name)[0].startswith('head.') for name in golden['grad_names'][told]])
+    assert np.abs(relative[of_head]).max() < 1e-3
+    assert np.abs(relative).max() < 6e-3
+    assert np.mean(np.abs(relative[~of_head]) < 1e-3) > 0.75
+    assert abs(relative.mean()) < 5e-4
+    np.testing.assert_allclose(gradient_norm, np.linalg.norm(theirs), rtol=1e-3)
+
+
+def test_a_missing_an_unknown_and_a_misshapen_tensor_are_refused_by_name():
+    config = fashionai.get_config()
+    config.model.trunk, config.model.trunk_width = 'resnet18', 8
+    _, params, stats = build_shapes(config, num_attributes=8)
+    key = 'embeddingnet.feature_fc.weight'
+    with pytest.raises(InputError, match="lacks what a network asen has as 'head"):
+        fill_from_torch('asen', params, stats, {'embeddingnet.feature_fc.bias': np.zeros(1024)})
+    with pytest.raises(InputError, match=r"'embeddingnet\.extra\.weight' has no place in a network asen"):
+        fill_from_torch('asen', params, stats, {'embeddingnet.extra.weight': np.zeros(3)})
+    with pytest.raises(InputError, match=rf"'{key}' is \(32, 1024\), but a network asen has \(1024, 32\) there"):
+        fill_from_torch('asen', params, stats, {key: np.zeros((32, 1024))})

@@ -1,0 +1,99 @@
+"""CSN by its own authors (configs/zappos50k.py:csn_original) against a PyTorch step: benchmarks/torch_csn.py wrote it."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from asen_jax import sharding
+from asen_jax.errors import InputError
+from asen_jax.models import build_model, embed_all
+from asen_jax.training.loop import check_loss
+from asen_jax.weights.torch_names import fill_from_torch, flatten, our_path
+from configs import zappos50k
+from tests.conftest import make_step
+from tests.golden import recipe
+
+GOLDEN = Path(__file__).parents[1] / 'golden' / 'csn_original.npz'
+ATTRIBUTES = np.arange(4, dtype=np.int32)
+
+
+@pytest.fixture(scope='module', params=['fixed', 'learned'])
+def case(request):
+    """The figures for one kind of masks, and our network with the same weights."""
+    with np.load(GOLDEN) as arrays:
+        golden = {name.partition('_')[2]: arrays[name] for name in arrays if name.startswith(request.param)}
+    config = zappos50k.get_config('csn_original')
+    config.model.masks = request.param
+    model, params, stats = build_model(config, num_attributes=4)
+    shapes = {f'embeddingnet.embeddingnet.{name}': shape for name, shape in trunk_shapes().items()}
+    shapes |= {'embeddingnet.embed_fc.weight': (64, 256), 'embeddingnet.embed_fc.bias': (64,)}
+    if request.param == 'learned':
+        shapes['embeddingnet.masks.weight'] = (4, 64)
+    tensors = {name: recipe.make_tensor(1, name, shape) for name, shape in shapes.items()}
+    return golden, config, model, *fill_from_torch('csn', params, stats, tensors)
+
+
+def trunk_shapes():
+    """ResNet-18 up to layer3 under PyTorch's names."""
+    shapes = {'conv1.weight': (64, 3, 7, 7)}
+    norms, in_dim = {'bn1': 64}, 64
+    for stage, dim in enumerate((64, 128, 256), 1):
+        for block in range(2):
+            name = f'layer{stage}.{block}'
+            shapes |= {f'{name}.conv1.weight': (dim, in_dim, 3, 3), f'{name}.conv2.weight': (dim, dim, 3, 3)}
+            norms |= {f'{name}.bn1': dim, f'{name}.bn2': dim}
+            if in_dim != dim:
+                shapes[f'{name}.downsample.0.weight'] = (dim, in_dim, 1, 1)
+                norms[f'{name}.downsample.1'] = dim
+            in_dim = dim
+    leaves = ('weight', 'bias', 'running_mean', 'running_var')
+    return shapes | {f'{name}.{leaf}': (dim,) for name, dim in norms.items() for leaf in leaves}
+
+
+def photos():
+    return recipe.make_images(1001, 12, 112).reshape(3, 4, 112, 112, 3)
+
+
+def test_vectors_are_pytorchs_and_not_normalized(case):
+    golden, _, model, params, stats = case
+    vectors, heatmaps = jax.jit(lambda p, s, x: embed_all(model, p, s, x))(params, stats, photos()[0])
+    np.testing.assert_allclose(np.asarray(vectors)[range(4), ATTRIBUTES], golden['embeddings'], rtol=0, atol=2e-5)
+    assert np.abs(golden['embeddings']).max() > 1  # so that 2e-5 says something
+    assert heatmaps is None
+
+
+def test_three_steps_of_its_own_losses_are_pytorchs(case):
+    golden, config, model, params, stats = case
+    anchor, negative, positive = photos()
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    step, state = make_step(config, model, params, stats, mesh, steps_per_epoch=781)
+    batch = {'images': np.stack([anchor, positive, negative], axis=1), 'attribute': ATTRIBUTES}
+    losses = []
+    for number in range(3):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics['loss']))
+        if number == 0:
+            gradients = {
+                path: 10 * np.linalg.norm(mu) for path, mu in flatten(jax.device_get(state.opt_state[0].mu)).items()
+            }
+    np.testing.assert_allclose(losses, golden['losses'], rtol=1e-4)
+    assert len(gradients) == len(golden['grad_names'])
+    ours = np.array([gradients[our_path('csn', str(name))[0]] for name in golden['grad_names']])
+    np.testing.assert_allclose(ours, golden['grad_norms'], rtol=6e-3)
+    of_head = np.array([our_path('csn', str(name))[0].startswith('head.') for name in golden['grad_names']])
+    np.testing.assert_allclose(ours[of_head], golden['grad_norms'][of_head], rtol=1e-3)
+
+
+@pytest.mark.parametrize('field,value,match', [
+    ('train.distance', 'euclid', 'config.train.distance is .euclid.; it is one of cosine, euclidean'),
+    ('train.loss', 'contrastive', 'contrastive compares by cosine'),
+    ('model.name', 'asen', 'embedding_norm is 0.005, but it belongs to the triplet loss of csn'),
+])  # fmt: skip
+def test_a_loss_that_cannot_be_is_refused(field, value, match):
+    config = zappos50k.get_config('csn_original')
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(InputError, match=match):
+        check_loss(config)
+    check_loss(zappos50k.get_config('csn_original'))

@@ -1,0 +1,198 @@
+"""Training through its public function: it learns, resumes bit for bit, stops well, and refuses what would mislead."""
+
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from PIL import Image
+
+from asen_jax.checkpoint import Checkpoints
+from asen_jax.errors import InputError, NumericsError, StoppedError
+from asen_jax.evaluation import figures
+from asen_jax.evaluation.evaluate import evaluate_workdir
+from asen_jax.training import loop
+from benchmarks import reproduce
+from data_builders import prepare
+from tests.conftest import tiny_config
+
+
+def run(config, workdir):
+    return loop.train_and_evaluate(config, workdir, prepare.prepare(config))
+
+
+def lines_of(workdir):
+    return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+
+
+def arrays_of(workdir, kind='latest'):
+    """Every array of a checkpoint, by item and name, without a target."""
+    root = workdir / 'checkpoints' / kind
+    step = max(int(path.name) for path in root.iterdir() if path.name.isdigit())
+    with ocp.StandardCheckpointer() as reader:
+        read = {item: reader.restore(root / str(step) / item) for item in ('params', 'batch_stats', 'opt_state')}
+    return step, {
+        jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(read)
+    }
+
+
+def assert_same_arrays(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+@pytest.fixture(scope='module')
+def unbroken(records_root, tmp_path_factory):
+    """A whole run of two epochs of four steps."""
+    config, workdir = tiny_config(), tmp_path_factory.mktemp('unbroken')
+    config.data.dir = str(records_root)
+    return workdir, run(config, workdir)
+
+
+def test_a_run_leaves_what_the_contract_names(unbroken):
+    workdir, result = unbroken
+    assert reproduce.read_result(workdir) == json.loads(json.dumps(result))
+    assert len(reproduce.checkpoint_hash(workdir)) == reproduce.HASH_DIGITS
+    assert json.loads((workdir / 'eval_test.json').read_text()) == json.loads(json.dumps(result))
+    assert json.loads((workdir / 'config.json').read_text())['train']['batch_size'] == 8
+    assert list(workdir.glob('events.out.tfevents.*'))
+    with Image.open(workdir / 'eval_test.jpg') as picture:
+        assert picture.height > 3 * figures.CELL
+    lines = lines_of(workdir)
+    assert [line['step'] for line in lines] == [2, 4, 4, 6, 8, 8]
+    wanted = {'loss', 'triplet_accuracy', 'learning_rate', 'gradient_norm', 'data_wait_seconds', 'triplets_per_second'}
+    assert {f'train_{name}' for name in wanted} <= lines[0].keys()
+    assert {'valid_map', 'valid_chance_map', 'valid_triplet_accuracy'} <= lines[2].keys()
+    assert lines[0]['train_learning_rate'] == pytest.approx(2e-3)
+    assert lines[-2]['train_learning_rate'] == pytest.approx(2e-3 * 0.8)
+
+
+def test_best_is_kept_by_valid_map_and_says_what_it_predicts(unbroken):
+    workdir, result = unbroken
+    scores = {line['step']: line['valid_map'] for line in lines_of(workdir) if 'valid_map' in line}
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        meta = checkpoints.read_meta('best')
+        assert checkpoints.read_meta('latest')['step'] == 8
+        assert checkpoints.find('8')[1] == 8
+        with pytest.raises(InputError, match=r"no checkpoint '5'; there is best \(step \d\), latest \(step 8\)"):
+            checkpoints.find('5')
+    assert scores[meta['step']] == max(scores.values()) == meta['score']
+    assert result['checkpoint_step'] == meta['step']
+    assert meta['attributes'][0] == 'skirt_length'
+    assert meta['values'][0][0] == 'Short Length'
+
+
+@pytest.mark.parametrize('stop_after', [3, 4, 6])
+def test_a_run_stopped_mid_epoch_and_resumed_ends_bit_for_bit_the_same(
+    unbroken, config, tmp_path, monkeypatch, stop_after
+):
+    original = loop.read_numbers
+
+    def read_and_stop(run_, meters, pending):
+        original(run_, meters, pending)
+        if pending is not None and pending[0] == stop_after - 1 and not stopped:
+            stopped.append(True)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    stopped = []
+    monkeypatch.setattr(loop, 'read_numbers', read_and_stop)
+    with pytest.raises(StoppedError, match='Stopped by SIGTERM after saving step') as caught:
+        run(config, tmp_path)
+    assert caught.value.exit_status == 143
+    assert arrays_of(tmp_path)[0] == stop_after
+    result = run(config, tmp_path)
+    workdir, expected = unbroken
+    step, arrays = arrays_of(tmp_path)
+    assert step == 8
+    assert_same_arrays(arrays, arrays_of(workdir)[1])
+    assert result == {**expected, 'checkpoint_step': result['checkpoint_step']}
+    assert [line['step'] for line in lines_of(tmp_path)] == [2, 4, 4, 6, 8, 8]
+
+
+def test_the_same_command_on_a_finished_run_only_tests_again(unbroken, config):
+    workdir, expected = unbroken
+    assert run(config, workdir) == expected
+    assert arrays_of(workdir)[0] == 8
+
+
+def test_eval_scores_the_checkpoint_as_training_did(unbroken, config):
+    workdir, expected = unbroken
+    assert evaluate_workdir(config, workdir, prepare.prepare, 'best', 'test') == expected
+    result = evaluate_workdir(config, workdir, prepare.prepare, 'latest', 'valid')
+    assert result['checkpoint_step'] == 8
+    assert result['map']['overall'] == pytest.approx(lines_of(workdir)[-1]['valid_map'], abs=1e-6)
+
+
+def test_eval_of_a_workdir_without_checkpoint_is_refused(config, tmp_path):
+    with pytest.raises(InputError, match="no checkpoint 'best'; train first, or name another --workdir"):
+        evaluate_workdir(config, tmp_path, prepare.prepare, 'best', 'test')
+
+
+@pytest.mark.parametrize(
+    'field,value', [('model.embed_dim', 8), ('data.fit', 'pad'), ('seed', 3), ('train.batch_size', 16)]
+)
+def test_another_model_or_data_is_refused(unbroken, config, field, value):
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(InputError, match=rf'was trained with config\.{field}=.*, not .*; start another --workdir'):
+        run(config, unbroken[0])
+
+
+def test_more_epochs_and_another_learning_rate_are_welcome(unbroken, config, tmp_path):
+    config.train.num_epochs = 1
+    run(config, tmp_path)
+    config.train.num_epochs, config.optim.decay_rate = 2, 1.0
+    run(config, tmp_path)
+    assert arrays_of(tmp_path)[0] == 8
+    assert lines_of(tmp_path)[-2]['train_learning_rate'] == pytest.approx(2e-3)
+
+
+def test_a_nan_stops_with_a_sentence_and_keeps_the_last_checkpoint(config, tmp_path, monkeypatch):
+    original = loop.train_batches
+
+    def poisoned(*arguments):
+        def batches():
+            for number, batch in enumerate(original(*arguments)):
+                if number == 5:
+                    batch = {**batch, 'labels': np.zeros_like(batch['labels'])}  # no positives: a mean of nothing
+                yield batch
+
+        return batches()
+
+    monkeypatch.setattr(loop, 'train_batches', poisoned)
+    with pytest.raises(NumericsError, match='loss is nan at step 6; the checkpoint of step 4 is kept') as caught:
+        run(config, tmp_path)
+    assert caught.value.exit_status == 3
+    step, arrays = arrays_of(tmp_path)
+    assert step == 4
+    assert all(np.isfinite(array).all() for array in arrays.values())
+
+
+def test_a_published_recipe_never_starts_from_nothing_silently(config, tmp_path):
+    config.init.trunk = 'imagenet'
+    with pytest.raises(InputError, match=r'--config\.init\.trunk=none'):
+        run(config, tmp_path)
+
+
+@pytest.mark.parametrize('field', ['loss', 'distance'])
+def test_unknown_words_are_named(config, tmp_path, field):
+    config.train[field] = 'other'
+    with pytest.raises(InputError, match=rf"config\.train\.{field} is 'other'; it is one of"):
+        run(config, tmp_path)
+
+
+def test_signal_handlers_are_given_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with loop.StopRequest():
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_saves_within_an_epoch_come_by_steps_and_by_minutes(config):
+    config.train.save_every_steps = 3
+    now = loop.time.monotonic()
+    assert [loop.save_is_due(config, step, now) for step in (1, 2, 3, 6)] == [False, False, True, True]
+    assert loop.save_is_due(config, 1, now - 601)

@@ -1,0 +1,63 @@
+"""The step: it learns, it counts, it gives its input back to the device."""
+
+import jax
+import numpy as np
+import pytest
+
+from asen_jax import sharding
+from asen_jax.models import build_model
+from asen_jax.training.optimizer import make_schedule
+from configs import fashionai
+from tests.conftest import make_step
+
+
+def make_run(loss):
+    """(step, state, batch) of a small ASEN on sixteen random triplets."""
+    config = fashionai.get_config()
+    config.model.trunk, config.model.trunk_width, config.model.embed_dim = 'resnet18', 8, 16
+    config.optim.learning_rate, config.train.loss = 1e-3, loss
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    step, state = make_step(config, *build_model(config, 2), mesh, steps_per_epoch=100)
+    rng = np.random.default_rng(0)
+    batch = {
+        'images': rng.integers(0, 256, (16, 3, 32, 32, 3), np.uint8), 'attribute': rng.integers(0, 2, 16, np.int32),
+        'labels': np.eye(4, dtype=np.uint8)[rng.integers(0, 4, (16, 3, 2))],
+        'photo': np.arange(48, dtype=np.int32).reshape(16, 3),
+    }  # fmt: skip
+    return step, state, batch
+
+
+@pytest.mark.parametrize('loss,share', [('triplet', 0.3), ('contrastive', 0.9)])
+def test_the_same_batch_again_and_again_is_learned(loss, share):
+    step, state, batch = make_run(loss)
+    losses = []
+    for _ in range(40):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics['loss']))
+    assert losses[-1] < share * losses[0]
+    assert float(metrics['triplet_accuracy']) > 0.9 or loss == 'contrastive'
+    assert int(state.step) == 40
+
+
+def test_the_state_is_donated():
+    step, state, batch = make_run('triplet')
+    step(state, batch)
+    assert jax.tree.leaves(state.params)[0].is_deleted()
+
+
+def test_every_parameter_is_trained():
+    step, state, batch = make_run('triplet')
+    before = jax.device_get(state.params)
+    state, _ = step(state, batch)
+    for path, moved in jax.tree_util.tree_leaves_with_path(
+        jax.tree.map(lambda a, b: np.any(a != b), before, state.params)
+    ):
+        name = jax.tree_util.keystr(path)
+        assert moved, name
+
+
+def test_the_schedule_is_steplr():
+    config = fashionai.get_config('asen_v2')  # x0.9 every 3 epochs
+    schedule = make_schedule(config, steps_per_epoch=10)
+    rates = [float(schedule(step)) for step in (0, 29, 30, 59, 60)]
+    np.testing.assert_allclose(rates, [1e-4, 1e-4, 9e-5, 9e-5, 8.1e-5], rtol=1e-6)
