@@ -5,7 +5,7 @@ import difflib
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,11 +66,8 @@ class Arguments(NamedTuple):
     flags: flags.FlagValues  # checkpoint, split, output, ... (FLAGS)
 
 
-def parse(argv: Sequence[str], default_workdir: Callable) -> Arguments | None:
-    """The arguments of `argv`, or None after --help; raises InputError, in one sentence, for what cannot be meant.
-
-    `default_workdir` names the workdir's folder under `runs` for a config.
-    """
+def parse(argv: Sequence[str]) -> Arguments | None:
+    """The arguments of `argv`, or None after --help; raises InputError, in one sentence, for what cannot be meant."""
     if any(argument in ('--help', '-h', '-help', '--helpfull', '-?') for argument in argv[1:]):
         print(help_text())
         return None
@@ -78,7 +75,7 @@ def parse(argv: Sequence[str], default_workdir: Callable) -> Arguments | None:
     before, sys.argv = sys.argv, ordered  # config_flags looks for --config.field=value in sys.argv
     try:
         extra = _define_flags(values)(ordered)[1:]
-        workdir = Path(values.workdir or Path('runs') / default_workdir(values.config))
+        workdir = Path(values.workdir or default_workdir(values.config))
     except AttributeError as error:
         raise InputError(_unknown_field(argv, error)) from error
     except (flags.Error, OSError, SyntaxError, TypeError, ValueError) as error:
@@ -94,6 +91,13 @@ def parse(argv: Sequence[str], default_workdir: Callable) -> Arguments | None:
     _check_numbers(config)
     _check_flags(values, config)
     return Arguments(values.mode, config, workdir, values)
+
+
+def default_workdir(config: ml_collections.ConfigDict) -> Path:
+    """runs/<config.name>; for your own photos with the name of their folder, so that two catalogs do not share one."""
+    if config.data.name == 'catalog' and re.fullmatch(r'catalog(_\w+)?', config.name):
+        return Path('runs') / f'{config.name}-{Path(config.data.manual_dir).expanduser().resolve().name}'
+    return Path('runs') / config.name
 
 
 def _arrange(argv: Sequence[str]) -> list[str]:

@@ -22,9 +22,7 @@ def run(argv: list[str]) -> int:
     getLogger('data_builders').setLevel('INFO')
     getLogger('data_builders').propagate = False
     try:
-        from data_builders import prepare
-
-        arguments = command_line.parse(argv, prepare.default_workdir_name)
+        arguments = command_line.parse(argv)
         if arguments is not None:
             dispatch(arguments)
     except (InputError, NumericsError, StoppedError) as error:
@@ -61,13 +59,21 @@ def dispatch(arguments: command_line.Arguments) -> None:
         case 'train':
             from asen_jax.training.loop import check_config, train_and_evaluate
 
-            records = prepare.prepare(config, before_building=lambda: check_config(config, workdir))
+            source = prepare.read_source(config)
+            trunk = check_config(config, workdir)  # before hours of decoding photos
+            records = prepare.build_records(source)
             print(prepare.summary(records), flush=True)
-            train_and_evaluate(config, workdir, records)
+            train_and_evaluate(config, workdir, records, trunk)
         case 'eval':
-            from asen_jax.evaluation.evaluate import evaluate_workdir
+            from asen_jax.data.prepared import open_records
+            from asen_jax.evaluation.evaluate import evaluate_network
+            from asen_jax.network import load_network
+            from asen_jax.sharding import make_mesh
 
-            evaluate_workdir(config, workdir, prepare.prepare, flags.checkpoint, flags.split)
+            mesh = make_mesh(config.mesh.model)
+            network = load_network(workdir, flags.checkpoint, config.precision, mesh)
+            records = open_records(prepare.prepare(config))
+            evaluate_network(config, network, records, workdir, flags.split, mesh)
         case 'import':
             from asen_jax.weights import importing
 

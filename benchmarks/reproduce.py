@@ -27,7 +27,7 @@ import numpy as np
 from asen_jax import sharding
 from asen_jax.checkpoint import Checkpoints
 from asen_jax.errors import InputError
-from asen_jax.evaluation.vectors import load_network
+from asen_jax.network import load_network
 from asen_jax.weights.torch_names import flatten
 
 ROOT = Path(__file__).resolve().parents[1]

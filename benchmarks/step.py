@@ -37,10 +37,10 @@ else:
 
 from asen_jax import sharding
 from asen_jax.errors import InputError
-from asen_jax.evaluation.vectors import make_embedder
 from asen_jax.models import build_model, embed_triplets
+from asen_jax.network import make_embedder
 from asen_jax.training import losses
-from asen_jax.training.optimizer import make_optimizer
+from asen_jax.training.optimizer import make_optimizer, make_schedule
 from asen_jax.training.step import create_state, make_train_step
 from asen_jax.weights.torch_names import fill_from_torch, flatten, our_path
 from configs import fashionai
@@ -163,14 +163,14 @@ def make_our_side(config, state_dict: dict[str, np.ndarray], batch: Batch) -> Si
     mesh = jax.make_mesh((1, 1), ('data', 'model'), axes, devices=jax.devices()[:1])
     model, params, stats = build_model(config, NUM_ATTRIBUTES)
     params, stats = fill_from_torch(config.model.name, params, stats, state_dict)
-    optimizer = make_optimizer(config, steps_per_epoch=1000)
+    optimizer = make_optimizer(make_schedule(config, steps_per_epoch=1000))
     state = create_state(params, stats, optimizer)
     places = sharding.state_shardings(state, mesh)
     state = jax.device_put(state, places)
     arrays = {'images': batch.images, 'attribute': batch.attribute.astype(np.int32)}
     on_device = jax.device_put(arrays, sharding.batch_sharding(mesh))
     photos = on_device['images'].reshape(-1, *batch.images.shape[2:])
-    step, embedder = make_train_step(model, optimizer, config.train, places, mesh), make_embedder(model, mesh)
+    step, bind = make_train_step(model, optimizer, config.train, places, mesh), make_embedder(model, mesh)
     metrics = {}
 
     def train_step():
@@ -179,7 +179,7 @@ def make_our_side(config, state_dict: dict[str, np.ndarray], batch: Batch) -> Si
         return metrics['loss']
 
     def embed():
-        return jax.block_until_ready(embedder(state.params, state.batch_stats, photos))[0]
+        return jax.block_until_ready(bind(state.params, state.batch_stats)(photos))[0]
 
     return Side(train_step, embed, lambda: float(metrics['gradient_norm']))
 

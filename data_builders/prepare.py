@@ -7,21 +7,22 @@ a failure harms no earlier records.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import importlib
 import io
 import json
 import logging
-import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Int
+from ml_collections import ConfigDict
 
+from asen_jax import files
 from asen_jax.errors import InputError
 from asen_jax.evaluation.metrics import chance_map
 from data_builders.checks import check_photos
@@ -32,22 +33,38 @@ SHOWN = 5  # skipped photos that the summary names
 logger = logging.getLogger(__name__)
 
 
-def prepare(config, before_building: Callable[[], None] = lambda: None) -> Path:
-    """The directory with the records of `config.data`, built now unless it is there, whole and of the same description.
+class Source(NamedTuple):
+    """A dataset on its way to records: the lists are read, the photos are not."""
 
-    Whole records serve also when the raw files are gone. Of two processes that prepare one data set the second waits.
-    `before_building` may still refuse, once the lists are read and before the photos are.
+    target: Path  # where the records are, or will be
+    data: ConfigDict  # `config.data`
+    raw: RawDataset | None  # None where the records can be used as they are
+
+
+def read_source(config: ConfigDict) -> Source:
+    """Read the lists of `config.data`, unless there are complete records of the same description.
+
+    Complete records can also be used when the raw files are gone. Raises InputError for a list that is missing or malformed.
     """
-    data, module = config.data, load_builder(config.data.name)
-    target = prepared_path(config)
-    if why := _usable(target, module, data):
+    target, module = prepared_path(config), load_builder(config.data.name)
+    if why := _usable(target, module, config.data):
         logger.info('Using the records in %s: %s.', target, why)
+        return Source(target, config.data, None)
+    return Source(target, config.data, module.read(config.data))
+
+
+def build_records(source: Source) -> Path:
+    """The directory with the records of `source`, built if need be; raises InputError for a photo that cannot be used.
+
+    If another process is building the same dataset, this one waits for it.
+    """
+    target, data, raw = source
+    if raw is None:
         return target
-    raw = module.read(data)
-    before_building()
+    module = load_builder(data.name)
     with _lock(target.parent):
         _clear_leftovers(target)
-        if not _usable(target, module, data):  # the process that we waited for may have built them
+        if not _usable(target, module, data):  # the other process may have built them
             raw = with_triplets(check_photos(raw, data.missing, data.broken))
             built = _build(module, raw, target)
             write_arrays(raw, built / 'arrays.npz')
@@ -60,18 +77,16 @@ def prepare(config, before_building: Callable[[], None] = lambda: None) -> Path:
     return target
 
 
+def prepare(config: ConfigDict) -> Path:
+    """The directory with the records of `config.data`: `build_records` of `read_source`."""
+    return build_records(read_source(config))
+
+
 def prepared_path(config) -> Path:
     """`<data.dir>/<name>/<builder config>/<version>`."""
     module = load_builder(config.data.name)
     root = Path(config.data.dir).expanduser()
     return root / config.data.name / module.config_name(config.data) / str(module.Builder.VERSION)
-
-
-def default_workdir_name(config) -> str:
-    """`config.name`; a catalog that was given no name of its own is called after its folder, as its records are."""
-    if config.data.name == 'catalog' and re.fullmatch(r'catalog(_\w+)?', config.name):  # configs/catalog.py, a variant
-        return f'{config.name}-{load_builder("catalog").config_name(config.data)}'
-    return config.name
 
 
 def load_builder(name: str):
@@ -206,22 +221,17 @@ def _quiet() -> Iterator[None]:
         absl_logger.setLevel(level)
 
 
-@contextlib.contextmanager
-def _lock(home: Path) -> Iterator[None]:
-    """Only one process builds in `home`; the lock ends with its process, however that ends."""
+def _lock(home: Path) -> contextlib.AbstractContextManager[None]:
+    """A lock with which only one process builds in `home`."""
+    path = home / '.lock'
     try:
         home.mkdir(parents=True, exist_ok=True)
-        file = (home / '.lock').open('w')
+        path.touch()
     except OSError as error:
-        why = f'{home} cannot be written ({error.strerror})'
-        raise InputError(f'data.dir: {why}; choose another --config.data.dir.') from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.warning('Another process prepares %s; waiting for it.', home)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        raise InputError(
+            f'data.dir: {home} cannot be written ({error.strerror}); choose another --config.data.dir.'
+        ) from error
+    return files.lock(path, f'Another process prepares {home}; waiting for it.', wait=True)
 
 
 def _move(built: Path, target: Path) -> None:

@@ -1,4 +1,4 @@
-"""Eight faked CPU devices, strict JAX, and the small data sets that tests share."""
+"""Eight simulated CPU devices, strict JAX, and the small datasets that tests share."""
 
 import os
 import tarfile
@@ -7,7 +7,7 @@ import tempfile
 os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-COMPILED = tempfile.TemporaryDirectory(prefix='compiled-')  # the same small programs are compiled again and again
+COMPILED = tempfile.TemporaryDirectory(prefix='compiled-')  # the same small programs are compiled many times
 os.environ['JAX_COMPILATION_CACHE_DIR'] = COMPILED.name  # here and in the processes that tests start
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 
@@ -21,8 +21,8 @@ from jaxtyping import install_import_hook
 install_import_hook('asen_jax', 'beartype.beartype')  # shapes in signatures are checked in every test
 
 from asen_jax import sharding
-from asen_jax.data.batches import open_records
-from asen_jax.training.optimizer import make_optimizer
+from asen_jax.data.prepared import open_records
+from asen_jax.training.optimizer import make_optimizer, make_schedule
 from asen_jax.training.step import create_state, make_train_step
 from configs import synthetic
 from data_builders import prepare
@@ -56,7 +56,7 @@ def config(records_root):
 
 @pytest.fixture(scope='session')
 def records_root(tmp_path_factory):
-    """Where the session's records lie."""
+    """The directory of the records that a session's tests share."""
     root = tmp_path_factory.mktemp('records')
     config = tiny_config()
     config.data.dir = str(root)
@@ -70,12 +70,12 @@ def records(config):
     return open_records(prepare.prepare(config))
 
 
-def make_step(config, model, params, stats, mesh, steps_per_epoch):
-    """A train step on `mesh`, and the state that it begins with."""
-    optimizer = make_optimizer(config, steps_per_epoch)
-    state = create_state(params, stats, optimizer)
-    places = sharding.state_shardings(state, mesh)
-    return make_train_step(model, optimizer, config.train, places, mesh), jax.device_put(state, places)
+def make_step(config, structure, params, batch_stats, mesh, steps_per_epoch):
+    """A train step on `mesh`, and the state before its first call."""
+    optimizer = make_optimizer(make_schedule(config, steps_per_epoch))
+    state = create_state(params, batch_stats, optimizer)
+    shardings = sharding.state_shardings(state, mesh)
+    return make_train_step(structure, optimizer, config.train, shardings, mesh), jax.device_put(state, shardings)
 
 
 def unpack_published(folder):

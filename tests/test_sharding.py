@@ -1,4 +1,4 @@
-"""Eight devices do what one does: the same losses, one program, no photo moved between them."""
+"""Eight devices compute what one does, with one program and no photo moved between them."""
 
 import re
 
@@ -26,9 +26,11 @@ def make_run(devices, loss='triplet', model_axis=1):
 def make_batch(number, mesh):
     rng = np.random.default_rng(number)
     batch = {
-        'images': rng.integers(0, 256, (16, 3, 32, 32, 3), np.uint8), 'attribute': rng.integers(0, 4, 16, np.int32),
-        'labels': rng.integers(0, 2, (16, 3, 4, 5), np.uint8), 'photo': np.arange(48, dtype=np.int32).reshape(16, 3),
-    }  # fmt: skip
+        'images': rng.integers(0, 256, (16, 3, 32, 32, 3), np.uint8),
+        'attribute': rng.integers(0, 4, 16, np.int32),
+        'labels': rng.integers(0, 2, (16, 3, 4, 5), np.uint8),
+        'photo': np.arange(48, dtype=np.int32).reshape(16, 3),
+    }
     return jax.device_put(batch, sharding.batch_sharding(mesh))
 
 
@@ -42,7 +44,7 @@ def train(devices, **options):
 
 
 @pytest.mark.parametrize('loss', ['triplet', 'contrastive'])
-def test_eight_devices_have_one_devices_losses_and_one_compilation(loss):
+def test_eight_devices_give_the_losses_of_one_and_compile_once(loss):
     _, alone, expected = train(1, loss=loss)
     step, state, losses = train(8, loss=loss)
     np.testing.assert_allclose(losses, expected, rtol=0, atol=1e-5)
@@ -51,7 +53,7 @@ def test_eight_devices_have_one_devices_losses_and_one_compilation(loss):
     assert step._cache_size() == 1
 
 
-def test_wide_matrices_may_be_shared_over_a_model_axis():
+def test_wide_matrices_can_be_sharded_over_the_model_axis():
     expected = train(1)[2]
     _, state, losses = train(8, model_axis=2)
     np.testing.assert_allclose(losses, expected, rtol=0, atol=1e-5)
@@ -69,7 +71,7 @@ def test_no_photo_is_gathered():
     assert convolved == {6}  # 16 triplets of 3 photos on 8 devices
 
 
-def test_batches_and_meshes_that_do_not_divide_are_refused():
+def test_batches_and_meshes_that_do_not_divide_evenly_are_refused():
     mesh = sharding.make_mesh(devices=jax.devices()[:8])
     with pytest.raises(InputError, match=r'config\.train\.batch_size is 12.*use a multiple of 8'):
         sharding.check_batch_size(12, mesh)

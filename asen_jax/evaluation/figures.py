@@ -1,4 +1,4 @@
-"""Pictures of what a network does: where it looks, and what it finds. PIL and numpy only."""
+"""Pictures of where a network looks and what it finds."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,17 +13,17 @@ COLD, WARM = np.array([30, 20, 90]), np.array([255, 200, 40])
 
 
 class Ranking(NamedTuple):
-    """One query and the candidates nearest to it, nearest first."""
+    """One query and its nearest candidates, nearest first."""
 
     title: str
     query: UInt8[np.ndarray, 'h w 3']
-    heatmap: Float[np.ndarray, 'h16 w16'] | None  # where the network looks in the query, if it tells
+    heatmap: Float[np.ndarray, 'h16 w16'] | None  # where the network looks in the query, if it has attention
     nearest: Sequence[UInt8[np.ndarray, 'h w 3']]
     relevant: Sequence[bool]  # of each of the nearest
 
 
 def overlay_heatmap(photo: UInt8[np.ndarray, 'h w 3'], heatmap: Float[np.ndarray, 'h16 w16']) -> Image.Image:
-    """The photo, dark where the network does not look and warm where it does most."""
+    """The photo, darkened where the network does not look and tinted warm where it looks most."""
     span = max(float(heatmap.max() - heatmap.min()), 1e-12)
     cells = Image.fromarray(np.uint8(255 * (heatmap - heatmap.min()) / span))
     weight = np.asarray(cells.resize(photo.shape[1::-1], Image.Resampling.BICUBIC), np.float32)[..., None] / 255
@@ -32,7 +32,7 @@ def overlay_heatmap(photo: UInt8[np.ndarray, 'h w 3'], heatmap: Float[np.ndarray
 
 
 def draw_rankings(rankings: Sequence[Ranking]) -> Image.Image:
-    """A contact sheet, a row a query: the photo, where the network looks, and the nearest, framed by right and wrong."""
+    """A contact sheet, one row per query: the photo, where the network looks, and the nearest, framed right or wrong."""
     columns = 2 + max(len(ranking.nearest) for ranking in rankings)
     row_height = TITLE_HEIGHT + CELL + GAP
     sheet = Image.new('RGB', (columns * (CELL + GAP) + GAP, len(rankings) * row_height + GAP), 'white')

@@ -1,103 +1,126 @@
-"""The networks, and the pure functions that train and evaluation call: photos in, vectors out."""
+"""The networks, as pure functions from photos to vectors that training and evaluation call."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
+from ml_collections import ConfigDict
 
 from asen_jax.errors import InputError
-from asen_jax.models.asen import AsenHead, AsenV2Head, HeadOutput, Network, Projected
+from asen_jax.models.asen import AsenHead, AsenV2Head
 from asen_jax.models.csn import CsnHead, TripletHead
-from asen_jax.models.layers import l2_normalize, normalize_pixels, numerics
+from asen_jax.models.heads import HeadOutput, Projected
+from asen_jax.models.layers import Numerics, Roles, l2_normalize, normalize_pixels, numerics
 from asen_jax.models.resnet import ResNet
 
+TOGETHER: Roles = (0,)  # the three roles as one batch
+ASEN_ROLES: Roles = (0, 2, 1)  # the original passes anchor, negative, positive; our axis is anchor, positive, negative
 
-class Model(NamedTuple):
-    """What stays of a network once its arrays are taken out: its structure and how its outputs are finished."""
+
+class Structure(NamedTuple):
+    """A network without its arrays."""
 
     graphdef: nnx.GraphDef
     num_attributes: int
-    normalize: bool
-    roles: int  # roles whose batch statistics are kept apart in training
+    normalize: bool  # whether vectors have unit length
+    roles: Roles  # how batch norm sees a batch of triplets in training
 
 
-def build_model(config, num_attributes: int) -> tuple[Model, dict, dict]:
-    """The network that `config.model` names, freshly initialized from `config.seed`: (model, params, batch statistics)."""
-    options, arithmetic = config.model, numerics(config.precision)
-    make = {'numerics': arithmetic, 'rngs': nnx.Rngs(config.seed)}
-    trunk = ResNet(options.trunk, options.trunk_width, **make)
+class TrunkAndHead(nnx.Module):
+    """A trunk, whose features serve every attribute, and a head."""
+
+    def __init__(self, trunk: ResNet, head: nnx.Module):
+        self.trunk, self.head = trunk, head
+
+
+def build_model(config: ConfigDict, num_attributes: int) -> tuple[Structure, dict, dict]:
+    """The network that `config.model` names: its structure, and parameters and batch statistics drawn from `config.seed`."""
+    arithmetic, rngs = numerics(config.precision), nnx.Rngs(config.seed)
+    trunk = ResNet(config.model.trunk, config.model.trunk_width, numerics=arithmetic, rngs=rngs)
+    head = build_head(config.model, trunk.out_dim, num_attributes, arithmetic, rngs)
+    graphdef, params, batch_stats = nnx.split(TrunkAndHead(trunk, head), nnx.Param, nnx.BatchStat)
+    roles = ASEN_ROLES if config.model.bn_per_role else TOGETHER
+    structure = Structure(graphdef, num_attributes, config.model.normalize, roles)
+    return structure, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
+
+
+def build_head(
+    options: ConfigDict, trunk_dim: int, num_attributes: int, numerics: Numerics, rngs: nnx.Rngs
+) -> nnx.Module:
+    """The head that `options.name` names; `options` is `config.model`."""
+    make = {'numerics': numerics, 'rngs': rngs}
     attention = {'spatial': options.spatial_attention, 'channel': options.channel_attention}
     match options.name:
         case 'asen':
-            head = AsenHead(trunk.out_dim, options.embed_dim, num_attributes, **attention, **make)
+            return AsenHead(trunk_dim, options.embed_dim, num_attributes, **attention, **make)
         case 'asen_v2':
-            head = AsenV2Head(trunk.out_dim, num_attributes, **attention, **make)
+            return AsenV2Head(trunk_dim, num_attributes, **attention, **make)
         case 'csn':
-            head = CsnHead(trunk.out_dim, options.embed_dim, num_attributes, options.masks, **make)
+            return CsnHead(trunk_dim, options.embed_dim, num_attributes, options.masks, **make)
         case 'triplet':
-            head = TripletHead(trunk.out_dim, options.embed_dim, **make)
-        case _:
-            raise InputError(f'config.model.name is {options.name!r}; it is one of asen, asen_v2, csn, triplet.')
-    graphdef, params, batch_stats = nnx.split(Network(trunk, head), nnx.Param, nnx.BatchStat)
-    model = Model(graphdef, num_attributes, options.normalize, 3 if options.bn_per_role else 1)
-    return model, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
+            return TripletHead(trunk_dim, options.embed_dim, **make)
+    raise InputError(f'config.model.name is {options.name!r}; it is one of asen, asen_v2, csn, triplet.')
 
 
-def build_shapes(config, num_attributes: int) -> tuple[Model, dict, dict]:
-    """`build_model` with shapes in the place of arrays, for a network that will be filled: drawing weights takes seconds."""
-    models = []
+def build_shapes(config: ConfigDict, num_attributes: int) -> tuple[Structure, dict, dict]:
+    """`build_model` with shapes in place of arrays, for a network that will be filled: drawing weights takes seconds."""
+    structures = []
 
     def build():
-        model, *arrays = build_model(config, num_attributes)
-        models.append(model)
+        structure, *arrays = build_model(config, num_attributes)
+        structures.append(structure)
         return arrays
 
     params, batch_stats = jax.eval_shape(build)
-    return models[0], params, batch_stats
-
-
-def _finish(model: Model, output: HeadOutput) -> HeadOutput:
-    embedding = output.embedding.astype(jnp.float32)
-    return output._replace(embedding=l2_normalize(embedding) if model.normalize else embedding)
-
-
-def _under_all(model: Model, network: Network, projected: Projected, count: Any) -> HeadOutput:
-    """A head's answer under every attribute, second axis."""
-
-    def under(attribute):
-        return _finish(model, network.head(projected, jnp.full(count, attribute)))
-
-    return jax.vmap(under, out_axes=1)(jnp.arange(model.num_attributes))
+    return structures[0], params, batch_stats
 
 
 def embed_triplets(
-    model: Model, params: dict, batch_stats: dict, images: UInt8[Array, 'b 3 h w 3'], attribute: Int[Array, ' b'],
+    structure: Structure,
+    params: dict,
+    batch_stats: dict,
+    images: UInt8[Array, 'b 3 h w 3'],
+    attribute: Int[Array, ' b'],
     all_attributes: bool = False,
-) -> tuple[HeadOutput, dict]:  # fmt: skip
-    """Train mode: the head's answer [b, 3, ...] to anchor, positive, negative under the triplet's attribute, and the
-    moved statistics.
+) -> tuple[HeadOutput, dict]:
+    """Train mode: the head's output [b, 3, ...] for anchor, positive, negative, and the updated batch statistics.
 
-    With `all_attributes` under every attribute: [b, 3, a, ...]. The roles are folded into the batch: one pass for the original's three.
+    The output is under each triplet's attribute, or under every attribute, [b, 3, a, ...], with `all_attributes`. One pass of
+    the folded batch does the work of the original's three.
     """
-    network = nnx.merge(model.graphdef, params, batch_stats)
-    batch, roles = images.shape[:2]
-    pixels = normalize_pixels(images.reshape(batch * roles, *images.shape[2:]))
-    projected = network.head.project(network.trunk(pixels, model.roles), model.roles)
+    network = nnx.merge(structure.graphdef, params, batch_stats)
+    batch, num_roles = images.shape[:2]
+    pixels = normalize_pixels(images.reshape(batch * num_roles, *images.shape[2:]))
+    projected = network.head.project(network.trunk(pixels, structure.roles), structure.roles)
     if all_attributes:
-        output = _under_all(model, network, projected, batch * roles)
+        output = _under_all(structure, network.head, projected, batch * num_roles)
     else:
-        output = _finish(model, network.head(projected, jnp.repeat(attribute, roles)))
-    output = jax.tree.map(lambda part: part.reshape(batch, roles, *part.shape[1:]), output)
+        output = _finish(structure, network.head(projected, jnp.repeat(attribute, num_roles)))
+    output = jax.tree.map(lambda part: part.reshape(batch, num_roles, *part.shape[1:]), output)
     return output, nnx.to_pure_dict(nnx.state(network, nnx.BatchStat))
 
 
 def embed_all(
-    model: Model, params: dict, batch_stats: dict, images: UInt8[Array, 'n h w 3']
+    structure: Structure, params: dict, batch_stats: dict, images: UInt8[Array, 'n h w 3']
 ) -> tuple[Float[Array, 'n a d'], Float[Array, 'n a h16 w16'] | None]:
-    """Eval mode: each photo's vectors under every attribute, from one pass of the trunk, and the attention maps."""
-    network = nnx.merge(model.graphdef, params, batch_stats)
-    projected = network.head.project(network.trunk(normalize_pixels(images)), 0)
-    output = _under_all(model, network, projected, images.shape[0])  # symbolic in an export
+    """Eval mode: each photo's vectors under every attribute, and the attention maps, from one pass of the trunk."""
+    network = nnx.merge(structure.graphdef, params, batch_stats)
+    projected = network.head.project(network.trunk(normalize_pixels(images)), ())
+    output = _under_all(structure, network.head, projected, images.shape[0])
     return output.embedding, output.heatmap
+
+
+def _under_all(structure: Structure, head: nnx.Module, projected: Projected, count) -> HeadOutput:
+    """The head's output under every attribute, as the second axis; `count` photos, symbolic in an export."""
+
+    def under(attribute):
+        return _finish(structure, head(projected, jnp.full(count, attribute)))
+
+    return jax.vmap(under, out_axes=1)(jnp.arange(structure.num_attributes))
+
+
+def _finish(structure: Structure, output: HeadOutput) -> HeadOutput:
+    embedding = output.embedding.astype(jnp.float32)
+    return output._replace(embedding=l2_normalize(embedding) if structure.normalize else embedding)

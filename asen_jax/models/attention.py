@@ -1,4 +1,4 @@
-"""Attribute-aware spatial and channel attention of ASEN (Ma et al., AAAI 2020, section 3), both published versions."""
+"""Spatial and channel attention of ASEN (Ma et al., AAAI 2020, section 3), in both published versions."""
 
 import jax
 import jax.numpy as jnp
@@ -6,36 +6,36 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from asen_jax.models.layers import BatchNorm, Conv, Linear, Numerics, Table
+from asen_jax.models.layers import BatchNorm, Conv, Numerics, Roles, Table, linear, uniform_by_fan_in
 
-ATTRIBUTE_DIM = 512  # of the attribute table of v2
+ATTRIBUTE_DIM = 512  # width of the attribute table in v2
 
 
 def spatial_dim(trunk_dim: int) -> int:
-    """Channels in which photo and attribute meet: 512 for ResNet-50; 256-channel trunks take 256, as ASEN++'s local branch."""
+    """Channels of the space in which photo and attribute are compared: at most 512, and 256 for a 256-channel trunk (as in ASEN++)."""
     return min(512, trunk_dim)
 
 
 def attend(
     x: Float[Array, 'n h w c'], scores: Float[Array, 'n h w']
 ) -> tuple[Float[Array, 'n c'], Float[Array, 'n h w']]:
-    """sum over positions of x * softmax(scores), and that softmax: float32 whatever the type of x."""
+    """sum over positions of x * softmax(scores), and the softmax itself, in float32 whatever the dtype of x."""
     weights = jax.nn.softmax(scores.astype(jnp.float32).reshape(scores.shape[0], -1)).reshape(scores.shape)
     pooled = jnp.einsum('nhwc,nhw->nc', x.astype(jnp.float32), weights, precision=lax.Precision.HIGHEST)
     return pooled, weights
 
 
 class SpatialAttention(nnx.Module):
-    """v1: s = tanh(conv1x1(tanh(conv1x1(x)) * tanh(W1 onehot(c)))), softmax over the positions (equations 1-3)."""
+    """v1: softmax over positions of tanh(conv1x1(tanh(conv1x1(x)) * tanh(W1 onehot(c)))) (equations 1-3)."""
 
     def __init__(self, trunk_dim: int, num_attributes: int, *, numerics: Numerics, rngs: nnx.Rngs):
         dim, make = spatial_dim(trunk_dim), {'numerics': numerics, 'rngs': rngs}
         self.image_conv = Conv(trunk_dim, dim, 1, **make)
-        self.attribute_rows = Table(num_attributes, dim, linear=True, rngs=rngs)
+        self.attribute_rows = Table(num_attributes, dim, init=uniform_by_fan_in(num_attributes), rngs=rngs)
         self.score_conv = Conv(dim, 1, 1, **make)
 
-    def project(self, x: Float[Array, 'n h w c'], roles: int) -> Float[Array, 'n h w k']:
-        """tanh(conv1x1(x)): the same for every attribute."""
+    def project(self, x: Float[Array, 'n h w c'], roles: Roles) -> Float[Array, 'n h w k']:
+        """tanh(conv1x1(x)), which is the same for every attribute."""
         return jnp.tanh(self.image_conv(x))
 
     def __call__(self, x: Float[Array, 'n h w c'], image: Float[Array, 'n h w k'], attribute: Int[Array, ' n']):
@@ -44,16 +44,16 @@ class SpatialAttention(nnx.Module):
 
 
 class SpatialAttentionV2(nnx.Module):
-    """v2: s = sum over channels of tanh(bn(conv1x1(x))) * tanh(fc(E_c)), over sqrt(channels), softmax over positions."""
+    """v2: softmax over positions of sum_channels(tanh(bn(conv1x1(x))) * tanh(fc(E_c))) / sqrt(channels)."""
 
     def __init__(self, trunk_dim: int, *, numerics: Numerics, rngs: nnx.Rngs):
         dim, make = spatial_dim(trunk_dim), {'numerics': numerics, 'rngs': rngs}
         self.image_conv, self.image_bn = Conv(trunk_dim, dim, 1, **make), BatchNorm(dim)
-        self.attribute_fc = Linear(ATTRIBUTE_DIM, dim, **make)
+        self.attribute_fc = linear(ATTRIBUTE_DIM, dim, **make)
         self.precision = numerics.precision
 
-    def project(self, x: Float[Array, 'n h w c'], roles: int) -> Float[Array, 'n h w k']:
-        """tanh(bn(conv1x1(x))): the same for every attribute."""
+    def project(self, x: Float[Array, 'n h w c'], roles: Roles) -> Float[Array, 'n h w k']:
+        """tanh(bn(conv1x1(x))), which is the same for every attribute."""
         return jnp.tanh(self.image_bn(self.image_conv(x), roles))
 
     def __call__(self, x: Float[Array, 'n h w c'], image: Float[Array, 'n h w k'], embedded: Float[Array, 'n e']):
@@ -63,12 +63,12 @@ class SpatialAttentionV2(nnx.Module):
 
 
 class ChannelAttention(nnx.Module):
-    """v * sigmoid(fc(relu(fc([v; e])))), e what the attribute says (equations 5-7); the hidden size is half the trunk's."""
+    """v * sigmoid(fc(relu(fc([v; e])))), with e the embedded attribute (equations 5-7); the hidden size is half the trunk's."""
 
     def __init__(self, trunk_dim: int, attribute_dim: int, *, numerics: Numerics, rngs: nnx.Rngs):
         make = {'numerics': numerics, 'rngs': rngs}
-        self.fc1 = Linear(trunk_dim + attribute_dim, trunk_dim // 2, **make)
-        self.fc2 = Linear(trunk_dim // 2, trunk_dim, **make)
+        self.fc1 = linear(trunk_dim + attribute_dim, trunk_dim // 2, **make)
+        self.fc2 = linear(trunk_dim // 2, trunk_dim, **make)
 
     def __call__(self, pooled: Float[Array, 'n c'], embedded: Float[Array, 'n e']) -> Float[Array, 'n c']:
         hidden = nnx.relu(self.fc1(jnp.concatenate([pooled, embedded.astype(pooled.dtype)], axis=-1)))

@@ -1,4 +1,4 @@
-"""Conditional similarity network (Veit et al., CVPR 2017) as ASEN's authors train it, and the plain triplet network."""
+"""The heads of the conditional similarity network (Veit et al., CVPR 2017) and of the plain triplet network."""
 
 import jax
 import jax.numpy as jnp
@@ -7,28 +7,28 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from asen_jax.errors import InputError
-from asen_jax.models.asen import HeadOutput, Projected
-from asen_jax.models.layers import Linear, Numerics
+from asen_jax.models.heads import HeadOutput, Projected
+from asen_jax.models.layers import Numerics, Roles, linear
 from asen_jax.models.resnet import average_pool
 
 MASKS = ('learned', 'sections', 'fixed')
 
 
 def section_masks(num_attributes: int, dim: int, outside: float) -> Float[Array, 'attributes dim']:
-    """1 in the attribute's own `dim // num_attributes` channels, `outside` elsewhere."""
+    """Disjoint masks: 1 in the attribute's own `dim // num_attributes` channels, `outside` elsewhere."""
     if dim < num_attributes:
         raise InputError(
-            f'config.model.embed_dim is {dim}, too small for a section each of {num_attributes} attributes.'
+            f'config.model.embed_dim is {dim}, too small for one section for each of {num_attributes} attributes; raise it.'
         )
     owner = np.arange(dim) // (dim // num_attributes)
     return jnp.asarray(np.where(owner == np.arange(num_attributes)[:, None], 1.0, outside), jnp.float32)
 
 
 class CsnHead(nnx.Module):
-    """fc(average pool) times a mask row per attribute.
+    """fc(average pool) times one mask row per attribute.
 
-    'learned' masks start from N(0.9, 0.7), 'sections' from disjoint sections (1 inside, 0.1 outside), both through a relu;
-    'fixed' are disjoint sections (1 inside, 0 outside) and are not trained.
+    'learned' masks start from N(0.9, 0.7) and 'sections' from disjoint sections (1 inside, 0.1 outside), both through a relu.
+    'fixed' masks are disjoint sections (1 inside, 0 outside) that are not trained.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class CsnHead(nnx.Module):
     ):
         if masks not in MASKS:
             raise InputError(f'config.model.masks is {masks!r}; it is one of {", ".join(MASKS)}.')
-        self.fc = Linear(trunk_dim, embed_dim, numerics=numerics, rngs=rngs)
+        self.fc = linear(trunk_dim, embed_dim, numerics=numerics, rngs=rngs)
         self.num_attributes, self.embed_dim = num_attributes, embed_dim
         if masks == 'learned':
             self.masks = nnx.Param(0.9 + 0.7 * jax.random.normal(rngs.params(), (num_attributes, embed_dim)))
@@ -45,9 +45,9 @@ class CsnHead(nnx.Module):
         else:
             self.masks = None
 
-    def project(self, x: Float[Array, 'n h w c'], roles: int) -> Projected:
-        """fc(average pool): the same for every attribute."""
-        return Projected(self.fc(average_pool(x)), None)
+    def project(self, x: Float[Array, 'n h w c'], roles: Roles) -> Projected:
+        """fc(average pool), which is the same for every attribute."""
+        return Projected(self.fc(average_pool(x)))
 
     def __call__(self, projected: Projected, attribute: Int[Array, ' n']) -> HeadOutput:
         if self.masks is None:
@@ -55,18 +55,18 @@ class CsnHead(nnx.Module):
         else:
             masks = nnx.relu(self.masks[...])
         rows = masks[attribute].astype(projected.features.dtype)
-        return HeadOutput(projected.features * rows, None, projected.features, rows)
+        return HeadOutput(projected.features * rows, extras={'unmasked': projected.features, 'mask': rows})
 
 
 class TripletHead(nnx.Module):
-    """fc(average pool): the attribute is ignored."""
+    """fc(average pool); the attribute is ignored."""
 
     def __init__(self, trunk_dim: int, embed_dim: int, *, numerics: Numerics, rngs: nnx.Rngs):
-        self.fc = Linear(trunk_dim, embed_dim, numerics=numerics, rngs=rngs)
+        self.fc = linear(trunk_dim, embed_dim, numerics=numerics, rngs=rngs)
 
-    def project(self, x: Float[Array, 'n h w c'], roles: int) -> Projected:
+    def project(self, x: Float[Array, 'n h w c'], roles: Roles) -> Projected:
         """fc(average pool)."""
-        return Projected(self.fc(average_pool(x)), None)
+        return Projected(self.fc(average_pool(x)))
 
     def __call__(self, projected: Projected, attribute: Int[Array, ' n']) -> HeadOutput:
-        return HeadOutput(projected.features, None)
+        return HeadOutput(projected.features)

@@ -1,7 +1,8 @@
-"""Layers with PyTorch's semantics: initializers, padding, batch-norm statistics; fast on CPUs as on GPUs.
+"""Layers with PyTorch's semantics: initializers, padding, and batch-norm statistics.
 
-`roles` runs through every network here: 0 evaluates with running statistics; n >= 1 trains, with the batch read as
-[batch, n, ...] folded into its first axis, and batch statistics of each of the n roles (anchor, positive, negative) apart.
+Every network here takes `roles`. Empty, it evaluates with running statistics. In training the first axis holds
+[batch, len(roles)] folded together (anchor, positive, negative); batch statistics are computed for each role on its own, and
+`roles` lists the roles in the order in which their statistics enter the running average.
 """
 
 import math
@@ -11,24 +12,25 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 from asen_jax.errors import InputError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-ROLE_ORDER = (0, 2, 1)  # the original passes anchor, negative, positive one after the other; our axis is a, p, n
+
+Roles = tuple[int, ...]
 
 
 class Numerics(NamedTuple):
-    """The type that activations have, and what a float32 product may lose."""
+    """The dtype of activations, and the precision of float32 products."""
 
     dtype: jnp.dtype
     precision: lax.Precision
 
 
 def numerics(precision: str) -> Numerics:
-    """What `config.precision` means: float32 exactly, float32 by TF32 units where the GPU has them, or bfloat16."""
+    """The arithmetic that `config.precision` names: exact float32, float32 on TF32 units where the GPU has them, or bfloat16."""
     table = {
         'float32': Numerics(jnp.float32, lax.Precision.HIGHEST),
         'tensorfloat32': Numerics(jnp.float32, lax.Precision.DEFAULT),
@@ -45,23 +47,37 @@ def normalize_pixels(images: UInt8[Array, 'n h w 3']) -> Float[Array, 'n h w 3']
     return (images.astype(jnp.float32) / 255.0 - mean) / std
 
 
-def uniform_by_fan_in(key: jax.Array, shape: tuple[int, ...], fan_in: int) -> Float[Array, '...']:
-    """PyTorch's default for weights and biases of convolutions and linear maps: U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
+def uniform_by_fan_in(fan_in: int) -> nnx.Initializer:
+    """PyTorch's default for weights and biases of convolutions and linear layers: U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
     bound = 1 / math.sqrt(fan_in)
-    return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def linear(in_dim: int, out_dim: int, *, numerics: Numerics, rngs: nnx.Rngs) -> nnx.Linear:
+    """`nnx.Linear` with PyTorch's default initializer."""
+    init = uniform_by_fan_in(in_dim)
+    return nnx.Linear(in_dim, out_dim, kernel_init=init, bias_init=init, rngs=rngs, **numerics._asdict())
 
 
 class Conv(nnx.Module):
     """A convolution padded by `kernel_size // 2` on both sides, as PyTorch pads; Flax's SAME differs at stride 2.
 
-    A 1x1 kernel is applied as a matrix product: on a CPU XLA runs that up to five times faster than its convolution.
-    `trunk` starts from N(0, sqrt(2 / (k*k*out))), the original ResNet's; otherwise from PyTorch's default.
+    A 1x1 kernel is applied as a matrix product, which XLA runs up to five times faster on a CPU than its convolution.
+    A convolution of the trunk has no bias and starts from N(0, sqrt(2 / (k*k*out))), as torchvision's ResNet does; others
+    start from PyTorch's default.
     """
 
     def __init__(
-        self, in_dim: int, out_dim: int, kernel_size: int, *, stride: int = 1, trunk: bool = False,
-        numerics: Numerics, rngs: nnx.Rngs,
-    ):  # fmt: skip
+        self,
+        in_dim: int,
+        out_dim: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        trunk: bool = False,
+        numerics: Numerics,
+        rngs: nnx.Rngs,
+    ):
         self.kernel_size, self.stride = kernel_size, stride
         self.dtype, self.precision = numerics
         shape = (kernel_size, kernel_size, in_dim, out_dim)
@@ -70,9 +86,9 @@ class Conv(nnx.Module):
             self.kernel = nnx.Param(scale * jax.random.normal(rngs.params(), shape))
             self.bias = None
         else:
-            fan_in = kernel_size**2 * in_dim
-            self.kernel = nnx.Param(uniform_by_fan_in(rngs.params(), shape, fan_in))
-            self.bias = nnx.Param(uniform_by_fan_in(rngs.params(), (out_dim,), fan_in))
+            init = uniform_by_fan_in(kernel_size**2 * in_dim)
+            self.kernel = nnx.Param(init(rngs.params(), shape))
+            self.bias = nnx.Param(init(rngs.params(), (out_dim,)))
 
     def __call__(self, x: Float[Array, 'n h w c']) -> Float[Array, 'n h2 w2 d']:
         kernel = self.kernel[...].astype(self.dtype)
@@ -81,45 +97,37 @@ class Conv(nnx.Module):
             x = x[:, :: self.stride, :: self.stride]
             y = jnp.matmul(x, kernel[0, 0], precision=self.precision)
         else:
-            pad = (self.kernel_size // 2, self.kernel_size // 2)
             y = lax.conv_general_dilated(
-                x, kernel, (self.stride, self.stride), (pad, pad), dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+                x,
+                kernel,
+                window_strides=(self.stride, self.stride),
+                padding=[(self.kernel_size // 2,) * 2] * 2,
+                dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
                 precision=self.precision,
-            )  # fmt: skip
+            )
         return y if self.bias is None else y + self.bias[...].astype(self.dtype).reshape(1, 1, 1, -1)
 
 
-class Linear(nnx.Module):
-    """x @ kernel + bias, from PyTorch's default initializer."""
-
-    def __init__(self, in_dim: int, out_dim: int, *, numerics: Numerics, rngs: nnx.Rngs):
-        self.dtype, self.precision = numerics
-        self.kernel = nnx.Param(uniform_by_fan_in(rngs.params(), (in_dim, out_dim), in_dim))
-        self.bias = nnx.Param(uniform_by_fan_in(rngs.params(), (out_dim,), in_dim))
-
-    def __call__(self, x: Float[Array, 'n c']) -> Float[Array, 'n d']:
-        y = jnp.matmul(x.astype(self.dtype), self.kernel[...].astype(self.dtype), precision=self.precision)
-        return y + self.bias[...].astype(self.dtype)[None]
-
-
 class Table(nnx.Module):
-    """A row per attribute: an embedding from N(0, 1), or what PyTorch keeps as a linear map of a one-hot vector."""
+    """One row per attribute, from N(0, 1) unless `init` says otherwise.
 
-    def __init__(self, num_rows: int, dim: int, *, linear: bool = False, rngs: nnx.Rngs):
-        key, shape = rngs.params(), (num_rows, dim)
-        rows = uniform_by_fan_in(key, shape, num_rows) if linear else jax.random.normal(key, shape)
-        self.rows = nnx.Param(rows)
+    This is `nnx.Embed` but for the parameter's name, which existing checkpoints contain. PyTorch's bias-free linear layer on
+    one-hot vectors is the same with `init=uniform_by_fan_in(num_rows)`.
+    """
 
-    def __call__(self, index) -> Float[Array, 'n d']:
+    def __init__(self, num_rows: int, dim: int, *, init: nnx.Initializer = jax.random.normal, rngs: nnx.Rngs):
+        self.rows = nnx.Param(init(rngs.params(), (num_rows, dim)))
+
+    def __call__(self, index: Int[Array, ' n']) -> Float[Array, 'n d']:
         return self.rows[...][index]
 
 
 class BatchNorm(nnx.Module):
     """(x - mean) / sqrt(var + 1e-5) * scale + bias with PyTorch's statistics.
 
-    The batch is normalized by its biased variance; the running variance takes the unbiased one (n / (n - 1), n = the
-    role's batch*h*w over all devices), momentum 0.1. With several roles the running statistics move once for each, in the
-    original's order (anchor, negative, positive). Statistics are float32 whatever the type of x.
+    The batch is normalized by its biased variance; the running variance averages the unbiased one (n / (n - 1), n = the
+    role's batch*h*w over all devices) with momentum 0.1. Running statistics are updated once per role. Statistics are
+    float32 whatever the dtype of x.
     """
 
     epsilon, momentum = 1e-5, 0.1
@@ -128,31 +136,31 @@ class BatchNorm(nnx.Module):
         self.scale, self.bias = nnx.Param(jnp.ones(dim)), nnx.Param(jnp.zeros(dim))
         self.mean, self.var = nnx.BatchStat(jnp.zeros(dim)), nnx.BatchStat(jnp.ones(dim))
 
-    def __call__(self, x: Float[Array, 'n h w c'], roles: int) -> Float[Array, 'n h w c']:
+    def __call__(self, x: Float[Array, 'n h w c'], roles: Roles) -> Float[Array, 'n h w c']:
         scale, bias = self.scale[...].reshape(1, 1, 1, -1), self.bias[...].reshape(1, 1, 1, -1)
         if not roles:
             factor = scale * lax.rsqrt(self.var[...] + self.epsilon).reshape(scale.shape)
             return (x * factor + (bias - self.mean[...].reshape(scale.shape) * factor)).astype(x.dtype)
-        apart = x.reshape(-1, roles, *x.shape[1:]).astype(jnp.float32)
-        mean = apart.mean(axis=(0, 2, 3), keepdims=True)
-        centered = apart - mean
+        by_role = x.reshape(-1, len(roles), *x.shape[1:]).astype(jnp.float32)
+        mean = by_role.mean(axis=(0, 2, 3), keepdims=True)
+        centered = by_role - mean
         var = jnp.square(centered).mean(axis=(0, 2, 3), keepdims=True)
-        count = apart.size // (roles * x.shape[-1])
-        self._move_running(mean.reshape(roles, -1), var.reshape(roles, -1), count)
+        count = by_role.size // (len(roles) * x.shape[-1])
+        unbiased = var * (count / max(count - 1, 1))
+        for role in roles:
+            self._update_running(mean[0, role, 0, 0], unbiased[0, role, 0, 0])
         return (centered * (scale[None] * lax.rsqrt(var + self.epsilon)) + bias[None]).astype(x.dtype).reshape(x.shape)
 
-    def _move_running(self, mean: Float[Array, 'roles c'], var: Float[Array, 'roles c'], count: int) -> None:
+    def _update_running(self, mean: Float[Array, ' c'], var: Float[Array, ' c']) -> None:
         keep = 1 - self.momentum
-        unbiased = var * (count / max(count - 1, 1))
-        for role in ROLE_ORDER if len(mean) == len(ROLE_ORDER) else range(len(mean)):
-            self.mean[...] = keep * self.mean[...] + self.momentum * lax.stop_gradient(mean[role])
-            self.var[...] = keep * self.var[...] + self.momentum * lax.stop_gradient(unbiased[role])
+        self.mean[...] = keep * self.mean[...] + self.momentum * lax.stop_gradient(mean)
+        self.var[...] = keep * self.var[...] + self.momentum * lax.stop_gradient(var)
 
 
 def max_pool(x: Float[Array, 'n h w c']) -> Float[Array, 'n h2 w2 c']:
     """3x3 maximum, stride 2, padding 1, as the maximum of nine strided slices.
 
-    Its gradient is elementwise that way; XLA's own window gradient is seven times slower on a CPU.
+    That makes the gradient elementwise; XLA's own window gradient is seven times slower on a CPU.
     """
     height, width = (x.shape[1] + 1) // 2, (x.shape[2] + 1) // 2
     lowest = jnp.array(-jnp.inf, x.dtype)
@@ -165,6 +173,6 @@ def max_pool(x: Float[Array, 'n h w c']) -> Float[Array, 'n h2 w2 c']:
 
 
 def l2_normalize(x: Float[Array, '*n d']) -> Float[Array, '*n d']:
-    """x / ||x||, float32, without an epsilon, as the original does it."""
+    """x / ||x|| in float32, without an epsilon, as in the original."""
     x = x.astype(jnp.float32)
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)

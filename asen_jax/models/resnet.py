@@ -1,11 +1,11 @@
-"""ResNet-18/34/50 up to layer3: the trunk of every network here (He et al., 2016; torchvision's layout)."""
+"""ResNet-18/34/50 up to layer3 (He et al., 2016), the trunk of every network, in torchvision's layout."""
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from asen_jax.errors import InputError
-from asen_jax.models.layers import BatchNorm, Conv, Numerics, max_pool
+from asen_jax.models.layers import BatchNorm, Conv, Numerics, Roles, max_pool
 
 BLOCKS = {'resnet18': (2, 2, 2), 'resnet34': (3, 4, 6), 'resnet50': (3, 4, 6)}
 
@@ -21,7 +21,7 @@ class BasicBlock(nnx.Module):
         self.conv2, self.bn2 = Conv(dim, dim, 3, **make), BatchNorm(dim)
         self.shortcut = Shortcut(in_dim, dim, stride, **make) if stride != 1 or in_dim != dim else None
 
-    def __call__(self, x: Float[Array, 'n h w c'], roles: int) -> Float[Array, 'n h2 w2 d']:
+    def __call__(self, x: Float[Array, 'n h w c'], roles: Roles) -> Float[Array, 'n h2 w2 d']:
         y = nnx.relu(self.bn1(self.conv1(x), roles))
         y = self.bn2(self.conv2(y), roles)
         return nnx.relu(y + (x if self.shortcut is None else self.shortcut(x, roles)))
@@ -40,7 +40,7 @@ class Bottleneck(nnx.Module):
         self.conv3, self.bn3 = Conv(dim, out_dim, 1, **make), BatchNorm(out_dim)
         self.shortcut = Shortcut(in_dim, out_dim, stride, **make) if stride != 1 or in_dim != out_dim else None
 
-    def __call__(self, x: Float[Array, 'n h w c'], roles: int) -> Float[Array, 'n h2 w2 d']:
+    def __call__(self, x: Float[Array, 'n h w c'], roles: Roles) -> Float[Array, 'n h2 w2 d']:
         y = nnx.relu(self.bn1(self.conv1(x), roles))
         y = nnx.relu(self.bn2(self.conv2(y), roles))
         y = self.bn3(self.conv3(y), roles)
@@ -48,17 +48,17 @@ class Bottleneck(nnx.Module):
 
 
 class Shortcut(nnx.Module):
-    """The projection where a block changes the shape: bn(conv1x1(x))."""
+    """bn(conv1x1(x)): the shortcut of a block that changes the shape."""
 
     def __init__(self, in_dim: int, out_dim: int, stride: int, **make):
         self.conv, self.bn = Conv(in_dim, out_dim, 1, stride=stride, **make), BatchNorm(out_dim)
 
-    def __call__(self, x: Float[Array, 'n h w c'], roles: int) -> Float[Array, 'n h2 w2 d']:
+    def __call__(self, x: Float[Array, 'n h w c'], roles: Roles) -> Float[Array, 'n h2 w2 d']:
         return self.bn(self.conv(x), roles)
 
 
 class ResNet(nnx.Module):
-    """Normalized pixels to features at 1/16 of their side: 16 * width channels with bottlenecks, 4 * width without."""
+    """Features at stride 16 from normalized pixels: 16 * width channels with bottlenecks, 4 * width with basic blocks."""
 
     def __init__(self, name: str, width: int = 64, *, numerics: Numerics, rngs: nnx.Rngs):
         if name not in BLOCKS:
@@ -76,7 +76,7 @@ class ResNet(nnx.Module):
         self.layer1, self.layer2, self.layer3 = stages
         self.out_dim = dim
 
-    def __call__(self, x: Float[Array, 'n h w 3'], roles: int = 0) -> Float[Array, 'n h16 w16 d']:
+    def __call__(self, x: Float[Array, 'n h w 3'], roles: Roles = ()) -> Float[Array, 'n h16 w16 d']:
         x = nnx.relu(self.bn1(self.conv1(x), roles))
         x = max_pool(x)
         for stage in (self.layer1, self.layer2, self.layer3):

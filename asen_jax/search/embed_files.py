@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from asen_jax.errors import InputError
-from asen_jax.evaluation.evaluate import as_trained
+from asen_jax.network import config_as_trained
 from asen_jax.search import pieces
 from asen_jax.search.embedder import Embedded, Embedder
 from asen_jax.search.listing import list_photos
@@ -50,7 +50,7 @@ def embed_workdir(
 ) -> Summary:
     """`--mode embed`: the photos `images` by a workdir's checkpoint into `output`; prints what was done."""
     embedder = Embedder.load(workdir, which, config.precision, config.eval.batch_size)
-    as_trained(embedder.network, config)
+    config_as_trained(embedder.network.meta, config)
     summary = embed_files(embedder, images, output, heatmaps=heatmaps, strict=strict)
     print(summary, flush=True)
     return summary

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import threading
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -18,11 +17,11 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from asen_jax.checkpoint import Checkpoints
 from asen_jax.data import images as pictures
+from asen_jax.data.prefetch import prefetch
 from asen_jax.errors import InputError
-from asen_jax.evaluation.vectors import Network, load_network, make_embedder
 from asen_jax.models import embed_all
+from asen_jax.network import TrainedNetwork, load_network
 from asen_jax.sharding import make_mesh
 
 BATCH_SIZE = 64  # photos
@@ -46,7 +45,7 @@ class Embedder:
     length unless `model.normalize` was off. There are no boxes here: where `data.crop_to_bbox` was on, photos are still taken whole.
     """
 
-    def __init__(self, network: Network, mesh: jax.sharding.Mesh, precision: str, batch_size: int = BATCH_SIZE):
+    def __init__(self, network: TrainedNetwork, mesh: jax.sharding.Mesh, precision: str, batch_size: int = BATCH_SIZE):
         if batch_size < 1:
             raise InputError(f'batch_size is {batch_size}; give it more than zero.')
         self.network, self.precision = network, precision
@@ -57,10 +56,10 @@ class Embedder:
         self.size, self.fit = (network.meta['config']['data'][field] for field in ('image_size', 'fit'))
         devices = mesh.shape['data']
         self.batch_size = -(-batch_size // devices) * devices  # all devices share it
-        self._compiled = make_embedder(network.model, mesh)
+        self._embed = network.embed_on(mesh)
         batch = jax.ShapeDtypeStruct((self.batch_size, self.size, self.size, 3), np.uint8)
         vectors, heatmaps = jax.eval_shape(
-            functools.partial(embed_all, network.model), network.params, network.batch_stats, batch
+            functools.partial(embed_all, network.structure), network.params, network.batch_stats, batch
         )
         self.dim = vectors.shape[-1]
         self.heatmap_shape = None if heatmaps is None else heatmaps.shape[2:]  # (h, w); None without attention
@@ -78,10 +77,8 @@ class Embedder:
         Raises InputError where there is no such checkpoint, or it is damaged.
         """
         mesh = make_mesh()
-        with Checkpoints(Path(workdir), read_only=True) as checkpoints:
-            precision = precision or checkpoints.read_meta(str(checkpoint))['config']['precision']
-            network = load_network(checkpoints, str(checkpoint), precision, mesh)
-        return cls(network, mesh, precision, batch_size)
+        network = load_network(Path(workdir), str(checkpoint), precision, mesh)
+        return cls(network, mesh, precision or network.meta['config']['precision'], batch_size)
 
     def embed(
         self, images: Iterable, attributes: str | Sequence[str] | None = None
@@ -109,8 +106,8 @@ class Embedder:
         columns = self._find(attributes)
         pool = ThreadPoolExecutor(NUM_THREADS)
         try:
-            loading = _ahead(([pool.submit(self._load, photo) for photo in batch] for batch in batches), READ_AHEAD)
-            for output, kept, broken in _ahead(map(self._start, loading), 1):
+            loading = prefetch(([pool.submit(self._load, photo) for photo in batch] for batch in batches), READ_AHEAD)
+            for output, kept, broken in prefetch(map(self._start, loading), 1):
                 vectors = np.asarray(output[0])[kept][:, columns]
                 maps = np.asarray(output[1])[kept][:, columns].astype(np.float32, copy=False) if heatmaps else None
                 yield Embedded(vectors, maps, kept, broken)
@@ -188,7 +185,7 @@ class Embedder:
             else:
                 batch[place] = loaded
                 kept.append(place)
-        output = self._compiled(self.network.params, self.network.batch_stats, batch)
+        output = self._embed(batch)
         return output, kept, broken
 
 
@@ -207,13 +204,3 @@ def _check_array(photo) -> np.ndarray:
     if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3 or not photo.size:
         raise ValueError(f'it is an array {list(photo.shape)} of {photo.dtype}; {wanted}')
     return np.asarray(photo)
-
-
-def _ahead(items: Iterable, count: int) -> Iterator:
-    """`items`, always `count` of them taken before they are asked for, so that what they stand for has begun."""
-    begun = deque()
-    for item in items:
-        begun.append(item)
-        if len(begun) > count:
-            yield begun.popleft()
-    yield from begun

@@ -1,10 +1,11 @@
 """Adam with the papers' staircase schedule."""
 
 import optax
+from ml_collections import ConfigDict
 
 
-def make_schedule(config, steps_per_epoch: int) -> optax.Schedule:
-    """learning_rate * decay_rate ^ floor(epoch / decay_every_epochs): PyTorch's StepLR, stepped once an epoch."""
+def make_schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
+    """learning_rate * decay_rate ^ floor(epoch / decay_every_epochs): PyTorch's StepLR, stepped once per epoch."""
     return optax.exponential_decay(
         config.optim.learning_rate,
         transition_steps=config.optim.decay_every_epochs * steps_per_epoch,
@@ -13,6 +14,6 @@ def make_schedule(config, steps_per_epoch: int) -> optax.Schedule:
     )
 
 
-def make_optimizer(config, steps_per_epoch: int) -> optax.GradientTransformation:
+def make_optimizer(schedule: optax.Schedule) -> optax.GradientTransformation:
     """Adam (0.9, 0.999, 1e-8), PyTorch's defaults, on every parameter."""
-    return optax.adam(make_schedule(config, steps_per_epoch), b1=0.9, b2=0.999, eps=1e-8)
+    return optax.adam(schedule, b1=0.9, b2=0.999, eps=1e-8)

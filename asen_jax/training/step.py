@@ -1,4 +1,4 @@
-"""The train state (arrays only, frozen) and the one step that replaces it."""
+"""The train state (frozen, arrays only) and the one step that replaces it."""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
+from ml_collections import ConfigDict
 
 from asen_jax import sharding
-from asen_jax.models import Model, embed_triplets
+from asen_jax.models import Structure, embed_triplets
 from asen_jax.models.layers import l2_normalize
 from asen_jax.training import losses
 
@@ -18,12 +19,16 @@ from asen_jax.training import losses
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything that a step reads and writes; the data's position and randomness follow from `step` and the seed."""
+    """Everything a step reads and writes; the position in the data and all randomness follow from `step` and the seed."""
 
-    step: Any  # int32 scalar; in a tree of shardings, its place
+    step: Any  # int32 scalar; in a tree of shardings, its sharding
     params: dict
     batch_stats: dict
     opt_state: optax.OptState
+
+    def arrays(self) -> dict[str, Any]:
+        """The trees that a checkpoint saves under the step."""
+        return {'params': self.params, 'batch_stats': self.batch_stats, 'opt_state': self.opt_state}
 
 
 def create_state(params: dict, batch_stats: dict, optimizer: optax.GradientTransformation) -> TrainState:
@@ -32,17 +37,21 @@ def create_state(params: dict, batch_stats: dict, optimizer: optax.GradientTrans
 
 
 def make_train_step(
-    model: Model, optimizer: optax.GradientTransformation, options: Any, places: TrainState, mesh: jax.sharding.Mesh
-) -> Callable:
-    """The compiled step: (state, batch) -> (state, metrics). The state is donated; the batch is shared over 'data'.
+    structure: Structure,
+    optimizer: optax.GradientTransformation,
+    options: ConfigDict,
+    shardings: TrainState,
+    mesh: jax.sharding.Mesh,
+) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
+    """The compiled step: (state, batch) -> (state, metrics). The state is donated; the batch is split over 'data'.
 
-    `options` is `config.train`; `places` are the state's shardings.
+    `options` is `config.train`; `shardings` are the state's.
     """
     compute_loss = {'triplet': _triplet_loss, 'contrastive': _contrastive_loss}[options.loss]
 
     def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         def objective(params):
-            return compute_loss(model, params, state.batch_stats, batch, options)
+            return compute_loss(structure, params, state.batch_stats, batch, options)
 
         (loss, (batch_stats, accuracy)), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -51,40 +60,44 @@ def make_train_step(
         return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
 
     return jax.jit(
-        train_step, donate_argnums=0, in_shardings=(places, sharding.batch_sharding(mesh)),
-        out_shardings=(places, sharding.replicated(mesh)),
-    )  # fmt: skip
+        train_step,
+        donate_argnums=0,
+        in_shardings=(shardings, sharding.batch_sharding(mesh)),
+        out_shardings=(shardings, sharding.replicated(mesh)),
+    )
 
 
 def _similarities(
     embedding: Float[Array, 'b 3 d'], distance: str = 'cosine'
 ) -> tuple[Float[Array, ' b'], Float[Array, ' b']]:
-    """Of each anchor to its positive and to its negative."""
+    """The similarity of each anchor to its positive and to its negative."""
     compare = {'cosine': losses.cosine_similarity, 'euclidean': losses.negative_distance}[distance]
     anchor, positive, negative = embedding[:, 0], embedding[:, 1], embedding[:, 2]
     return compare(anchor, positive), compare(anchor, negative)
 
 
-def _triplet_loss(model: Model, params: dict, batch_stats: dict, batch: dict, options: Any):
-    """The papers' loss: the mean over all triplets (ASEN, equation 9), and CSN's two norms where they weigh anything."""
-    output, stats = embed_triplets(model, params, batch_stats, batch['images'], batch['attribute'])
+def _triplet_loss(structure: Structure, params: dict, batch_stats: dict, batch: dict, options: ConfigDict):
+    """The papers' loss: the mean over all triplets (ASEN, equation 9), plus CSN's two norms where they have a weight."""
+    output, stats = embed_triplets(structure, params, batch_stats, batch['images'], batch['attribute'])
     near, far = _similarities(output.embedding, options.distance)
     loss = losses.triplet_loss(near, far, options.margin).mean()
     if options.embedding_norm:
-        loss += options.embedding_norm * losses.embedding_norm(output.unmasked.astype(jnp.float32))
+        loss += options.embedding_norm * losses.embedding_norm(output.extras['unmasked'].astype(jnp.float32))
     if options.mask_norm:
-        loss += options.mask_norm * losses.mask_norm(output.mask.astype(jnp.float32))
+        loss += options.mask_norm * losses.mask_norm(output.extras['mask'].astype(jnp.float32))
     return loss, (stats, (near > far).mean())
 
 
-def _contrastive_loss(model: Model, params: dict, batch_stats: dict, batch: dict, options: Any):
-    """Every photo of the batch against every other, under each attribute that it is labeled with."""
-    output, stats = embed_triplets(model, params, batch_stats, batch['images'], batch['attribute'], all_attributes=True)
-    embedding = output.embedding
-    folded, labels, photo = (
-        part.reshape(-1, *part.shape[2:]) for part in (embedding, batch['labels'], batch['photo'])
-    )  # fmt: skip
-    loss = jnp.nanmean(losses.contrastive_loss(l2_normalize(folded), labels, photo, options.temperature))
+def _contrastive_loss(structure: Structure, params: dict, batch_stats: dict, batch: dict, options: ConfigDict):
+    """Every photo of the batch against every other, under each attribute for which it has a label."""
+    output, stats = embed_triplets(
+        structure, params, batch_stats, batch['images'], batch['attribute'], all_attributes=True
+    )
+    embedding, labels, photo = output.embedding, batch['labels'], batch['photo']
+    folded = l2_normalize(embedding.reshape(-1, *embedding.shape[2:]))
+    per_photo = losses.contrastive_loss(
+        folded, labels.reshape(-1, *labels.shape[2:]), photo.reshape(-1), options.temperature
+    )
     own = jnp.take_along_axis(embedding, batch['attribute'][:, None, None, None], axis=2)[:, :, 0]
     near, far = _similarities(own)
-    return loss, (stats, (near > far).mean())
+    return jnp.nanmean(per_photo), (stats, (near > far).mean())

@@ -1,4 +1,4 @@
-"""What a run writes down: `metrics.jsonl` (one JSON object a line) and TensorBoard events."""
+"""The record of a run: `metrics.jsonl` (one JSON object per line) and TensorBoard events."""
 
 import json
 import math
@@ -9,21 +9,35 @@ from pathlib import Path
 
 import tensorboardX
 
+from asen_jax import files
 from asen_jax.errors import NumericsError
 
 
 class Meter:
-    """Means of a step's numbers since the last line that was written, with the rate and the time spent waiting for data."""
+    """Means of the steps' metrics since the last reset, with the rate and the time spent waiting for data.
+
+    A step's metrics are read only when the next step's are added, so that the device never waits for the host.
+    """
 
     def __init__(self):
+        self._unread: tuple[int, Mapping] | None = None
         self.reset()
 
     def reset(self) -> None:
+        """Start anew; the metrics that were added last must have been read."""
         self.sums, self.count, self.waited, self.start = {}, 0, 0.0, time.perf_counter()
 
-    def add(self, step: int, numbers: Mapping) -> None:
-        """Take in the numbers of `step`; raises NumericsError where one is not finite."""
-        for name, number in numbers.items():
+    def add(self, step: int, metrics: Mapping) -> None:
+        """Take the metrics of `step`, and read those before; raises NumericsError where one is not finite."""
+        self.flush()
+        self._unread = step, metrics
+
+    def flush(self) -> None:
+        """Wait for the metrics that were added last, and read them; raises NumericsError where one is not finite."""
+        if self._unread is None:
+            return
+        (step, metrics), self._unread = self._unread, None
+        for name, number in metrics.items():
             number = float(number)
             if not math.isfinite(number):
                 raise NumericsError(f'{name} is {number} at step {step}')
@@ -31,7 +45,8 @@ class Meter:
         self.count += 1
 
     def read(self, batch_size: int) -> dict[str, float]:
-        """The means, triplets a second, and seconds a step that the device waited for data."""
+        """The means, triplets per second, and the seconds per step that the device waited for data."""
+        self.flush()
         seconds = time.perf_counter() - self.start
         means = {name: total / max(self.count, 1) for name, total in self.sums.items()}
         rates = {
@@ -42,7 +57,7 @@ class Meter:
 
 
 class Tracker:
-    """Writes named numbers by step; lines after `start_step` (of a run that was stopped later) are cut away first."""
+    """Writes named numbers by step; lines after `start_step`, from a run that stopped later, are removed first."""
 
     def __init__(self, workdir: Path, start_step: int):
         self.path = Path(workdir) / 'metrics.jsonl'
@@ -52,32 +67,31 @@ class Tracker:
         self.board = tensorboardX.SummaryWriter(os.fspath(workdir), purge_step=start_step + 1, flush_secs=10)
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
-        """One line, and one point a number."""
+        """Add one line, and one TensorBoard point per number."""
         self.file.write(json.dumps({'step': step, **numbers}) + '\n')
         self.file.flush()
         for name, number in numbers.items():
             self.board.add_scalar(name, number, step)
 
     def has(self, step: int, prefix: str) -> bool:
-        """Whether a number called `prefix`... was written for `step`."""
+        """Whether a number whose name starts with `prefix` was written for `step`."""
         lines = map(json.loads, self.path.read_text().splitlines())
         return any(line['step'] == step and any(name.startswith(prefix) for name in line) for line in lines)
 
     def close(self) -> None:
+        """Flush and close both files."""
         self.file.close()
         self.board.close()
 
 
 def cut_back(path: Path, last_step: int) -> None:
-    """Drop the lines of `path` after `last_step`, and a line that a kill cut short."""
+    """Remove the lines of `path` after `last_step`, and a line that a kill left incomplete."""
     kept = []
     for line in path.read_text().splitlines():
         try:
             step = json.loads(line)['step']
         except (ValueError, KeyError, TypeError):
-            continue  # half a line: it is drawn again
+            continue  # an incomplete line: its step runs again
         if step <= last_step:
             kept.append(line + '\n')
-    temporary = path.with_suffix('.tmp')
-    temporary.write_text(''.join(kept))
-    temporary.replace(path)
+    files.write_text(path, ''.join(kept))

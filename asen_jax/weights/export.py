@@ -9,10 +9,9 @@ import jax
 import numpy as np
 from safetensors.numpy import save
 
-from asen_jax.checkpoint import Checkpoints
 from asen_jax.errors import InputError
-from asen_jax.evaluation.vectors import Network, load_network
 from asen_jax.models import embed_all
+from asen_jax.network import TrainedNetwork, load_network
 from asen_jax.sharding import make_mesh
 from asen_jax.weights.model_card import known_dataset, make_card, read_figures
 from asen_jax.weights.tensor_files import write_state_dict
@@ -34,8 +33,7 @@ def export(workdir: Path, which: str, precision: str, output: Path, target: str)
 
     Raises InputError where there is no such checkpoint, or the original has no such network.
     """
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        network = load_network(checkpoints, which, precision, make_mesh(devices=jax.devices()[:1]))
+    network = load_network(workdir, which, precision, make_mesh(devices=jax.devices()[:1]))
     card = make_card(network.meta, read_figures(network.meta, Path(workdir)), target)
     output.mkdir(parents=True, exist_ok=True)
     written = _write_torch(network, output) if target == 'torch' else _write_jax(network, output)
@@ -43,7 +41,7 @@ def export(workdir: Path, which: str, precision: str, output: Path, target: str)
     return [*written, output / CARD]
 
 
-def _write_jax(network: Network, output: Path) -> list[Path]:
+def _write_jax(network: TrainedNetwork, output: Path) -> list[Path]:
     weights = flatten({'params': network.params, 'batch_stats': network.batch_stats})
     weights = {name: np.asarray(array) for name, array in weights.items()}
     description = describe(network)
@@ -64,17 +62,17 @@ def _write_jax(network: Network, output: Path) -> list[Path]:
     return paths
 
 
-def make_program(network: Network, weights: Mapping[str, np.ndarray]) -> jax.export.Exported:
+def make_program(network: TrainedNetwork, weights: Mapping[str, np.ndarray]) -> jax.export.Exported:
     """(weights by name, photos uint8 [batch, size, size, 3]) -> embeddings and, where it has attention, heatmaps.
 
     The batch size is symbolic, and the program is lowered for CPU and CUDA.
     """
-    model, size = network.model, network.meta['config']['data']['image_size']
+    structure, size = network.structure, network.meta['config']['data']['image_size']
 
     def run(weights, images):
         trees = {'params': network.params, 'batch_stats': network.batch_stats}
         filled = unflatten(trees, weights)
-        embeddings, heatmaps = embed_all(model, filled['params'], filled['batch_stats'], images)
+        embeddings, heatmaps = embed_all(structure, filled['params'], filled['batch_stats'], images)
         return {'embeddings': embeddings} | ({} if heatmaps is None else {'heatmaps': heatmaps})
 
     batch = jax.export.symbolic_shape('batch')
@@ -83,7 +81,7 @@ def make_program(network: Network, weights: Mapping[str, np.ndarray]) -> jax.exp
     return jax.export.export(jax.jit(run), platforms=PLATFORMS)(specs, images)
 
 
-def describe(network: Network) -> dict:
+def describe(network: TrainedNetwork) -> dict:
     """model.json: what the program wants and gives."""
     meta, config = network.meta, network.meta['config']
     data = config['data']
@@ -101,7 +99,7 @@ def describe(network: Network) -> dict:
     }  # fmt: skip
 
 
-def _write_torch(network: Network, output: Path) -> list[Path]:
+def _write_torch(network: TrainedNetwork, output: Path) -> list[Path]:
     config, meta = network.meta['config'], network.meta
     name = config['model']['name']
     if name not in HEADS:

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import jax
 
+from asen_jax import files
 from asen_jax.checkpoint import KINDS, Checkpoints
 from asen_jax.errors import InputError
 from asen_jax.models import build_shapes
-from asen_jax.training.optimizer import make_optimizer
-from asen_jax.training.step import create_state
 from asen_jax.weights.tensor_files import read_tensors
 from asen_jax.weights.torch_names import canonical_names, fill_from_torch, recognize
 
@@ -46,16 +45,15 @@ def import_checkpoint(config, workdir: Path, file: Path) -> dict:
 
 
 def _write(config, workdir: Path, params: dict, batch_stats: dict, meta: dict) -> None:
-    arrays = jax.tree.map(jax.numpy.asarray, (params, batch_stats))
-    state = create_state(*arrays, make_optimizer(config, steps_per_epoch=1))
+    arrays = jax.tree.map(jax.numpy.asarray, {'params': params, 'batch_stats': batch_stats})
     with Checkpoints(workdir) as checkpoints:
-        if any(manager.latest_step() is not None for manager in checkpoints.managers.values()):
+        if checkpoints.steps():
             raise InputError(f'{workdir} holds a run already; name another --workdir.')
         for kind in KINDS:
             # any score of a training that goes on is better: valid scores are not below 0
-            checkpoints.save(kind, state, meta, score=0.0 if kind == 'best' else None)
+            checkpoints.save(kind, 0, arrays, meta, score=0.0 if kind == 'best' else None)
         checkpoints.wait()
-    (workdir / 'config.json').write_text(config.to_json(indent=2) + '\n')
+    files.write_text(workdir / 'config.json', config.to_json(indent=2) + '\n')
 
 
 def summary(meta: dict, workdir: Path) -> str:

@@ -2,11 +2,15 @@
 
 import hashlib
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+from ml_collections import ConfigDict
+
 from asen_jax.errors import InputError
+from asen_jax.weights import torch_names
 from asen_jax.weights.tensor_files import read_tensors
-from asen_jax.weights.torch_names import fill_trunk
 
 FOLDER = Path('data/pretrained')
 URL = 'https://download.pytorch.org/models/'
@@ -20,20 +24,23 @@ HUB_FILE = 'model.safetensors'
 NONE_REMEDY = "--config.init.trunk=none starts from random weights, whose figures are not the papers'"
 
 
-def load_trunk(config, params: dict, batch_stats: dict) -> tuple[dict, dict]:
-    """`params` and `batch_stats` (arrays or shapes) with the trunk of `config.init.trunk`; as they are where that is 'none'.
-
-    Raises InputError where the file is not to be had, or its tensors are not those of `config.model.trunk`.
-    """
+def read_trunk(config: ConfigDict) -> dict[str, np.ndarray] | None:
+    """The tensors that `config.init.trunk` names, or None for 'none'; raises InputError where they cannot be read."""
     path = find_trunk(config)
     if path is None:
-        return params, batch_stats
+        return None
     _check_name(path)
-    tensors = read_tensors(path)
+    return read_tensors(path)
+
+
+def fill_trunk(
+    config: ConfigDict, params: dict, batch_stats: dict, tensors: Mapping[str, np.ndarray]
+) -> tuple[dict, dict]:
+    """`params` and `batch_stats` (arrays or shapes) with the trunk's `tensors`; raises InputError where they do not fit."""
     try:
-        return fill_trunk(params, batch_stats, tensors, config.model.trunk)
+        return torch_names.fill_trunk(params, batch_stats, tensors, config.model.trunk)
     except InputError as error:
-        raise InputError(f'{path}: {error}') from error
+        raise InputError(f'config.init.trunk={config.init.trunk}: {error}') from error
 
 
 def find_trunk(config) -> Path | None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from asen_jax.data import batches, images
+from asen_jax.data import batches, images, prepared
 from asen_jax.errors import InputError
 
 
@@ -37,7 +37,7 @@ def test_a_batch_shows_the_photos_of_its_triplets(records, config):
     config.data.flip = False
     batch = take(batches.train_batches(records, config), 1)[0]
     source = batches.TripletSource(records, config, 32)
-    photos = batches.open_split(records.directory, 'train')
+    photos = prepared.open_split(records.directory, 'train')
     for row, table in enumerate(source.table(0)[:8].tolist()):
         for role, index in enumerate(table[:3]):
             expected = images.fit_square(images.decode(photos[index]['image']), 32)
@@ -71,7 +71,7 @@ def test_a_fixed_list_is_shuffled_each_epoch_and_never_redrawn(records, config):
     config.data.triplets = 'fixed'
     config.data.num_triplets = records.splits['train_triplets']
     steps = batches.steps_per_epoch(records, config)
-    listed = batches.read_rows(records, 'train_triplets')
+    listed = prepared.read_rows(records, 'train_triplets')
     source = batches.TripletSource(records, config, steps * 8)
     for epoch in (0, 1):
         table = source.table(epoch)
@@ -103,17 +103,17 @@ def test_evaluation_pads_the_last_batch_and_masks_it(records, config):
 
 def test_attribute_boxes_lie_in_the_networks_square(records, config):
     batch = take(batches.eval_batches(records, 'test', np.arange(4), config), 1)[0]
-    record = batches.open_split(records.directory, 'test')[0]
+    record = prepared.open_split(records.directory, 'test')[0]
     for attribute, box in zip(record['attributes'], record['attribute_boxes'], strict=True):
         np.testing.assert_allclose(batch['boxes'][0, attribute], box, atol=1e-4)  # 32 pixels drawn, 32 shown
     assert np.isnan(batch['boxes'][0]).all(axis=1).sum() == 6 - len(record['attributes'])
 
 
 def test_labels_are_those_of_the_records(records):
-    labels = batches.read_labels(records, 'train')
+    labels = prepared.read_labels(records, 'train')
     expected = [
         (index, attribute, value)
-        for index, record in enumerate(batches.open_split(records.directory, 'train'))
+        for index, record in enumerate(prepared.open_split(records.directory, 'train'))
         for attribute, value in zip(record['attributes'], record['values'], strict=True)
     ]
     assert sorted(zip(*map(np.ndarray.tolist, labels), strict=True)) == sorted(expected)
@@ -121,7 +121,7 @@ def test_labels_are_those_of_the_records(records):
 
 def test_a_folder_without_records_is_named(tmp_path):
     with pytest.raises(InputError, match='holds no prepared records; run --mode prepare first'):
-        batches.open_records(tmp_path)
+        prepared.open_records(tmp_path)
 
 
 def test_an_epoch_smaller_than_a_batch_is_refused(records, config):

@@ -22,19 +22,19 @@ def rng():
 def test_batch_norm_normalizes_each_role_by_its_biased_variance(rng, roles):
     x = rng.normal(2.0, 3.0, (4 * roles, 5, 6, 7)).astype(np.float32)
     norm = layers.BatchNorm(7)
-    y = np.asarray(norm(jnp.asarray(x), roles))
+    y = np.asarray(norm(jnp.asarray(x), tuple(range(roles))))
     for role in range(roles):
         part = x[role::roles]
         expected = (part - part.mean((0, 1, 2))) / np.sqrt(part.var((0, 1, 2)) + 1e-5)
         np.testing.assert_allclose(y[role::roles], expected, atol=1e-5)
 
 
-def test_batch_norm_moves_running_statistics_role_by_role_with_unbiased_variance(rng):
+def test_running_statistics_are_updated_in_the_order_of_roles_with_unbiased_variance(rng):
     x = rng.normal(2.0, 3.0, (4, 3, 5, 6, 7)).astype(np.float32)  # photo, role, ...
     norm = layers.BatchNorm(7)
-    norm(jnp.asarray(x.reshape(12, 5, 6, 7)), 3)
+    norm(jnp.asarray(x.reshape(12, 5, 6, 7)), (0, 2, 1))
     mean, var = np.zeros(7), np.ones(7)
-    for role in (0, 2, 1):  # anchor, negative, positive: the original's order
+    for role in (0, 2, 1):
         mean = 0.9 * mean + 0.1 * x[:, role].mean((0, 1, 2))
         var = 0.9 * var + 0.1 * x[:, role].var((0, 1, 2), ddof=1)
     np.testing.assert_allclose(norm.mean[...], mean, rtol=1e-5)
@@ -47,15 +47,14 @@ def test_batch_norm_evaluates_with_running_statistics(rng):
     norm.scale[...], norm.bias[...] = jnp.array([0.5, 1.0, 2.0]), jnp.array([0.1, 0.2, 0.3])
     x = rng.normal(size=(2, 2, 2, 3)).astype(np.float32)
     expected = (x - [1, 2, 3]) / np.sqrt(np.array([4, 5, 6]) + 1e-5) * [0.5, 1, 2] + [0.1, 0.2, 0.3]
-    np.testing.assert_allclose(norm(jnp.asarray(x), 0), expected, atol=1e-5)
+    np.testing.assert_allclose(norm(jnp.asarray(x), ()), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize('size', [7, 8])
 def test_max_pool_is_a_padded_window_maximum(rng, size):
     x = jnp.asarray(rng.normal(size=(2, size, size + 1, 3)), jnp.float32)
-    expected = lax.reduce_window(
-        x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
-    )  # fmt: skip
+    padding = ((0, 0), (1, 1), (1, 1), (0, 0))
+    expected = lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), padding)
     np.testing.assert_array_equal(layers.max_pool(x), expected)
 
 
@@ -67,7 +66,7 @@ def test_a_1x1_convolution_is_a_product_over_channels(rng, stride):
     np.testing.assert_allclose(conv(jnp.asarray(x)), expected, atol=1e-5)
 
 
-def test_a_stride_2_convolution_pads_both_sides_alike(rng):
+def test_a_stride_2_convolution_pads_both_sides_equally(rng):
     conv = layers.Conv(3, 2, 7, stride=2, trunk=True, numerics=NUMERICS, rngs=nnx.Rngs(0))
     x = rng.normal(size=(1, 9, 9, 3)).astype(np.float32)
     padded = np.pad(x, ((0, 0), (3, 3), (3, 3), (0, 0)))
@@ -82,7 +81,7 @@ def test_a_stride_2_convolution_pads_both_sides_alike(rng):
 def test_initial_weights_have_the_originals_spread():
     trunk = layers.Conv(64, 128, 3, trunk=True, numerics=NUMERICS, rngs=nnx.Rngs(1)).kernel[...]
     assert abs(float(trunk.std()) / np.sqrt(2 / (9 * 128)) - 1) < 0.02
-    head = layers.Linear(400, 300, numerics=NUMERICS, rngs=nnx.Rngs(2))
+    head = layers.linear(400, 300, numerics=NUMERICS, rngs=nnx.Rngs(2))
     for weight in (head.kernel[...], head.bias[...]):
         assert 0.9 / 20 < float(jnp.abs(weight).max()) <= 1 / 20  # U(-1/sqrt(400), 1/sqrt(400))
     rows = layers.Table(8, 4000, rngs=nnx.Rngs(3)).rows[...]
@@ -97,7 +96,7 @@ def test_pixels_are_normalized_with_imagenets_statistics():
 def test_bfloat16_keeps_statistics_in_float32():
     norm = layers.BatchNorm(2)
     x = jax.random.normal(jax.random.key(0), (4, 4, 4, 2)).astype(jnp.bfloat16)
-    assert norm(x, 1).dtype == jnp.bfloat16
+    assert norm(x, (0,)).dtype == jnp.bfloat16
     assert norm.var[...].dtype == jnp.float32
 
 

@@ -1,4 +1,4 @@
-"""Networks: sizes, ablations, and what every one of them answers."""
+"""Networks: sizes, ablations, and the contract of their outputs."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from asen_jax.models import build_model, embed_all, embed_triplets
 from configs import fashionai
 from configs.variants import VARIANTS
 
-SMALL = ('asen', 'asen_v2', 'csn', 'triplet')
+HEADS = ('asen', 'asen_v2', 'csn', 'triplet')
 
 
 def small(name='asen', **fields):
@@ -33,7 +33,7 @@ def test_asen_has_the_originals_number_of_parameters():
 
 
 @pytest.mark.parametrize('trunk,channels', [('resnet18', 256), ('resnet34', 256), ('resnet50', 1024)])
-def test_trunks_end_at_a_sixteenth_of_the_side(trunk, channels):
+def test_trunks_have_stride_16(trunk, channels):
     config = small(trunk=trunk, trunk_width=64)
     model, params, stats = build_model(config, 2)
     shape = jax.eval_shape(lambda p, s, x: embed_all(model, p, s, x), params, stats, np.zeros((1, 96, 64, 3), np.uint8))
@@ -42,7 +42,7 @@ def test_trunks_end_at_a_sixteenth_of_the_side(trunk, channels):
 
 
 @pytest.mark.parametrize('variant', VARIANTS)
-def test_every_variant_answers_with_unit_vectors(variant):
+def test_every_variant_returns_unit_vectors(variant):
     config = fashionai.get_config(variant)
     config.model.trunk, config.model.trunk_width = 'resnet18', 8
     model, params, stats = build_model(config, 3)
@@ -56,8 +56,8 @@ def test_every_variant_answers_with_unit_vectors(variant):
     assert np.allclose(vectors[:, 0], vectors[:, 1]) == (variant == 'triplet')
 
 
-@pytest.mark.parametrize('name', SMALL)
-def test_training_asks_about_one_attribute_or_about_all_alike(name):
+@pytest.mark.parametrize('name', HEADS)
+def test_training_under_one_attribute_agrees_with_training_under_all(name):
     model, params, stats = build_model(small(name), 3)
     images = jnp.asarray(np.random.default_rng(1).integers(0, 256, (2, 3, 32, 32, 3), np.uint8))
     attribute = jnp.array([2, 0])
@@ -68,7 +68,7 @@ def test_training_asks_about_one_attribute_or_about_all_alike(name):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), moved, moved_too)
 
 
-def test_the_loss_of_one_triplet_does_not_reach_anothers_photos_in_eval_mode():
+def test_photos_do_not_influence_each_other_in_eval_mode():
     model, params, stats = build_model(small(), 2)
     images = np.random.default_rng(2).integers(0, 256, (3, 32, 32, 3), np.uint8)
     before, _ = embed_all(model, params, stats, jnp.asarray(images))
@@ -100,15 +100,15 @@ def test_bfloat16_embeds_nearly_as_float32():
 
 
 @pytest.mark.parametrize('field,value', [('name', 'asenn'), ('trunk', 'resnet19')])
-def test_unknown_words_are_answered_with_the_known(field, value):
+def test_unknown_names_are_answered_with_the_known_ones(field, value):
     config = small()
     config.model[field] = value
     with pytest.raises(InputError, match=rf"config\.model\.{field} is '{value}'; it is one of"):
         build_model(config, 2)
 
 
-def test_sections_need_a_channel_each():
-    with pytest.raises(InputError, match=r'config\.model\.embed_dim is 16, too small for a section each of 17'):
+def test_every_section_needs_a_channel():
+    with pytest.raises(InputError, match=r'config\.model\.embed_dim is 16, too small for one section for each of 17'):
         embed_all(*build_model(small('csn', masks='fixed'), 17), jnp.zeros((1, 32, 32, 3), jnp.uint8))
 
 

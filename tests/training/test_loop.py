@@ -1,4 +1,4 @@
-"""Training through its public function: it learns, resumes bit for bit, stops well, and refuses what would mislead."""
+"""Training through its public function: it resumes bit for bit, stops cleanly, and refuses what would mislead."""
 
 import json
 import os
@@ -13,8 +13,11 @@ from PIL import Image
 from asen_jax.checkpoint import Checkpoints
 from asen_jax.errors import InputError, NumericsError, StoppedError
 from asen_jax.evaluation import figures
-from asen_jax.evaluation.evaluate import evaluate_workdir
+from asen_jax.evaluation.evaluate import evaluate_network
+from asen_jax.network import load_network
+from asen_jax.sharding import make_mesh
 from asen_jax.training import loop
+from asen_jax.training.signals import StopRequest
 from benchmarks import reproduce
 from data_builders import prepare
 from tests.conftest import tiny_config
@@ -22,6 +25,24 @@ from tests.conftest import tiny_config
 
 def run(config, workdir):
     return loop.train_and_evaluate(config, workdir, prepare.prepare(config))
+
+
+def evaluate(config, workdir, which, split, records):
+    mesh = make_mesh()
+    return evaluate_network(config, load_network(workdir, which, None, mesh), records, workdir, split, mesh)
+
+
+def stop_in_step(monkeypatch, number):
+    """SIGTERM arrives while step `number` runs, once."""
+    original = loop.train_batches
+
+    def train_batches(records, config, start_step):
+        for step, batch in enumerate(original(records, config, start_step), start_step + 1):
+            if step == number and start_step < number:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    monkeypatch.setattr(loop, 'train_batches', train_batches)
 
 
 def lines_of(workdir):
@@ -47,13 +68,13 @@ def assert_same_arrays(one, other):
 
 @pytest.fixture(scope='module')
 def unbroken(records_root, tmp_path_factory):
-    """A whole run of two epochs of four steps."""
+    """A complete run of two epochs of four steps."""
     config, workdir = tiny_config(), tmp_path_factory.mktemp('unbroken')
     config.data.dir = str(records_root)
     return workdir, run(config, workdir)
 
 
-def test_a_run_leaves_what_the_contract_names(unbroken):
+def test_a_run_writes_the_files_of_the_contract(unbroken):
     workdir, result = unbroken
     assert reproduce.read_result(workdir) == json.loads(json.dumps(result))
     assert len(reproduce.checkpoint_hash(workdir)) == reproduce.HASH_DIGITS
@@ -71,14 +92,14 @@ def test_a_run_leaves_what_the_contract_names(unbroken):
     assert lines[-2]['train_learning_rate'] == pytest.approx(2e-3 * 0.8)
 
 
-def test_best_is_kept_by_valid_map_and_says_what_it_predicts(unbroken):
+def test_best_is_kept_by_valid_map_and_names_its_values(unbroken):
     workdir, result = unbroken
     scores = {line['step']: line['valid_map'] for line in lines_of(workdir) if 'valid_map' in line}
     with Checkpoints(workdir, read_only=True) as checkpoints:
         meta = checkpoints.read_meta('best')
         assert checkpoints.read_meta('latest')['step'] == 8
         assert checkpoints.find('8')[1] == 8
-        with pytest.raises(InputError, match=r"no checkpoint '5'; there is best \(step \d\), latest \(step 8\)"):
+        with pytest.raises(InputError, match=r"no checkpoint '5'; it has best \(step \d\), latest \(step 8\)"):
             checkpoints.find('5')
     assert scores[meta['step']] == max(scores.values()) == meta['score']
     assert result['checkpoint_step'] == meta['step']
@@ -87,19 +108,8 @@ def test_best_is_kept_by_valid_map_and_says_what_it_predicts(unbroken):
 
 
 @pytest.mark.parametrize('stop_after', [3, 4, 6])
-def test_a_run_stopped_mid_epoch_and_resumed_ends_bit_for_bit_the_same(
-    unbroken, config, tmp_path, monkeypatch, stop_after
-):
-    original = loop.read_numbers
-
-    def read_and_stop(run_, meters, pending):
-        original(run_, meters, pending)
-        if pending is not None and pending[0] == stop_after - 1 and not stopped:
-            stopped.append(True)
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    stopped = []
-    monkeypatch.setattr(loop, 'read_numbers', read_and_stop)
+def test_a_stopped_run_resumes_and_ends_bit_for_bit_the_same(unbroken, config, tmp_path, monkeypatch, stop_after):
+    stop_in_step(monkeypatch, stop_after)
     with pytest.raises(StoppedError, match='Stopped by SIGTERM after saving step') as caught:
         run(config, tmp_path)
     assert caught.value.exit_status == 143
@@ -119,29 +129,38 @@ def test_the_same_command_on_a_finished_run_only_tests_again(unbroken, config):
     assert arrays_of(workdir)[0] == 8
 
 
-def test_eval_scores_the_checkpoint_as_training_did(unbroken, config):
+def test_a_run_without_valid_split_stopped_at_its_very_end_still_gets_a_best(config, tmp_path, monkeypatch):
+    original = loop.has_targets
+    monkeypatch.setattr(loop, 'has_targets', lambda records, split: split != 'valid' and original(records, split))
+    stop_in_step(monkeypatch, 8)
+    with pytest.raises(StoppedError):
+        run(config, tmp_path)
+    assert run(config, tmp_path)['checkpoint_step'] == 8
+
+
+def test_eval_scores_the_checkpoint_as_training_did(unbroken, config, records):
     workdir, expected = unbroken
-    assert evaluate_workdir(config, workdir, prepare.prepare, 'best', 'test') == expected
-    result = evaluate_workdir(config, workdir, prepare.prepare, 'latest', 'valid')
+    assert evaluate(config, workdir, 'best', 'test', records) == expected
+    result = evaluate(config, workdir, 'latest', 'valid', records)
     assert result['checkpoint_step'] == 8
     assert result['map']['overall'] == pytest.approx(lines_of(workdir)[-1]['valid_map'], abs=1e-6)
 
 
-def test_eval_of_a_workdir_without_checkpoint_is_refused(config, tmp_path):
+def test_a_workdir_without_checkpoint_is_refused(tmp_path):
     with pytest.raises(InputError, match="no checkpoint 'best'; train first, or name another --workdir"):
-        evaluate_workdir(config, tmp_path, prepare.prepare, 'best', 'test')
+        load_network(tmp_path, 'best', None, make_mesh())
 
 
 @pytest.mark.parametrize(
     'field,value', [('model.embed_dim', 8), ('data.fit', 'pad'), ('seed', 3), ('train.batch_size', 16)]
 )
-def test_another_model_or_data_is_refused(unbroken, config, field, value):
+def test_another_model_data_or_seed_is_refused(unbroken, config, field, value):
     config.update_from_flattened_dict({field: value})
-    with pytest.raises(InputError, match=rf'was trained with config\.{field}=.*, not .*; start another --workdir'):
+    with pytest.raises(InputError, match=rf'was trained with config\.{field}=.*, not .*; use another --workdir'):
         run(config, unbroken[0])
 
 
-def test_more_epochs_and_another_learning_rate_are_welcome(unbroken, config, tmp_path):
+def test_epochs_and_learning_rate_may_change(unbroken, config, tmp_path):
     config.train.num_epochs = 1
     run(config, tmp_path)
     config.train.num_epochs, config.optim.decay_rate = 2, 1.0
@@ -171,27 +190,27 @@ def test_a_nan_stops_with_a_sentence_and_keeps_the_last_checkpoint(config, tmp_p
     assert all(np.isfinite(array).all() for array in arrays.values())
 
 
-def test_a_published_recipe_never_starts_from_nothing_silently(config, tmp_path):
+def test_a_published_recipe_never_starts_from_random_weights_silently(config, tmp_path):
     config.init.trunk = 'imagenet'
     with pytest.raises(InputError, match=r'--config\.init\.trunk=none'):
         run(config, tmp_path)
 
 
 @pytest.mark.parametrize('field', ['loss', 'distance'])
-def test_unknown_words_are_named(config, tmp_path, field):
+def test_unknown_losses_and_distances_are_named(config, tmp_path, field):
     config.train[field] = 'other'
     with pytest.raises(InputError, match=rf"config\.train\.{field} is 'other'; it is one of"):
         run(config, tmp_path)
 
 
-def test_signal_handlers_are_given_back():
+def test_signal_handlers_are_restored():
     before = signal.getsignal(signal.SIGTERM)
-    with loop.StopRequest():
+    with StopRequest():
         assert signal.getsignal(signal.SIGTERM) != before
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_saves_within_an_epoch_come_by_steps_and_by_minutes(config):
+def test_saves_within_an_epoch_are_due_by_steps_and_by_minutes(config):
     config.train.save_every_steps = 3
     now = loop.time.monotonic()
     assert [loop.save_is_due(config, step, now) for step in (1, 2, 3, 6)] == [False, False, True, True]

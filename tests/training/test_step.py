@@ -1,4 +1,4 @@
-"""The step: it learns, it counts, it gives its input back to the device."""
+"""The train step learns, counts, and donates its input."""
 
 import jax
 import numpy as np
@@ -20,15 +20,16 @@ def make_run(loss):
     step, state = make_step(config, *build_model(config, 2), mesh, steps_per_epoch=100)
     rng = np.random.default_rng(0)
     batch = {
-        'images': rng.integers(0, 256, (16, 3, 32, 32, 3), np.uint8), 'attribute': rng.integers(0, 2, 16, np.int32),
+        'images': rng.integers(0, 256, (16, 3, 32, 32, 3), np.uint8),
+        'attribute': rng.integers(0, 2, 16, np.int32),
         'labels': np.eye(4, dtype=np.uint8)[rng.integers(0, 4, (16, 3, 2))],
         'photo': np.arange(48, dtype=np.int32).reshape(16, 3),
-    }  # fmt: skip
+    }
     return step, state, batch
 
 
 @pytest.mark.parametrize('loss,share', [('triplet', 0.3), ('contrastive', 0.9)])
-def test_the_same_batch_again_and_again_is_learned(loss, share):
+def test_a_repeated_batch_is_learned(loss, share):
     step, state, batch = make_run(loss)
     losses = []
     for _ in range(40):

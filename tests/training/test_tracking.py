@@ -46,5 +46,6 @@ def test_a_meter_means_and_refuses_what_is_not_finite():
     numbers = meter.read(batch_size=8)
     assert numbers['loss'] == 2
     assert numbers['triplets_per_second'] > 0
+    meter.add(3, {'loss': float('nan')})
     with pytest.raises(NumericsError, match='loss is nan at step 3'):
-        meter.add(3, {'loss': float('nan')})
+        meter.add(4, {'loss': 1.0})

@@ -1,0 +1,21 @@
+"""Start work before its result is needed."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+Item = TypeVar('Item')
+
+
+def prefetch(items: Iterable[Item], count: int) -> Iterator[Item]:
+    """The same items, each taken from `items` while the caller still has the one `count` places before it.
+
+    Where taking an item starts work (a decode in another thread, a batch on the device), that work overlaps with the
+    caller's.
+    """
+    started = deque()
+    for item in items:
+        started.append(item)
+        if len(started) > count:
+            yield started.popleft()
+    yield from started

@@ -1,0 +1,80 @@
+"""Evaluation results as a person reads them and as files keep them."""
+
+from pathlib import Path
+
+from asen_jax import files
+
+KS = (1, 5, 10)  # of recall@k and precision@k
+
+
+def write_result(workdir: Path, result: dict) -> Path:
+    """Write `eval_<split>.json` and return its path."""
+    path = Path(workdir) / f'eval_{result["split"]}.json'
+    files.write_json(path, result)
+    return path
+
+
+def score(result: dict) -> float:
+    """The number by which `best` is chosen: MAP, or triplet accuracy where no query has an answer."""
+    answered = result['chance_map']['overall']  # None without queries, 0 where no query has an answer
+    return result['map']['overall'] if answered else result['triplet_accuracy']['overall'] or 0.0
+
+
+def headline(result: dict) -> dict[str, float]:
+    """The figures of an evaluation that go into metrics.jsonl."""
+    split = result['split']
+    figures = {
+        f'{split}_map': result['map']['overall'],
+        f'{split}_chance_map': result['chance_map']['overall'],
+        f'{split}_triplet_accuracy': result['triplet_accuracy']['overall'],
+    }
+    return {name: figure for name, figure in figures.items() if figure is not None}
+
+
+def format_table(result: dict) -> str:
+    """The result as a table, in percent."""
+
+    def line(name: str, pick) -> str:
+        cells = [pick(result[kind]) for kind in ('map', 'chance_map', 'triplet_accuracy')]
+        return f'{name:<24}' + ''.join(f'{_percent(cell):>10}' for cell in cells)
+
+    lines = [
+        f'{result["dataset"]} {result["split"]}, step {result["checkpoint_step"]}: '
+        f'{result["num_queries"]:,} queries, {result["num_candidates"]:,} candidates',
+        f'{"":<24}{"MAP":>10}{"chance":>10}{"triplets":>10}',
+    ]
+    names = dict.fromkeys([*result['map']['per_attribute'], *result['triplet_accuracy']['per_attribute']])
+    lines += [line(name, lambda figures, name=name: figures['per_attribute'].get(name)) for name in names]
+    lines.append(line('overall', lambda figures: figures['overall']))
+    return '\n'.join(lines + _remarks(result))
+
+
+def _remarks(result: dict) -> list[str]:
+    """The lines below the table, each where it applies."""
+    lines = []
+    for kind, title in (('recall_at_k', 'recall@'), ('precision_at_k', 'precision@')):
+        if result[kind]['1'] is not None:
+            lines.append('   '.join(f'{title}{k} {_percent(result[kind][str(k)])}' for k in KS))
+    selectivity = result.get('selectivity')
+    if selectivity and selectivity['ratio'] is not None:
+        lines.append(
+            f"ranked by another attribute's vectors {_percent(selectivity['cross_map'])}: "
+            f'(own - cross) / (own - chance) = {selectivity["ratio"]:.2f}'
+        )
+    if 'attention' in result:
+        inside, share = result['attention']['peak_in_box'], result['attention']['box_share']
+        lines.append(
+            f"attention peaks inside the attribute's box on {_percent(inside)} of labels; boxes cover {_percent(share)}"
+        )
+    lost = result['dropped']
+    if lost['queries'] or lost['candidates']:
+        lines.append(
+            f'dropped with their photo: {lost["queries"]} queries, {lost["candidates"]} candidates ({lost["list_file"]})'
+        )
+    if result['caveat']:
+        lines.append(result['caveat'])
+    return lines
+
+
+def _percent(number: float | None) -> str:
+    return '    -' if number is None else f'{100 * number:5.2f}'

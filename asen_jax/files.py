@@ -1,0 +1,77 @@
+"""The one way to write, lock and fingerprint files: whole or not at all, by one process at a time."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from filelock import FileLock, Timeout
+
+from asen_jax.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def write_atomically(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A binary file that appears as `path` once it is complete and on disk; after an error `path` is as it was.
+
+    An OSError names `path`.
+    """
+    path = Path(path)
+    # beside `path`, since a rename is atomic only within one file system
+    temporary = path.with_name(f'.{path.name[:100]}.{os.getpid()}-{threading.get_ident()}.tmp')
+    try:
+        with temporary.open('wb') as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        if error.filename in (None, os.fspath(temporary)):  # a full disk names no file
+            error.filename = os.fspath(path)
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write `text` as UTF-8, atomically."""
+    with write_atomically(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: str | os.PathLike, content: Any, indent: int = 2) -> None:
+    """Write `content` as JSON, atomically."""
+    write_text(path, json.dumps(content, indent=indent) + '\n')
+
+
+@contextlib.contextmanager
+def lock(path: str | os.PathLike, busy: str, wait: bool = False) -> Iterator[None]:
+    """Hold the lock file `path`, which the operating system releases when this process ends, however that ends.
+
+    Where another process holds it, raises InputError with the sentence `busy`; with `wait`, logs that sentence and waits.
+    """
+    held = FileLock(path)
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        if not wait:
+            raise InputError(busy) from None
+        logger.warning(busy)
+        held.acquire()
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    with Path(path).open('rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()

@@ -1,0 +1,107 @@
+"""A trained network: its structure, its arrays, and what its checkpoint records about it."""
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float, UInt8
+from ml_collections import ConfigDict
+
+from asen_jax import sharding
+from asen_jax.checkpoint import Checkpoints, abstract_like
+from asen_jax.models import Structure, build_shapes, embed_all
+
+# uint8 photos [n, h, w, 3] -> (vectors [n, attributes, dim], attention maps [n, attributes, h, w] or None)
+Embed = Callable[
+    [UInt8[np.ndarray, 'n h w 3']], tuple[Float[jax.Array, 'n a d'], Float[jax.Array, 'n a h16 w16'] | None]
+]
+
+# Fields that decide how photos become vectors and how vectors are compared: a checkpoint is used as it was trained.
+TRAINED_FIELDS = ('data.image_size', 'data.fit', 'data.crop_to_bbox', 'model.normalize', 'train.distance')
+
+
+class TrainedNetwork(NamedTuple):
+    """A network and the metadata of its checkpoint (`step`, `config`, `attributes`, `values`, ...)."""
+
+    structure: Structure
+    params: dict
+    batch_stats: dict
+    meta: dict[str, Any]
+
+    def embed_on(self, mesh: jax.sharding.Mesh) -> Embed:
+        """The network as one compiled function on the devices of `mesh`."""
+        return make_embedder(self.structure, mesh)(self.params, self.batch_stats)
+
+
+def load_network(
+    checkpoints: Checkpoints | Path, which: str, precision: str | None, mesh: jax.sharding.Mesh
+) -> TrainedNetwork:
+    """The network of the checkpoint `which` (best, latest, or a step) of an open or a named workdir.
+
+    It is built from the config in the checkpoint; only the `precision` of the arithmetic is the caller's to choose.
+    Raises InputError where there is no such checkpoint, or it is damaged.
+    """
+    if not isinstance(checkpoints, Checkpoints):
+        with Checkpoints(checkpoints, read_only=True) as opened:
+            return load_network(opened, which, precision, mesh)
+    meta = checkpoints.read_meta(which)
+    config = ConfigDict(meta['config'])
+    config.precision = precision or config.precision
+    structure, *shapes = build_shapes(config, len(meta['attributes']))
+    like = dict(zip(('params', 'batch_stats'), shapes, strict=True))
+    restored = checkpoints.restore(which, abstract_like(like, sharding.state_shardings(like, mesh)))
+    return TrainedNetwork(structure, restored['params'], restored['batch_stats'], meta)
+
+
+def make_embedder(structure: Structure, mesh: jax.sharding.Mesh) -> Callable[[dict, dict], Embed]:
+    """`embed_all`, compiled once for all arrays of this structure: bind(params, batch_stats) returns the `Embed` of these."""
+    compiled = jax.jit(functools.partial(embed_all, structure))
+
+    def bind(params: dict, batch_stats: dict) -> Embed:
+        def embed(images):
+            images = jax.device_put(images, sharding.batch_sharding_for(mesh, len(images)))
+            return compiled(params, batch_stats, images)
+
+        return embed
+
+    return bind
+
+
+def config_as_trained(meta: dict, config: ConfigDict) -> ConfigDict:
+    """`config` with the fields that a checkpoint fixes; prints each one that the caller had set differently."""
+    config = config.copy_and_resolve_references()
+    trained = ConfigDict(meta['config'])
+    for group, field in (name.split('.') for name in TRAINED_FIELDS):
+        if config[group][field] != trained[group][field]:
+            print(f'config.{group}.{field} is {trained[group][field]!r}, as the checkpoint was trained')
+            config[group][field] = trained[group][field]
+    return config
+
+
+def attribute_names(config: ConfigDict, meta: dict, in_data: Sequence[str], workdir: Path) -> list[str]:
+    """The names of a network's attributes, in its order.
+
+    A network that was imported without names takes those of `config.data.attributes`, which are then in the network's order.
+    Failing that it is assumed to have the order of the data, and a notice says so.
+    """
+    known = meta['attributes']
+    if known != unnamed_attributes(len(known)):
+        return known
+    if len(config.data.attributes) == len(known):
+        return list(config.data.attributes)
+    if len(in_data) == len(known):
+        pairs = ', '.join(f'{ours} = {theirs}' for ours, theirs in zip(known, in_data, strict=True))
+        print(
+            f'{workdir} does not know the names of its attributes; assuming the order of the data: {pairs}. '
+            'If the checkpoint has another order, give its names in that order: --config.data.attributes=NAME,NAME,...'
+        )
+        return list(in_data)
+    return known
+
+
+def unnamed_attributes(count: int) -> list[str]:
+    """What the attributes of a network are called that was imported without their names."""
+    return [f'attribute_{number}' for number in range(count)]

@@ -1,0 +1,78 @@
+"""What a run may change when it resumes, and how it finds its state again."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
+
+from asen_jax.checkpoint import Checkpoints, abstract_like
+from asen_jax.data.prepared import Records
+from asen_jax.errors import InputError
+from asen_jax.network import attribute_names
+from asen_jax.training.step import TrainState, create_state
+
+# All fields of model and data stay as they are, and those on which the order of the data depends ...
+FIXED_FIELDS = ('seed', 'train.batch_size')
+# ... except for these, which change neither the network nor the order of the data.
+FREE_FIELDS = ('data.manual_dir', 'data.dir', 'data.num_workers', 'data.missing', 'data.broken')
+
+
+def is_untrained_import(meta: dict) -> bool:
+    """Whether a checkpoint holds imported weights that have not been trained here: no run to continue, only a start."""
+    return bool(meta.get('imported')) and meta['step'] == 0
+
+
+def check_same_run(config: ConfigDict, records: Records, workdir: Path, checkpoints: Checkpoints) -> None:
+    """Refuse to resume a workdir with another model, other data, another seed or another batch size."""
+    if 'latest' not in checkpoints.steps():
+        return
+    meta = checkpoints.read_meta('latest')
+    imported = is_untrained_import(meta)
+    before, now = (flatten_dict(tree, sep='.') for tree in (meta['config'], json.loads(config.to_json())))
+    for field in sorted(before.keys() & now.keys()):
+        if before[field] == now[field] or not _is_fixed(field, imported):
+            continue
+        raise InputError(
+            f'{workdir} was {"imported" if imported else "trained"} with config.{field}={before[field]!r}, '
+            f'not {now[field]!r}; use another --workdir, or the same value.'
+        )
+    _check_records(config, meta, records, workdir)
+
+
+def _is_fixed(field: str, imported: bool) -> bool:
+    if imported:  # only the network must be that of the weights
+        return field.startswith('model.') and field != 'model.bn_per_role'
+    return (field.startswith(('model.', 'data.')) or field in FIXED_FIELDS) and field not in FREE_FIELDS
+
+
+def _check_records(config: ConfigDict, meta: dict, records: Records, workdir: Path) -> None:
+    known = attribute_names(config, meta, records.attributes, workdir)
+    if list(records.attributes) != known:
+        raise InputError(
+            f'{workdir} has the attributes {", ".join(known)}, in this order, but {records.directory} has '
+            f'{", ".join(records.attributes)}; use the data it was trained on.'
+        )
+    if meta['fingerprint'] not in (None, records.fingerprint):
+        raise InputError(f'{workdir} was trained on other records than {records.directory}; use another --workdir.')
+
+
+def restore_state(
+    checkpoints: Checkpoints,
+    meta: dict[str, Any],
+    shapes: TrainState,
+    shardings: TrainState,
+    optimizer: optax.GradientTransformation,
+) -> TrainState:
+    """The latest checkpoint, whose metadata is `meta`, as a train state; imported weights start with a fresh optimizer."""
+    like = abstract_like(shapes, shardings).arrays()
+    if is_untrained_import(meta):
+        del like['opt_state']
+        state = create_state(**checkpoints.restore('latest', like), optimizer=optimizer)
+        return jax.device_put(state, shardings)
+    arrays = checkpoints.restore('latest', like)
+    return TrainState(jax.device_put(np.int32(meta['step']), shardings.step), **arrays)
