@@ -44,10 +44,10 @@ class Checkpoints:
         self, kind: str, step: int, arrays: Mapping[str, Any], meta: dict[str, Any], score: float | None = None
     ) -> None:
         """Start to save the trees `arrays` and `meta`; `best` keeps them only if `score` is the highest so far."""
-        items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
-        items['meta'] = ocp.args.JsonSave(meta)
+        trees = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
+        items = ocp.args.Composite(**trees, meta=ocp.args.JsonSave(meta))
         metrics = None if score is None else {'score': float(score)}
-        self.managers[kind].save(step, args=ocp.args.Composite(**items), metrics=metrics)
+        self.managers[kind].save(step, args=items, metrics=metrics)
 
     def wait(self) -> None:
         """Wait until everything saved so far is on disk."""
@@ -112,11 +112,13 @@ def _options(kind: str, read_only: bool) -> ocp.CheckpointManagerOptions:
     policies = ocp.checkpoint_managers
     if kind == 'best':
         keep = policies.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
-        scoring = {'best_fn': _score, 'best_mode': 'max'}
     else:
-        keep, scoring = policies.LatestN(1), {}
+        keep = policies.LatestN(1)
     return ocp.CheckpointManagerOptions(
-        preservation_policy=keep, cleanup_tmp_directories=not read_only, read_only=read_only, **scoring
+        preservation_policy=keep,
+        best_fn=_score if kind == 'best' else None,
+        cleanup_tmp_directories=not read_only,
+        read_only=read_only,
     )
 
 

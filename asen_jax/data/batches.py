@@ -4,7 +4,8 @@ import functools
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
+from typing import Any
 
 import grain
 import numpy as np
@@ -18,6 +19,8 @@ from asen_jax.errors import InputError
 
 READ_THREADS = 2  # batches loaded at the same time in one process
 READ_AHEAD = 4  # batches; Grain's default of 500 fills the memory
+
+Element = dict[str, Any]  # arrays and NumPy scalars
 
 
 class TripletSource:
@@ -40,11 +43,9 @@ class TripletSource:
                     f'{records.directory} has triplets but no labels, which the contrastive loss needs; '
                     'set config.train.loss=triplet.'
                 )
-        self.fixed = self.index = None
-        if config.data.triplets == 'fixed':
-            self.fixed = read_rows(records, 'train_triplets')
-        else:
-            self.index = make_train_index(records)
+        fixed = config.data.triplets == 'fixed'
+        self.fixed = read_rows(records, 'train_triplets') if fixed else None
+        self.index = None if fixed else make_train_index(records)
 
     def __len__(self) -> int:
         return self.epoch_size * self.num_epochs
@@ -53,21 +54,22 @@ class TripletSource:
     def table(self, epoch: int) -> Int[np.ndarray, 'triplets 4']:
         """The epoch's triplets: (anchor, positive, negative, attribute)."""
         rng = np.random.default_rng([self.seed, 1, epoch])
-        if self.fixed is not None:
-            return self.fixed[rng.permutation(len(self.fixed))[: self.epoch_size]]
-        return draw_triplets(self.index, self.epoch_size, rng, self.strict_negatives)
+        if self.index is not None:
+            return draw_triplets(self.index, self.epoch_size, rng, self.strict_negatives)
+        assert self.fixed is not None
+        return self.fixed[rng.permutation(len(self.fixed))[: self.epoch_size]]
 
-    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
-        epoch, place = divmod(int(i), self.epoch_size)
+    def __getitem__(self, index: int) -> Element:
+        epoch, place = divmod(index, self.epoch_size)
         *photos, attribute = self.table(epoch)[place].tolist()
-        rng = np.random.default_rng([self.seed, 2, int(i)])
+        rng = np.random.default_rng([self.seed, 2, index])
         flips = rng.integers(0, 2, len(photos)).astype(bool) & self.flip
         source = open_split(self.directory, 'train')
         chosen = [source[photo] for photo in photos]
         cropped = [images.jitter_crop(self.options.open(record).image, rng, self.jitter) for record in chosen]
         pixels = np.stack([self.options.fit_square(image) for image in cropped])
         pixels[flips] = pixels[flips, :, ::-1]
-        element = {'images': pixels, 'attribute': np.int32(attribute)}
+        element: Element = {'images': pixels, 'attribute': np.int32(attribute)}
         if self.label_shape is not None:
             element['photo'] = np.array(photos, np.int32)
             element['labels'] = np.zeros((len(photos), *self.label_shape), np.uint8)
@@ -107,7 +109,7 @@ def steps_per_epoch(records: Records, config: ConfigDict) -> int:
     return num_triplets // config.train.batch_size
 
 
-def train_batches(records: Records, config: ConfigDict, start_step: int = 0) -> Iterator[dict[str, np.ndarray]]:
+def train_batches(records: Records, config: ConfigDict, start_step: int = 0) -> Generator[dict[str, np.ndarray]]:
     """Batches `images` uint8 [B, 3, size, size, 3] and `attribute` int32 [B] from `start_step` to the end of the last epoch.
 
     The contrastive loss also gets `photo` int32 [B, 3], the position of the record, and `labels` uint8
@@ -130,14 +132,14 @@ class EvalSource:
     def __len__(self) -> int:
         return -(-len(self.indices) // self.batch_size) * self.batch_size
 
-    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
-        index = int(self.indices[min(int(i), len(self.indices) - 1)])
-        record = open_split(self.directory, self.split)[index]
+    def __getitem__(self, index: int) -> Element:
+        photo = int(self.indices[min(index, len(self.indices) - 1)])
+        record = open_split(self.directory, self.split)[photo]
         opened = self.options.open(record)
-        element = {
+        element: Element = {
             'image': self.options.fit_square(opened.image),
-            'index': np.int32(index),
-            'mask': np.bool_(i < len(self.indices)),
+            'index': np.int32(photo),
+            'mask': np.bool_(index < len(self.indices)),
         }
         if 'attribute_boxes' in record:
             boxes = np.full((self.num_attributes, 4), np.nan, np.float32)  # where each labeled attribute is visible
@@ -149,18 +151,18 @@ class EvalSource:
 
 def eval_batches(
     records: Records, split: str, indices: Int[np.ndarray, ' photos'], config: ConfigDict
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Generator[dict[str, np.ndarray]]:
     """Batches `image` uint8 [N, size, size, 3], `index`, `mask` (and `boxes` where there are any) of the photos `indices`."""
     dataset = grain.MapDataset.source(EvalSource(records, split, indices, config)).batch(config.eval.batch_size)
     return _iterate(dataset, config.data.num_workers)
 
 
-def _iterate(dataset: grain.MapDataset, num_workers: int) -> Iterator[dict[str, np.ndarray]]:
-    dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=READ_AHEAD))
+def _iterate(dataset: grain.MapDataset, num_workers: int) -> Generator[dict[str, np.ndarray]]:
+    batches = dataset.to_iter_dataset(grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=READ_AHEAD))
     if num_workers:
         options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2)
-        dataset = dataset.mp_prefetch(options, worker_init_fn=_die_with_parent)
-    iterator = iter(dataset)
+        batches = batches.mp_prefetch(options, worker_init_fn=_die_with_parent)
+    iterator = iter(batches)
     try:
         yield from iterator
     finally:

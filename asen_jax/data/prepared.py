@@ -4,7 +4,7 @@ import functools
 import json
 import os
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +34,7 @@ class Records(NamedTuple):
 
 def open_records(directory: str | os.PathLike) -> Records:
     """Open a prepared directory; raises InputError where it holds no records."""
-    directory = os.fspath(directory)
+    directory = str(Path(directory))
     try:
         builder = tfds.builder_from_directory(directory)
         report = json.loads((Path(directory) / 'prepare.json').read_text())
@@ -60,10 +60,10 @@ def has_targets(records: Records, split: str) -> bool:
 
 
 @functools.lru_cache(maxsize=16)
-def open_split(directory: str, split: str) -> Sequence[Mapping[str, Any]]:
-    """Random access to the records of a split, with images as their original bytes."""
+def open_split(directory: str, split: str) -> Any:
+    """Random access to the records of a split (a TFDS data source), with images as their original bytes."""
     builder = tfds.builder_from_directory(directory)
-    return builder.as_data_source(split, decoders={'image': tfds.decode.SkipDecoding()})
+    return builder.as_data_source(split=split, decoders={'image': tfds.decode.SkipDecoding()})
 
 
 def read_rows(records: Records, split: str) -> Int[np.ndarray, 'rows fields']:

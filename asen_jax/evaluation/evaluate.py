@@ -1,7 +1,7 @@
 """MAP and related figures of a split, exact for any batch size, beside what a random ranking would score."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -44,7 +44,7 @@ def evaluate(config: ConfigDict, records: Records, split: str, embed: Embed, ste
         )
     targets = Targets(*(read_rows(records, f'{split}_{kind}') for kind in Targets._fields))
     vectors = _embed_split(config, records, split, embed, targets)
-    result = {'dataset': records.dataset, 'split': split, 'checkpoint_step': step}
+    result: dict[str, Any] = {'dataset': records.dataset, 'split': split, 'checkpoint_step': step}
     result |= _retrieval(records, targets, vectors)
     result['triplet_accuracy'] = _triplet_accuracy(records, targets.triplets, vectors)
     result['num_queries'], result['num_candidates'] = len(targets.query), len(targets.candidate)
@@ -53,7 +53,7 @@ def evaluate(config: ConfigDict, records: Records, split: str, embed: Embed, ste
     result['caveat'] = records.caveat
     if config.eval.cross_attribute and len(targets.query):
         result['selectivity'] = _selectivity(records, targets, vectors, result)
-    if vectors.peak_in_box is not None:
+    if not np.isnan(vectors.peak_in_box).all():
         result['attention'] = _attention(records, vectors)
     return Evaluation(result, vectors)
 
@@ -189,8 +189,9 @@ def _triplet_accuracy(records: Records, triplets: Int[np.ndarray, 'triplets 4'],
     figures = {}
     for attribute, name in enumerate(records.attributes):
         rows = triplets[triplets[:, 3] == attribute]
-        roles = [vectors.of(rows[:, role], attribute) for role in range(3)]
-        figures[name] = metrics.triplet_is_right(*roles, vectors.distance).astype(np.float64)
+        anchor, positive, negative = (vectors.of(rows[:, role], attribute) for role in range(3))
+        right = metrics.triplet_is_right(anchor, positive, negative, vectors.distance)
+        figures[name] = right.astype(np.float64)
     summary = metrics.summarize(figures)
     return {'overall': summary['overall'], 'per_attribute': summary['per_attribute']}
 

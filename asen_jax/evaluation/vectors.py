@@ -16,8 +16,8 @@ class Vectors(NamedTuple):
 
     rows: Int[np.ndarray, 'photos attributes']  # row of `vectors`, or -1 where none was wanted
     vectors: Float[np.ndarray, 'wanted dim']
-    peak_in_box: Float[np.ndarray, 'photos attributes'] | None  # 1 inside the label's box, 0 outside, NaN without box
-    box_share: Float[np.ndarray, 'photos attributes'] | None  # fraction of the input that the box covers
+    peak_in_box: Float[np.ndarray, 'photos attributes']  # 1 inside the label's box, 0 outside, NaN without box
+    box_share: Float[np.ndarray, 'photos attributes']  # fraction of the input that the box covers, NaN without box
     distance: str = 'cosine'  # how vectors are compared: config.train.distance
 
     def of(self, index: Int[np.ndarray, ' n'], attribute: int) -> Float[np.ndarray, 'n dim']:
@@ -33,7 +33,8 @@ def collect_vectors(
 ) -> Vectors:
     """The vectors of the `wanted` (photo, attribute) pairs of `batches`; `title` names the progress bar."""
     rows = np.where(wanted, np.cumsum(wanted).reshape(wanted.shape) - 1, -1)
-    vectors, inside, share = np.zeros((0, 0), np.float32), None, None
+    vectors = np.zeros((0, 0), np.float32)
+    inside, share = np.full((2, *rows.shape), np.nan, np.float32)
 
     def started() -> Iterator[tuple]:
         for batch in batches:
@@ -49,10 +50,7 @@ def collect_vectors(
             place = rows[index]
             vectors[place[place >= 0]] = np.asarray(embeddings)[mask][place >= 0]
             if 'boxes' in kept and heatmaps is not None:
-                if inside is None:
-                    inside, share = np.full((2, *rows.shape), np.nan, np.float32)
-                scored = score_attention(np.asarray(heatmaps)[mask], kept['boxes'], size)
-                inside[index], share[index] = scored
+                inside[index], share[index] = score_attention(np.asarray(heatmaps)[mask], kept['boxes'], size)
             bar.update(len(index))
     return Vectors(rows, vectors, inside, share)
 

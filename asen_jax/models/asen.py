@@ -40,9 +40,9 @@ class AsenHead(nnx.Module):
 
     def __call__(self, projected: Projected, attribute: Int[Array, ' n']) -> HeadOutput:
         pooled, heatmap = projected.features, None
-        if self.spatial:
-            pooled, heatmap = self.spatial(*projected, attribute)
-        if self.channel:
+        if self.spatial and projected.image is not None:
+            pooled, heatmap = self.spatial(projected.features, projected.image, attribute)
+        if self.channel and self.channel_rows:
             pooled = self.channel(pooled, nnx.relu(self.channel_rows(attribute)))
         return HeadOutput(self.fc(pooled), heatmap)
 
@@ -64,10 +64,12 @@ class AsenV2Head(nnx.Module):
         return Projected(x, self.spatial.project(x, roles)) if self.spatial else Projected(average_pool(x))
 
     def __call__(self, projected: Projected, attribute: Int[Array, ' n']) -> HeadOutput:
-        embedded = self.attribute_rows(attribute) if self.attribute_rows else None
         pooled, heatmap = projected.features, None
-        if self.spatial:
-            pooled, heatmap = self.spatial(*projected, embedded)
-        if self.channel:
+        if self.attribute_rows is None:
+            return HeadOutput(pooled)
+        embedded = self.attribute_rows(attribute)
+        if self.spatial and projected.image is not None:
+            pooled, heatmap = self.spatial(projected.features, projected.image, embedded)
+        if self.channel and self.channel_fc:
             pooled = self.channel(pooled, nnx.relu(self.channel_fc(embedded)))
         return HeadOutput(pooled, heatmap)

@@ -57,13 +57,13 @@ def check_config(config: ConfigDict, workdir: Path) -> Mapping[str, np.ndarray] 
     check_loss(config)
     LoadOptions.from_config(config)
     sharding.check_batch_size(config.train.batch_size, sharding.make_mesh(config.mesh.model))
-    _, *shapes = build_shapes(config, num_attributes=2)
+    _, params, batch_stats = build_shapes(config, num_attributes=2)
     with Checkpoints(workdir, read_only=True) as checkpoints:
         if 'latest' in checkpoints.steps():
             return None
     trunk = read_trunk(config)
     if trunk is not None:
-        fill_trunk(config, *shapes, trunk)
+        fill_trunk(config, params, batch_stats, trunk)
     return trunk
 
 
@@ -121,13 +121,14 @@ def start(
     epoch_steps = steps_per_epoch(records, config)
     schedule = make_schedule(config, epoch_steps)
     optimizer = make_optimizer(schedule)
-    structure, *arrays = build_model(config, len(records.attributes))
-    state = create_state(*arrays, optimizer)
+    structure, params, batch_stats = build_model(config, len(records.attributes))
+    state = create_state(params, batch_stats, optimizer)
     shardings = sharding.state_shardings(state, mesh)
     imported, resumed = None, checkpoints.steps().get('latest')
     if resumed is None:
         if trunk is not None:
-            state = create_state(*fill_trunk(config, *arrays, trunk), optimizer)
+            params, batch_stats = fill_trunk(config, params, batch_stats, trunk)
+            state = create_state(params, batch_stats, optimizer)
         state = jax.device_put(state, shardings)
     else:
         meta = checkpoints.read_meta('latest')
@@ -202,7 +203,7 @@ def naming_last_checkpoint(run: Run) -> Iterator[None]:
 
 def write_metrics(run: Run, meter: Meter, step: int, bar: tqdm) -> None:
     """Write a line of metrics.jsonl and TensorBoard's points, and show the loss in the progress bar."""
-    numbers = meter.read(run.config.train.batch_size) | {'learning_rate': float(run.schedule(step - 1))}
+    numbers = meter.read(run.config.train.batch_size) | {'learning_rate': float(np.asarray(run.schedule(step - 1)))}
     run.tracker.write(step, {f'train_{name}': number for name, number in numbers.items()})
     bar.set_postfix(loss=f'{numbers["loss"]:.4f}', accuracy=f'{numbers["triplet_accuracy"]:.2f}')
     meter.reset()
@@ -260,6 +261,7 @@ def stop_now(run: Run, step: int) -> None:
     """End the run as a signal asked, once what was saved is on disk; raises StoppedError."""
     run.checkpoints.wait()
     number = run.stop.signal_number
+    assert number is not None
     name = signal.Signals(number).name
     raise StoppedError(f'Stopped by {name} after saving step {step}; run the same command to resume.', number)
 

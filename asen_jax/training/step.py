@@ -55,7 +55,7 @@ def make_train_step(
 
         (loss, (batch_stats, accuracy)), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params: Any = optax.apply_updates(state.params, updates)
         metrics = {'loss': loss, 'triplet_accuracy': accuracy, 'gradient_norm': optax.tree.norm(gradients)}
         return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
 
@@ -80,11 +80,11 @@ def _triplet_loss(structure: Structure, params: dict, batch_stats: dict, batch: 
     """The papers' loss: the mean over all triplets (ASEN, equation 9), plus CSN's two norms where they have a weight."""
     output, stats = embed_triplets(structure, params, batch_stats, batch['images'], batch['attribute'])
     near, far = _similarities(output.embedding, options.distance)
-    loss = losses.triplet_loss(near, far, options.margin).mean()
+    loss, extras = losses.triplet_loss(near, far, options.margin).mean(), output.extras or {}
     if options.embedding_norm:
-        loss += options.embedding_norm * losses.embedding_norm(output.extras['unmasked'].astype(jnp.float32))
+        loss += options.embedding_norm * losses.embedding_norm(extras['unmasked'].astype(jnp.float32))
     if options.mask_norm:
-        loss += options.mask_norm * losses.mask_norm(output.extras['mask'].astype(jnp.float32))
+        loss += options.mask_norm * losses.mask_norm(extras['mask'].astype(jnp.float32))
     return loss, (stats, (near > far).mean())
 
 

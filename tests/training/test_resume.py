@@ -1,6 +1,7 @@
 """Imported weights are a start, not a run: what they fix, and what they leave open."""
 
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -49,7 +50,7 @@ def test_attributes_in_another_order_are_refused(imported, config, records):
     with pytest.raises(
         InputError, match=f'has the attributes {", ".join(records.attributes[::-1])}, in this order, but'
     ):
-        loop.train_and_evaluate(config, imported, records.directory)
+        loop.train_and_evaluate(config, imported, Path(records.directory))
 
 
 def test_training_starts_from_the_imported_weights(imported, config):
