@@ -1,4 +1,4 @@
-"""The mesh of devices and where arrays lie on it: batches along 'data', wide matrices along 'model'."""
+"""The mesh of devices, and how arrays are placed on it: batches along 'data', wide matrices along 'model'."""
 
 import os
 from collections.abc import Sequence
@@ -8,13 +8,13 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from asen_jax.errors import InputError
 
-MIN_SHARDED_DIM = 512  # narrower outputs are not worth splitting over 'model'
+MIN_SHARDED_DIM = 512  # narrower outputs are not worth sharding over 'model'
 
 
 def split_cpu(count: int) -> None:
-    """Make `count` devices of this machine's CPU, before JAX is first used; GPUs are not touched.
+    """Split this machine's CPU into `count` devices, before JAX is first used; GPUs are not affected.
 
-    XLA runs narrow convolutions on one core; with a device for each half of the batch two cores work.
+    XLA runs narrow convolutions on one core; with one device per half of the batch, two cores work.
     """
     if count > 1 and 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
         jax.config.update('jax_num_cpu_devices', count)
@@ -35,7 +35,7 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
 
 
 def batch_sharding_for(mesh: jax.sharding.Mesh, batch_size: int) -> NamedSharding:
-    """`batch_sharding` where the devices can share `batch_size` evenly, else the whole batch on each."""
+    """`batch_sharding` where `batch_size` divides evenly over the devices, else the whole batch on each."""
     return replicated(mesh) if batch_size % mesh.shape['data'] else batch_sharding(mesh)
 
 
@@ -45,7 +45,7 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
 
 
 def state_shardings(tree, mesh: jax.sharding.Mesh):
-    """A sharding for every array of a train state: a wide matrix's outputs over 'model', all else replicated."""
+    """A sharding for every array of a train state: the outputs of wide matrices over 'model', everything else replicated."""
     model = mesh.shape['model']
 
     def place(leaf):
@@ -58,7 +58,7 @@ def state_shardings(tree, mesh: jax.sharding.Mesh):
 
 
 def check_batch_size(batch_size: int, mesh: jax.sharding.Mesh) -> None:
-    """A batch must split evenly over the devices of 'data'."""
+    """Raise InputError where a batch does not split evenly over the devices of 'data'."""
     devices = mesh.shape['data']
     if batch_size % devices:
         raise InputError(
