@@ -1,264 +1,273 @@
-"""Fetches DARN's photos from the published list of URLs, politely, and again from where a run stopped.
+"""Fetches DARN's photos from the published list of URLs, politely; the same command resumes an interrupted run.
 
-The photos are shops' of 2015 and before: many are gone, and whole hosts are. Each host has a queue of its own, so that a
-slow one holds up no other; a photo that moved joins the queue of its new host. `lost.txt` says what could not be had.
+Many of the photos, which belong to shops, are gone by now, and so are whole hosts. README.md describes the rules.
 """
 
-import contextlib
-import fcntl
-import heapq
+import http.client
+import logging
 import random
 import re
+import threading
 import time
-from collections import Counter, deque
-from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import TextIO
 
+import requests
+from requests.adapters import HTTPAdapter
+from requests.utils import requote_uri
 from tqdm import tqdm
+from urllib3.exceptions import HTTPError, LocationParseError
+from urllib3.util import Retry, parse_url
 
+from asen_jax import files
+from asen_jax.data.images import decode
 from asen_jax.errors import InputError
 from data_builders import annotations
-from data_builders.darn import download
-from data_builders.darn.download import Answer, host_of
 
-RETRY_PAUSES = (2.0, 10.0)  # seconds before the second and the third try
-LONGEST_WAIT = 120.0  # seconds; a host that asks for more is left alone until the next run
-GIVE_UP_AFTER = 20  # times in a row that a host gives no answer or is busy: then it is left alone as well
-MAX_MOVES = 5
-TOO_MANY_MOVES = 'redirected too often'
-# lost for good: the next run does not ask for these again
-FINAL = ('HTTP 404', 'HTTP 410', download.NOT_AN_IMAGE, download.TOO_LARGE, download.BAD_MOVE, TOO_MANY_MOVES)
+USER_AGENT = 'asen_jax/0.1 (research; fetches the photos of the published DARN list)'
+MAX_BYTES, MAX_REDIRECTS = 20_000_000, 5  # per photo
+BODY_TIMEOUTS = 3  # how many timeouts a photo may take in all: each part that arrives restarts the timeout
+MAX_RETRY_AFTER = 60.0  # seconds; a host that asks for a longer wait is given up
+GIVE_UP_AFTER = 7  # photos in a row for which a host gives no answer or is busy
+NOT_AN_IMAGE, TOO_LARGE = 'not an image', f'more than {MAX_BYTES // 1_000_000} MB'
+REASONS = {
+    requests.TooManyRedirects: 'redirected too often',
+    requests.exceptions.InvalidSchema: 'redirected to an address that is not HTTP',
+    TimeoutError: 'timed out',
+    http.client.IncompleteRead: 'cut short',
+}
+FINAL = ('HTTP 404', 'HTTP 410', NOT_AN_IMAGE, TOO_LARGE, *list(REASONS.values())[:2])  # never asked for again
+ERRORS = (requests.RequestException, HTTPError, TimeoutError, ValueError, OverflowError)  # the last two: odd headers
 LOST_FILE, LOCK_FILE = 'lost.txt', '.fetch.lock'
+DECODING = threading.Lock()  # one photo's pixels in memory at a time
 
 
-@dataclass
-class Job:
-    """A photo to fetch; times are of time.monotonic()."""
+class LostError(Exception):
+    """Why a photo could not be fetched, and as how many failures of its host that counts."""
 
-    name: str
-    url: str  # as listed
-    address: str  # where to ask: another after a redirect
-    tries: int = 0
-    moves: int = 0
-    not_before: float = 0.0
+    def __init__(self, why: str, failures: int = 0):
+        super().__init__(why)
+        self.failures = failures
 
 
-@dataclass
+class PatientRetry(Retry):
+    """Waits for as long as Retry-After asks, unless that is too long."""
+
+    def increment(self, method=None, url=None, response=None, **kwargs):
+        if response is not None and (self.get_retry_after(response) or 0) > MAX_RETRY_AFTER:
+            response.close()
+            raise LostError(f'HTTP {response.status}', failures=GIVE_UP_AFTER)
+        return super().increment(method, url, response, **kwargs)
+
+
+class PoliteAdapter(HTTPAdapter):
+    """Sends `per_host` requests to a host at a time, redirected ones included, each after a pause."""
+
+    def __init__(self, per_host: int, pause: float, **options):
+        super().__init__(**options)
+        self.per_host, self.pause, self.slots = per_host, pause, {}
+
+    def send(self, request, **options):
+        with self.slots.setdefault(host_of(request.url), threading.Semaphore(self.per_host)):
+            time.sleep(self.pause)
+            return super().send(request, **options)
+
+
 class Host:
-    """The photos still to be asked of one host, and how it has been answering."""
+    """One host's queue, which its workers share, and how often in a row it has failed."""
 
-    jobs: deque[Job] = field(default_factory=deque)
-    running: int = 0
-    waiting: bool = False  # has its place in Fetcher.turns
-    not_before: float = 0.0
-    failures: int = 0  # in a row
-    given_up: str = ''  # why
+    def __init__(self, photos: list[tuple[str, str]]):
+        self.photos, self.failures, self.given_up = iter(photos), 0, ''
 
 
-def fetch(
-    urls_file: Path, folder: Path, *, workers: int = 16, per_host: int = 2, pause: float = 0.2, timeout: float = 20.0
-) -> dict:
-    """Fetch the photos of `urls_file` that are not in `folder` (data/DARN) yet; counts, for `summary`.
+def fetch(urls_file: Path, folder: Path, workers: int = 16, per_host: int = 2, timeout: float = 20.0, **waits) -> dict:
+    """Fetch the photos of `urls_file` that are not in `folder` (data/DARN) yet; returns counts for `summary`.
 
-    At most `workers` requests run at a time, `per_host` of them at one host, where they start `pause` seconds apart.
-    Ctrl-C and kill leave whole photos only, and the next call goes on.
+    At most `workers` requests run at a time. `per_host` and `waits` are those of `open_session`.
     """
-    urls, folder = read_urls(Path(urls_file)), Path(folder)
-    _check_names(urls, Path(urls_file), folder)
+    urls = read_urls(urls_file)
+    _check_names(urls, urls_file, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with _lock(folder):
+    with files.lock(folder / LOCK_FILE, f'Another process is fetching photos into {folder}; wait for it or stop it.'):
+        absent = [name for name in urls if not (folder / name).is_file()]
         lost = {name: loss for name, loss in _read_lost(folder).items() if not (folder / name).is_file()}
-        there = sum((folder / name).is_file() for name in urls)
-        jobs = _plan(urls, folder, lost)
+        wanted = {name: urls[name] for name in absent if lost.get(name) not in [(urls[name], why) for why in FINAL]}
         _write_lost(folder, lost)
         try:
-            with (folder / LOST_FILE).open('a', encoding='utf-8') as lost_file, _bar(len(jobs)) as bar:
-                fetcher = Fetcher(folder, lost, lost_file, bar, workers, per_host, pause, timeout)
-                fetcher.run(jobs)
+            with open_session(workers, per_host, **waits) as session:
+                _fetch_all(session, wanted, folder, lost, workers=workers, per_host=per_host, timeout=timeout)
         finally:
             _write_lost(folder, lost)
-    reasons = Counter(why for name, (_, why) in lost.items() if name in urls)
-    commonest_first = sorted(reasons.items(), key=lambda reason: (-reason[1], reason[0]))
+    reasons = Counter(sorted(why for name, (_, why) in lost.items() if name in urls))
     return {
-        'listed': len(urls), 'fetched': fetcher.fetched, 'there': there, 'not_asked': len(urls) - there - len(jobs),
-        'lost': dict(commonest_first), 'lost_file': str(folder / LOST_FILE),
-    }  # fmt: skip
+        'fetched': sum(name not in lost for name in wanted),
+        'there': len(urls) - len(absent),
+        'not_asked': len(absent) - len(wanted),
+        'lost': dict(reasons.most_common()),
+        'lost_file': str(folder / LOST_FILE),
+    }
 
 
 def summary(result: dict) -> str:
     """The result of `fetch` as a sentence."""
-    lost, before = sum(result['lost'].values()), result['not_asked']
+    lost, known = sum(result['lost'].values()), result['not_asked']
     text = f'{result["fetched"]:,} photos fetched, {result["there"]:,} were there, {lost:,} are lost'
     if lost:
         text += f' ({", ".join(f"{count:,} {why}" for why, count in result["lost"].items())})'
-        known = f', {before:,} of them since an earlier run and not asked for again' if before else ''
-        text += f'{known}; {result["lost_file"]} lists them'
+        text += f', {known:,} of them since an earlier run and not asked for again' if known else ''
+        text += f'; {result["lost_file"]} lists them'
     return text + '.'
 
 
 def read_urls(path: Path) -> dict[str, str]:
-    """Photo (`pic/ID/NAME.jpg`) and URL of lines `ID/NAME URL`, with or without `pic/` and `.jpg`; a photo's first URL."""
+    """Photos (`pic/ID/NAME.jpg`) and URLs from lines `ID/NAME URL`, with or without `pic/` and `.jpg`; the first counts."""
     urls = {}
     for number, line in enumerate(annotations.read_lines(path), 1):
         if not line:
             continue
-        where, parts = f'{path}, line {number}', line.split(None, 1)
-        if len(parts) != 2:
+        where, (name, *rest) = f'{path}, line {number}', line.split(None, 1)
+        if not rest:
             raise InputError(f'{where}: {line[:80]!r} is not "ID/NAME URL"; correct the line or delete it.')
-        annotations.check_relative(parts[0], where)
-        name = re.fullmatch(r'(?:pic/)?(\w[\w.-]*/\w[\w.-]*?)(?:\.jpg)?', parts[0], re.ASCII | re.IGNORECASE)
-        if not name:
-            raise InputError(f'{where}: {parts[0][:80]!r} is no photo\'s "ID/NAME"; correct the line or delete it.')
-        if not host_of(url := download.quote(parts[1])):
-            raise InputError(
-                f'{where}: {parts[1][:80]!r} is not a http or https address; correct the line or delete it.'
-            )
-        urls.setdefault(f'pic/{name[1]}.jpg', url)
+        annotations.check_relative(name, where)
+        match = re.fullmatch(r'(?:pic/)?(\w[\w.-]*/\w[\w.-]*?)(?:\.jpg)?', name, re.ASCII | re.IGNORECASE)
+        if not match:
+            raise InputError(f'{where}: {name[:80]!r} is not the "ID/NAME" of a photo; correct the line or delete it.')
+        if not host_of(url := requote_uri(rest[0])):
+            raise InputError(f'{where}: {rest[0][:80]!r} is not an HTTP address; correct the line or delete it.')
+        urls.setdefault(f'pic/{match[1]}.jpg', url)
     return urls
 
 
+def host_of(url: str) -> str:
+    """The host of an http or https address; '' for any other address."""
+    try:
+        parts = parse_url(url)
+    except LocationParseError:
+        return ''
+    return (parts.host or '') if parts.scheme in ('http', 'https') else ''
+
+
+def open_session(workers: int, per_host: int, pause: float = 0.4, backoff: float = 2.0) -> requests.Session:
+    """A session that asks up to three times where a host gives no answer, is busy or has an error of its own.
+
+    A host gets at most `per_host` requests at a time, each after a `pause`, and a third try after `backoff` seconds.
+    """
+    logging.getLogger('urllib3').setLevel(logging.ERROR)  # a warning about each retry would break the progress bar
+    statuses = (408, 429, *range(500, 600))
+    retry = PatientRetry(2, status_forcelist=statuses, backoff_factor=backoff / 2, raise_on_status=False)
+    session = requests.Session()
+    session.headers['User-Agent'], session.max_redirects = USER_AGENT, MAX_REDIRECTS
+    adapter = PoliteAdapter(per_host, pause, pool_connections=workers, pool_maxsize=workers, max_retries=retry)
+    for scheme in ('http://', 'https://'):
+        session.mount(scheme, adapter)
+    return session
+
+
+def _fetch_all(session, urls, folder, lost, *, workers, per_host, timeout) -> None:
+    """Fetch every photo, and record in `lost` and lost.txt what could not be had.
+
+    After an error or Ctrl-C the requests that are under way are waited for, and no others are made.
+    """
+    recording, stop = threading.Lock(), threading.Event()
+
+    def serve(host: Host) -> None:
+        for name, url in host.photos:
+            if stop.is_set():
+                return
+            why = ''
+            try:
+                if host.given_up:
+                    raise LostError(f'host given up: {host.given_up}')
+                _fetch_one(session, url, folder / name, timeout)
+                host.failures = 0
+            except LostError as error:
+                why = str(error)
+                host.failures = host.failures + error.failures if error.failures else 0
+                if host.failures >= GIVE_UP_AFTER:
+                    host.given_up = why
+            with recording:
+                lost.pop(name, None)
+                if why:
+                    lost[name] = url, why
+                    lost_file.write(_lost_line(name, url, why))
+                    lost_file.flush()  # a killed run loses nothing
+                bar.update()
+
+    queues = defaultdict(list)
+    for name, url in urls.items():
+        queues[host_of(url)].append((name, url))
+    for queue in queues.values():
+        random.shuffle(queue)  # a host that is given up is asked for other photos in the next run
+    hosts = [Host(queue) for queue in sorted(queues.values(), key=len)]
+    with (
+        (folder / LOST_FILE).open('a', encoding='utf-8') as lost_file,
+        tqdm(total=len(urls), desc='Fetching', unit='photo', disable=None) as bar,
+        ThreadPoolExecutor(workers) as pool,
+    ):
+        try:
+            for worker in as_completed([pool.submit(serve, host) for host in hosts * per_host]):
+                worker.result()
+        finally:
+            stop.set()
+
+
+def _fetch_one(session: requests.Session, url: str, path: Path, timeout: float) -> None:
+    """Write the photo at `url` to `path` once it is whole and known to decode."""
+    try:
+        with session.get(url, timeout=timeout, stream=True) as response:
+            status = response.status_code
+            if status != 200:
+                raise LostError(f'HTTP {status}', failures=int(status in (429, 503)))
+            data = _read_body(response, time.monotonic() + BODY_TIMEOUTS * timeout)
+    except ERRORS as error:
+        why = _describe(error)
+        raise LostError(why, failures=int(why not in FINAL)) from error
+    try:
+        with DECODING:
+            decode(data)
+    except ValueError as error:  # the page that a shop shows in place of a photo
+        raise LostError(NOT_AN_IMAGE) from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.write_atomically(path) as file:
+        file.write(data)
+
+
+def _read_body(response: requests.Response, deadline: float) -> bytes:
+    data = b''
+    while part := response.raw.read1(65536, decode_content=True):
+        data += part
+        if len(data) > MAX_BYTES:
+            raise LostError(TOO_LARGE)
+        if time.monotonic() > deadline:
+            raise TimeoutError
+    return data
+
+
+def _describe(error: BaseException) -> str:
+    """The root of a network error in words that do not differ between hosts, so that equal reasons can be counted."""
+    chain = [error]
+    while cause := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(cause)
+    for kind, reason in REASONS.items():
+        if any(isinstance(link, kind) for link in chain):
+            return reason
+    return getattr(chain[-1], 'strerror', None) or f'no valid HTTP response ({type(chain[-1]).__name__})'
+
+
 def _check_names(urls: dict[str, str], urls_file: Path, folder: Path) -> None:
-    """Refuse URLs whose photos no list of file names knows: they would all be fetched in vain."""
+    """Refuse URLs of photos that no list of file names contains: fetching them would be in vain."""
     paths = sorted(folder.glob('filenames_*.txt'))
     known = [name for path in paths for name in annotations.read_filenames(path)]
     if known and urls.keys().isdisjoint(known):
         raise InputError(
-            f'{urls_file}: none of its photos (the first, {next(iter(urls))}) is in {paths[0]} (the first, {known[0]}) '
-            'or another such list; take URLs and lists of one release.'
+            f'{urls_file}: none of its photos (the first is {next(iter(urls))}) is in {paths[0]} (the first is '
+            f'{known[0]}) or another such list; use URLs and lists of the same release.'
         )
 
 
-def _plan(urls: dict[str, str], folder: Path, lost: dict[str, tuple[str, str]]) -> list[Job]:
-    """The photos to ask for: those that are neither there nor lost for good."""
-    new, again = [], []
-    for name, url in urls.items():
-        before, why = lost.get(name, ('', ''))
-        if not (folder / name).is_file() and not (before == url and why in FINAL):
-            (again if before else new).append(Job(name, url, url))
-    random.shuffle(again)  # the next time, a host that is given up soon is asked for others
-    return new + again
-
-
-class Fetcher:
-    """Gives every host its turns, and settles what comes back; `run` is all there is to call, and from one thread."""
-
-    def __init__(
-        self, folder: Path, lost: dict, lost_file: TextIO, bar: tqdm, workers: int, per_host: int, pause: float,
-        timeout: float,
-    ):  # fmt: skip
-        self.folder, self.lost, self.lost_file, self.bar = folder, lost, lost_file, bar
-        self.workers, self.per_host, self.pause, self.timeout = workers, per_host, pause, timeout
-        self.fetched = 0
-        self.opener = download.make_opener()
-        self.hosts: dict[str, Host] = {}
-        self.turns: list[tuple[float, str]] = []  # a heap: when a host with jobs may be asked next
-        self.running: dict[Future, tuple[Job, Host]] = {}
-
-    def run(self, jobs: list[Job]) -> None:
-        """Ask for every job; however this ends, what was running then is waited for and settled."""
-        for job in jobs:
-            self._queue(job)
-        try:
-            with ThreadPoolExecutor(self.workers) as pool:
-                while self.turns or self.running:
-                    self._start(pool)
-                    self._settle(self._wait())
-        finally:
-            self._settle([future for future in self.running if future.done() and not future.exception()])
-
-    def _queue(self, job: Job) -> None:
-        name = host_of(job.address)
-        host = self.hosts.setdefault(name, Host())
-        if host.given_up:
-            self._lose(job, f'host given up: {host.given_up}')
-        else:
-            host.jobs.append(job)
-            self._take_turn(name)
-
-    def _take_turn(self, name: str) -> None:
-        host = self.hosts[name]
-        if host.jobs and host.running < self.per_host and not host.waiting:
-            host.waiting = True
-            heapq.heappush(self.turns, (max(host.not_before, host.jobs[0].not_before), name))
-
-    def _start(self, pool: ThreadPoolExecutor) -> None:
-        """Hand to the threads what may be asked now, and no more: what waits, waits in the hosts' queues."""
-        while self.turns and len(self.running) < self.workers and self.turns[0][0] <= time.monotonic():
-            _, name = heapq.heappop(self.turns)
-            host, now = self.hosts[name], time.monotonic()
-            host.waiting = False
-            if host.jobs and max(host.not_before, host.jobs[0].not_before) <= now:  # else it was busy since
-                job = host.jobs.popleft()
-                host.running, host.not_before = host.running + 1, now + self.pause
-                future = pool.submit(download.ask, self.opener, job.address, self.folder / job.name, self.timeout)
-                self.running[future] = job, host
-            self._take_turn(name)
-
-    def _wait(self) -> list[Future]:
-        """The requests that are done, once there are some, or none when another host's turn has come."""
-        turn = self.turns[0][0] - time.monotonic() if self.turns and len(self.running) < self.workers else None
-        if not self.running:
-            time.sleep(max(0.0, turn or 0.0))
-            return []
-        return list(wait(self.running, None if turn is None else max(0.0, turn), FIRST_COMPLETED).done)
-
-    def _settle(self, futures: list[Future]) -> None:
-        for future in futures:
-            job, host = self.running.pop(future)
-            host.running -= 1
-            name, answer = host_of(job.address), future.result()
-            host.failures = host.failures + 1 if answer.kind in ('busy', 'silent') else 0
-            if answer.kind == 'fetched':
-                self.fetched += 1
-                self.lost.pop(job.name, None)
-                self.bar.update()
-            elif answer.kind == 'lost':
-                self._lose(job, answer.why)
-            elif answer.kind == 'moved':
-                job.address, job.moves, job.not_before = answer.address, job.moves + 1, 0.0
-                self._lose(job, TOO_MANY_MOVES) if job.moves > MAX_MOVES else self._queue(job)
-            else:
-                self._try_again(job, host, answer)
-            self._take_turn(name)
-
-    def _try_again(self, job: Job, host: Host, answer: Answer) -> None:
-        """Put the job behind the host's others, unless it or the whole host has had its chances."""
-        job.tries += 1
-        if answer.wait > LONGEST_WAIT or host.failures >= GIVE_UP_AFTER:
-            host.given_up = host.given_up or answer.why
-            while host.jobs:
-                self._lose(host.jobs.popleft(), f'host given up: {host.given_up}')
-        if host.given_up or job.tries > len(RETRY_PAUSES):
-            self._lose(job, answer.why)
-            return
-        job.not_before = time.monotonic() + max(answer.wait, RETRY_PAUSES[job.tries - 1])
-        if answer.kind == 'busy':
-            host.not_before = max(host.not_before, job.not_before)
-        host.jobs.append(job)
-
-    def _lose(self, job: Job, why: str) -> None:
-        self.lost[job.name] = job.url, why
-        self.lost_file.write(_lost_line(job.name, job.url, why))
-        self.lost_file.flush()  # a killed run loses nothing
-        self.bar.update()
-
-
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Two runs at once would ask each host twice as fast; the lock ends with its process, however that ends."""
-    with (folder / LOCK_FILE).open('w') as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f'Another process fetches photos into {folder}; wait for it, or stop it.') from error
-        yield
-
-
 def _read_lost(folder: Path) -> dict[str, tuple[str, str]]:
-    """Photo: URL and why, of lost.txt; a killed run may have cut its last line short."""
+    """URL and reason of each photo in lost.txt; a killed run may have cut the last line short."""
     path = folder / LOST_FILE
     lines = path.read_text(encoding='utf-8', errors='replace').split('\n') if path.is_file() else []
     rows = [line.split('\t') for line in lines]
@@ -266,12 +275,9 @@ def _read_lost(folder: Path) -> dict[str, tuple[str, str]]:
 
 
 def _write_lost(folder: Path, lost: dict[str, tuple[str, str]]) -> None:
-    download.write_whole(folder / LOST_FILE, ''.join(_lost_line(name, *rest) for name, rest in lost.items()).encode())
+    with files.write_atomically(folder / LOST_FILE) as file:
+        file.writelines(_lost_line(name, *loss).encode() for name, loss in lost.items())
 
 
 def _lost_line(name: str, url: str, why: str) -> str:
-    return f'{name}\t{url}\t{" ".join(why.split())}\n'
-
-
-def _bar(total: int) -> tqdm:
-    return tqdm(total=total, desc='Fetching', unit='photo', disable=None)
+    return f'{name}\t{url}\t{why}\n'

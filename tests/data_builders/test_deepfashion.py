@@ -14,7 +14,7 @@ from configs import deepfashion as deepfashion_config
 from data_builders import annotations, asen_lists, prepare
 from data_builders.deepfashion import deepfashion_dataset_builder as deepfashion
 from data_builders.deepfashion import labels
-from tests import deepfashion_tree as tree
+from tests.data_builders import deepfashion_tree as tree
 from tests.conftest import tiny_config, unpack_published
 from tests.data_builders.deepfashion_tree import data, folder
 

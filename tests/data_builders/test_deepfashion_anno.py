@@ -5,7 +5,7 @@ import pytest
 from asen_jax.errors import InputError
 from data_builders.checks import check_photos
 from data_builders.deepfashion import deepfashion_dataset_builder as deepfashion
-from tests import deepfashion_tree as tree
+from tests.data_builders import deepfashion_tree as tree
 from tests.data_builders.deepfashion_tree import data, folder
 
 __all__ = ['data', 'folder']  # fixtures

@@ -12,7 +12,7 @@ from asen_jax.training import loop
 from data_builders import prepare as preparing
 from data_builders.zappos50k import resample
 from data_builders.zappos50k import zappos50k_dataset_builder as zappos
-from tests import zappos50k_tree as tree
+from tests.data_builders import zappos50k_tree as tree
 from tests.data_builders.zappos50k_tree import config, folder
 
 __all__ = ['config', 'folder']  # fixtures
