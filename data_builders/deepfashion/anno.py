@@ -1,6 +1,6 @@
-"""DeepFashion's own annotation files (its folder Anno): attribute names and types, each photo's attributes, and boxes.
+"""Parsers of DeepFashion's own annotation files (its folder Anno): attribute names, each photo's attributes, and boxes.
 
-What they refuse names the file and the line.
+Errors name the file and the line.
 """
 
 from collections.abc import Iterator
@@ -16,33 +16,33 @@ from data_builders.annotations import Meta, check_relative
 from data_builders.records import Photo
 
 NAMES, PHOTOS, BOXES = 'list_attr_cloth.txt', 'list_attr_img.txt', 'list_bbox.txt'
-PLACES = ('Anno', 'Anno_coarse', 'Eval', '.')  # below DeepFashion's folder; the releases differ
-ENTRIES = (b'-1', b'0', b'1')  # has it not, unknown, has it
+PLACES = ('Anno', 'Anno_coarse', 'Eval', '.')  # below DeepFashion's folder; releases differ
+ENTRIES = (b'-1', b'0', b'1')  # the photo lacks the attribute, unknown, has it
 
 
 class Names(NamedTuple):
-    """The 1,000 attributes of list_attr_cloth.txt, which are the papers' values; a line is a global id."""
+    """The 1,000 attributes in list_attr_cloth.txt, which are the values in the papers; their order gives the global ids."""
 
     path: Path
     names: tuple[str, ...]
-    attribute: Int[np.ndarray, ' ids']  # the type, counted from 0
+    attribute: Int[np.ndarray, ' ids']  # the type of each id, counted from 0
 
 
 class Boxes(NamedTuple):
-    """Garments' boxes by path, 0-based and half-open, each with its line; photos with two different boxes have none."""
+    """Garment boxes by photo path, 0-based and half-open; a photo with two different boxes has none."""
 
     path: Path
-    of: dict[str, tuple[int, tuple[float, float, float, float]]]
+    of: dict[str, tuple[int, tuple[float, float, float, float]]]  # line, box
     unclear: dict[str, tuple[int, int]]  # the two lines
 
 
 def find(folder: Path, name: str) -> Path | None:
-    """Where one of DeepFashion's files lies below `folder`, if it is there."""
+    """The path of one of DeepFashion's files below `folder`; None if it is missing."""
     return next((path for place in PLACES if (path := folder / place / name).is_file()), None)
 
 
 def read_names(path: Path, meta: Meta) -> Names:
-    """Rows `name type`; a name may contain blanks. Each type must have as many as meta.json says."""
+    """The rows `name type`; names may contain spaces, and each type must have as many as in meta.json."""
     types = {str(number): number - 1 for number in range(1, len(meta.attributes) + 1)}
     names, attribute = [], []
     for line, text in _rows(path, 'attribute_name attribute_type'):
@@ -56,14 +56,14 @@ def read_names(path: Path, meta: Meta) -> Names:
     for number, name in enumerate(meta.attributes):
         if (seen := attribute.count(number)) != (count := len(meta.values[name])):
             raise InputError(
-                f'{path}: {seen} names of type {number + 1} ({name}), but meta.json says {count}; '
-                f'take the list of all {sum(map(len, meta.values.values())):,} attributes.'
+                f'{path}: {seen} names of type {number + 1} ({name}), but meta.json has {count}; '
+                f'download the list of all {sum(map(len, meta.values.values())):,} attributes.'
             )
     return Names(path, tuple(names), np.array(attribute))
 
 
 def name_values(meta: Meta, names: Names) -> Meta:
-    """`meta` with DeepFashion's names for the values."""
+    """`meta` with DeepFashion's names of the values."""
     values = {}
     for number, attribute in enumerate(meta.attributes):
         values[attribute] = tuple(names.names[i] for i in np.flatnonzero(names.attribute == number))
@@ -71,14 +71,14 @@ def name_values(meta: Meta, names: Names) -> Meta:
 
 
 def read_photos(path: Path, num_ids: int) -> Iterator[tuple[int, str, list[int]]]:
-    """Line, path and global ids of each photo of list_attr_img.txt, one by one: the file is too large to be held."""
+    """Line number, path and global ids of each photo in list_attr_img.txt, which is too large to hold in memory."""
     for line, text in _rows(path, 'image_name attribute_labels'):
         words = text.split()
         count = words.count(b'1')
         if len(words) != num_ids + 1:
             raise InputError(
                 f'{path}, line {line}: {len(words) - 1} entries after the path; expected {num_ids}, one for each name '
-                f'of {NAMES}.'
+                f'in {NAMES}.'
             )
         if count + words.count(b'-1') + words.count(b'0') != num_ids:
             other = next(word for word in words[1:] if word not in ENTRIES)
@@ -93,7 +93,7 @@ def read_photos(path: Path, num_ids: int) -> Iterator[tuple[int, str, list[int]]
 def rebuild_train(
     folder: Path, path: Path, names: Names, rank: Int[np.ndarray, ' ids'], held_out: set[str]
 ) -> tuple[list[Photo], str]:
-    """All photos with an attribute that are in neither valid nor test, in the file's order; and a note."""
+    """The photos with at least one attribute that are in neither valid nor test, in the order of the file; and a note."""
     photos, found, bare, held_out = [], set(), 0, set(map(_plain, held_out))
     for line, name, ids in read_photos(path, len(names.names)):
         check_relative(name, f'{path}, line {line}')
@@ -108,24 +108,24 @@ def rebuild_train(
             photos.append(Photo(name, file.read_bytes, *labels, path=file, where=f'{path}, line {line}'))
     if absent := held_out - found:
         raise InputError(
-            f'{path}: {len(absent):,} of the {len(held_out):,} photos of valid and test are not in it (one is '
-            f'{min(absent)}), so that train could not be kept apart from them; take the file of all 289,222 photos, '
-            f'with paths as in filenames_valid.txt.'
+            f'{path}: {len(absent):,} of the {len(held_out):,} photos of valid and test are missing from it (one is '
+            f'{min(absent)}), so train could not be kept apart from them; download the file of all 289,222 photos, whose '
+            f'paths are those in filenames_valid.txt.'
         )
     if not photos:
-        raise InputError(f'{path}: no photo is left for train; take the file of all 289,222 photos.')
+        raise InputError(f'{path}: no photos are left for train; download the file of all 289,222 photos.')
     note = (
-        f'train: rebuilt from {path.name}, since the published train lists are not there: {len(photos):,} photos; left '
+        f'train: rebuilt from {path.name}, since the published train lists are missing: {len(photos):,} photos; left '
         f'out are the {len(found):,} photos of valid and test, and {bare:,} without any attribute'
     )
     return photos, note
 
 
 def read_boxes(path: Path) -> Boxes:
-    """Rows `path x_1 y_1 x_2 y_2`: first and last pixels, counted from 1.
+    """The rows `path x_1 y_1 x_2 y_2`: first and last pixels, counted from 1.
 
-    The published valid list has a path twice with different labels, so that DeepFashion's own files have it twice too:
-    a repeated box is one box, and where the two differ nobody can say which is the photo's.
+    The published valid list has a path twice, with different labels, so DeepFashion's own files may have it twice too.
+    A repeated box is one box; if the two differ, there is no telling which one is right.
     """
     boxes, unclear = {}, {}
     for line, text in _rows(path, 'image_name x_1 y_1 x_2 y_2'):
@@ -148,7 +148,7 @@ def read_boxes(path: Path) -> Boxes:
 
 
 def add_box(photo: Photo, boxes: Boxes) -> Photo:
-    """`photo` with its box and the line that says so; unchanged if it has none."""
+    """`photo` with its box, whose line is added to `where`; unchanged if it has none."""
     if photo.image_id not in boxes.of:
         return photo
     line, box = boxes.of[photo.image_id]
@@ -156,18 +156,19 @@ def add_box(photo: Photo, boxes: Boxes) -> Photo:
 
 
 def note_boxes(photos: list[Photo], boxes: Boxes) -> str:
-    """How many of `photos` have a box."""
+    """A note on how many of `photos` have a box."""
     boxed = sum(photo.bbox is not None for photo in photos)
     bare = len(photos) - boxed
-    note = f'{boxes.path.name}: boxes of {boxed:,} photos; {bare:,} have none, which is then the whole photo'
-    unclear = {photo.image_id: boxes.unclear[photo.image_id] for photo in photos if photo.image_id in boxes.unclear}
-    for name, lines in list(unclear.items())[:1]:
-        note += f'; {len(unclear):,} of these have two boxes that differ ({name}, lines {lines[0]} and {lines[1]})'
+    note = f'{boxes.path.name}: boxes for {boxed:,} photos; {bare:,} have none, so the whole photo is used'
+    unclear = list(dict.fromkeys(photo.image_id for photo in photos if photo.image_id in boxes.unclear))
+    if unclear:
+        first, second = boxes.unclear[unclear[0]]
+        note += f'; {len(unclear):,} of these have two different boxes ({unclear[0]}, lines {first} and {second})'
     return note
 
 
 def _rows(path: Path, columns: str) -> Iterator[tuple[int, bytes]]:
-    """Line number and text of each row below a line with their number and a line with the columns' names."""
+    """Line number and text of each row; the first two lines are the number of rows and the names of the columns."""
     try:
         file = path.open('rb')
     except OSError as error:
@@ -187,12 +188,12 @@ def _rows(path: Path, columns: str) -> Iterator[tuple[int, bytes]]:
                 yield line, text
         if count != expected:
             raise InputError(
-                f'{path}, line 1: {expected:,} rows are expected, but {count:,} follow; download it again.'
+                f'{path}, line 1: {expected:,} rows are announced, but {count:,} follow; download the file again.'
             )
 
 
 def _plain(name: str) -> str:
-    """`name` without `./` and `//`: one file has one name, by which train is kept apart from valid and test."""
+    """`name` without `./` and `//`, so that a photo has one name when train is kept apart from valid and test."""
     return PurePosixPath(name).as_posix()
 
 

@@ -1,7 +1,8 @@
-"""The two ways in which DeepFashion's label files are written; what they refuse names the file and the line.
+"""Parser of DeepFashion's label files, which come in two dialects; errors name the file and the line.
 
-Local: attributes count from 0, and so do the values of each. Global: attributes count from 1, and a value is its line
-in DeepFashion's own list of all attributes (0-999); the local value is that id's rank among the ids of its attribute.
+Local: attributes are counted from 0, and so are the values of each attribute. Global: attributes are counted from 1, and
+a value is an id, its position in DeepFashion's own list of all attributes (0-999). The local value is the rank of the id
+among the ids of its attribute.
 """
 
 from collections.abc import Sequence
@@ -16,12 +17,13 @@ from asen_jax.errors import InputError
 from data_builders import annotations
 from data_builders.annotations import Meta
 
-EXPECTED = '"index attribute value ...", all whole numbers'
+EXPECTED = '"index attribute value ..."'
 LARGEST = 2**31 - 1
+ONE_RELEASE = 'use the lists and the meta.json of the same release.'
 
 
 class Rows(NamedTuple):
-    """The entries of a label file as they stand in it."""
+    """The entries of a label file as written."""
 
     path: Path
     is_global: bool
@@ -32,39 +34,36 @@ class Rows(NamedTuple):
 
     @property
     def note(self) -> str:
-        """Which way of writing was read, for a person."""
-        how = (
-            ('1', "DeepFashion's ids of all attributes") if self.is_global else ('0', 'numbered within each attribute')
-        )
-        return f'{self.path.name}: attributes count from {how[0]}, values are {how[1]}'
+        """The dialect of the file, for a person."""
+        if self.is_global:
+            return f"{self.path.name}: attributes are counted from 1, values are DeepFashion's ids of all attributes"
+        return f'{self.path.name}: attributes are counted from 0, values are numbered within each attribute'
 
 
 def read_rows(path: Path, num_photos: int, meta: Meta) -> Rows:
-    """Read lines `index (attribute value)+`, separated by blanks or tabs, and tell how they are written."""
+    """The lines `index (attribute value)+`, separated by spaces or tabs, in whichever dialect they are written."""
     table, tabbed = _parse(path, num_photos)
     line, photo, attribute, value = table.T
     counts = np.array([len(meta.values[name]) for name in meta.attributes])
     for entry in np.flatnonzero(attribute > len(counts))[:1]:
         raise InputError(
-            f'{path}, line {line[entry]}: attribute {attribute[entry]}, but meta.json has {len(counts)}; '
-            f'use the lists and the meta.json of one release.'
+            f'{path}, line {line[entry]}: attribute {attribute[entry]}, but meta.json has {len(counts)}; {ONE_RELEASE}'
         )
     is_global = _is_global(path, table, tabbed, counts)
     limits = np.full(len(table), counts.sum()) if is_global else counts[attribute]
     for entry in np.flatnonzero(value >= limits)[:1]:
-        which = 'all attributes' if is_global else meta.attributes[attribute[entry]]
+        last = 'the last id' if is_global else f'the last value of {meta.attributes[attribute[entry]]}'
         raise InputError(
-            f'{path}, line {line[entry]}: value {value[entry]}, but {which} in meta.json '
-            f'end{"" if is_global else "s"} at {limits[entry] - 1} (counted from 0); use the lists and the meta.json '
-            f'of one release.'
+            f'{path}, line {line[entry]}: value {value[entry]}, but {last} in meta.json is {limits[entry] - 1} '
+            f'(counted from 0); {ONE_RELEASE}'
         )
     return Rows(path, is_global, line, photo, attribute, value)
 
 
 def infer_attributes(files: Sequence[Rows], meta: Meta, remedy: str) -> Int[np.ndarray, ' ids']:
-    """The attribute of each global id, from the ids that the files have under each attribute.
+    """The attribute of each global id, inferred from the label files themselves.
 
-    A rank is right only if no id is absent, so that fewer of them than meta.json counts are refused.
+    Ranks are right only if no id is missing, so fewer ids than meta.json counts are refused.
     """
     counts = {name: len(meta.values[name]) for name in meta.attributes}
     known = np.full(sum(counts.values()), -1)
@@ -77,23 +76,23 @@ def infer_attributes(files: Sequence[Rows], meta: Meta, remedy: str) -> Int[np.n
     for number, (name, count) in enumerate(counts.items()):
         if (seen := int((known == number).sum())) != count:
             raise InputError(
-                f'{paths}: {seen} ids of {name} appear, but meta.json has {count}, so that the ids cannot be ranked; '
+                f'{paths}: {seen} ids of {name} appear, but meta.json has {count}, so the ids cannot be ranked; '
                 f'{remedy}'
             )
     return known
 
 
-def check_attributes(rows: Rows, known: Int[np.ndarray, ' ids'], said_by: str) -> None:
-    """Refuse an id under another attribute than the `known` one, which `said_by` said."""
+def check_attributes(rows: Rows, known: Int[np.ndarray, ' ids'], source: str) -> None:
+    """Refuse an id whose attribute differs from the `known` one, which was found in `source`."""
     for entry in np.flatnonzero(known[rows.value] != rows.attribute - 1)[:1]:
         raise InputError(
             f'{rows.path}, line {rows.line[entry]}: id {rows.value[entry]} is under attribute {rows.attribute[entry]} '
-            f'here and under {known[rows.value[entry]] + 1} {said_by}; use the files of one release.'
+            f'here but under {known[rows.value[entry]] + 1} {source}; use the files of the same release.'
         )
 
 
 def rank_ids(attribute: Int[np.ndarray, ' ids']) -> Int[np.ndarray, ' ids']:
-    """Each id's rank among the ids of its attribute: its value."""
+    """The rank of each id among the ids of its attribute, which is its local value."""
     rank = np.zeros_like(attribute)
     for number in np.unique(attribute):
         ids = np.flatnonzero(attribute == number)
@@ -102,7 +101,7 @@ def rank_ids(attribute: Int[np.ndarray, ' ids']) -> Int[np.ndarray, ' ids']:
 
 
 def to_labels(rows: Rows, attribute_of_id: Int[np.ndarray, ' ids']) -> Labels:
-    """The entries with attributes and values counted from 0; a local file needs no ids."""
+    """The entries as labels, in which attributes and values are counted from 0."""
     attribute, value = rows.attribute, rows.value
     if rows.is_global:
         attribute, value = attribute_of_id[value], rank_ids(attribute_of_id)[value]
@@ -110,20 +109,20 @@ def to_labels(rows: Rows, attribute_of_id: Int[np.ndarray, ' ids']) -> Labels:
 
 
 def _parse(path: Path, num_photos: int) -> tuple[Int[np.ndarray, 'n 4'], bool]:
-    """(line, photo, attribute, value) of each entry, and whether tabs separate them."""
+    """(line, photo, attribute, value) of each entry, and whether tabs separate any."""
     entries, tabbed = [], False
     for line, text in enumerate(annotations.read_lines(path), 1):
         words = text.split()
         try:
             row = list(map(int, words))
         except ValueError as error:
-            raise InputError(f'{path}, line {line}: {text!r} is not all numbers; expected {EXPECTED}.') from error
+            raise InputError(f'{path}, line {line}: {text!r} is not all whole numbers; expected {EXPECTED}.') from error
         if len(row) < 3 or len(row) % 2 == 0:
             raise InputError(f'{path}, line {line}: {len(row)} numbers; expected {EXPECTED}.')
         if not 0 <= row[0] < num_photos:
             raise InputError(
                 f'{path}, line {line}: index {row[0]}, but the list of file names ends at {num_photos - 1} '
-                f'(counted from 0); use the lists of one release.'
+                f'(counted from 0); use the lists of the same release.'
             )
         if min(row) < 0 or max(row) > LARGEST:
             raise InputError(f'{path}, line {line}: a number is negative or too large; download the file again.')
@@ -133,13 +132,13 @@ def _parse(path: Path, num_photos: int) -> tuple[Int[np.ndarray, 'n 4'], bool]:
 
 
 def _is_global(path: Path, table: Int[np.ndarray, 'n 4'], tabbed: bool, counts: Int[np.ndarray, ' attributes']) -> bool:
-    """Attribute 0 exists only in a local file, the last one's number only in a global one; values and tabs hint too."""
+    """Only local files have attribute 0, only global ones the highest number; otherwise values and tabs decide."""
     line, _, attribute, value = table.T
     zero, last = np.flatnonzero(attribute == 0), np.flatnonzero(attribute == len(counts))
     if len(zero) and len(last):
         raise InputError(
-            f'{path}: line {line[zero[0]]} has attribute 0, so that attributes count from 0, and line {line[last[0]]} '
-            f'has attribute {len(counts)}, so that they count from 1; download the file again.'
+            f'{path}: attributes are counted from 0 on line {line[zero[0]]} (attribute 0) and from 1 on line '
+            f'{line[last[0]]} (attribute {len(counts)}); download the file again.'
         )
     if len(zero) or len(last):
         return bool(len(last))

@@ -1,13 +1,14 @@
-"""Triplet lists drawn anew from UT-Zappos50K's meta-data-bin.csv, for when those of CSN cannot be had.
+"""Resamples triplet lists from UT-Zappos50K's meta-data-bin.csv, for when CSN's own lists are unavailable.
 
-CSN tells little of its draw: triplets are sampled at random; class, closure and gender: two photos share the value and one
-has another; heel: two of similar height and one of different height. The rest is our choice:
+CSN says that it samples triplets at random. For class, closure and gender, two photos share a value and the third has
+another; for heel, two have similar heights and the third a different one. The rest is our choice:
 
-- 70 / 10 / 20 % of the photos, shuffled once with a fixed seed, are train, valid and test.
-- Only photos with exactly one value of an attribute are in its triplets.
-- The anchor is uniform over those photos of the split that have a positive and a negative; the positive is uniform over the
-  other photos with the anchor's value; the negative is uniform over the photos whose value is another.
-- Heel heights come as seven bins, about an inch each. The positive is of the anchor's bin, the negative two or more bins away.
+- The photos are shuffled once with a fixed seed: 70 % are train, 10 % valid and 20 % test.
+- Only photos with exactly one value of an attribute are used for its triplets.
+- The anchor is uniform over the photos of the split that have a positive and a negative, the positive over the other
+  photos with the anchor's value, and the negative over the photos with another value.
+- Heel heights are given as seven bins of about an inch. The positive is in the anchor's bin, the negative two or more
+  bins away.
 """
 
 import csv
@@ -24,46 +25,51 @@ from asen_jax.errors import InputError
 from data_builders import annotations
 from data_builders.records import SPLITS
 
-FAMILIES = {'class': 'Category', 'closure': 'Closure', 'gender': 'Gender', 'heel': 'HeelHeight'}  # their columns' names
+FAMILIES = {
+    'class': 'Category',
+    'closure': 'Closure',
+    'gender': 'Gender',
+    'heel': 'HeelHeight',
+}  # the prefixes of their columns
 HEELS = ('Flat', 'Under 1in', '1in - 1 3/4in', '2in - 2 3/4in', '3in - 3 3/4in', '4in - 4 3/4in', '5in & over')
-APART = {'heel': 2}  # bins from the anchor to a negative; 1, another value, for the other attributes
-SHARES = {'train': 0.7, 'valid': 0.1}  # of the photos; the others are test
-NUM_TRIPLETS = {'train': 200_000, 'valid': 20_000, 'test': 40_000}  # of each attribute
-SEED = 20170721  # never change it: it decides the split and the test that figures are quoted on
+APART = {
+    'heel': 2
+}  # minimum distance in bins between anchor and negative; any other value will do for the other attributes
+SHARES = {'train': 0.7, 'valid': 0.1}  # of the photos; the rest is test
+NUM_TRIPLETS = {'train': 200_000, 'valid': 20_000, 'test': 40_000}  # per attribute
+SEED = 20170721  # never change it: it determines the split and the test triplets behind published figures
 TABLE_HELP = 'take meta-data-bin.csv of UT-Zappos50K (data_builders/zappos50k/README.md)'
 
 
 class Lists(NamedTuple):
-    """Triplet lists, published or drawn, and what they point at."""
+    """Triplet lists, published or resampled, and the photos they index."""
 
-    names: list[str]  # photos' paths below the folder of photos
-    values: Mapping[str, tuple[str, ...]]  # value names of each attribute; none where labels are unknown
-    labels: Labels  # `photo` is the place in `names`
-    triplets: Mapping[
-        str, list[Int[np.ndarray, 'n 3']]
-    ]  # by split, a list for each attribute: anchor, positive, negative
+    names: list[str]  # paths below the folder of photos
+    values: Mapping[str, tuple[str, ...]]  # value names by attribute; empty where labels are unknown
+    labels: Labels  # `photo` is an index into `names`
+    triplets: Mapping[str, list[Int[np.ndarray, 'n 3']]]  # by split, then attribute: anchor, positive, negative
     notes: tuple[str, ...]
 
 
 class Table(NamedTuple):
-    """What meta-data-bin.csv says of the chosen attributes."""
+    """The columns of meta-data-bin.csv for the chosen attributes."""
 
-    rows: dict[str, int]  # a photo's file name -> its row of `flags`
+    rows: dict[str, int]  # row of `flags` by the photo's file name
     values: dict[str, tuple[str, ...]]
     flags: dict[str, Bool[np.ndarray, 'rows values']]
     notes: list[str]
 
 
 def draw_lists(path: Path, names: list[str], attributes: Sequence[str]) -> Lists:
-    """Split the photos `names` that the table at `path` describes, and draw each attribute's triplets in each split."""
+    """Split the photos `names` that the table at `path` describes, and draw triplets for each attribute and split."""
     table = read_table(path, attributes)
     photo, row, notes = match_photos(path, names, table.rows)
     notes = [*table.notes, *notes]
-    labels, single = [], []
+    labels, single = [], []  # by attribute: every label, and the only value of each photo or -1
     for number, name in enumerate(attributes):
         flags = table.flags[name][row]
-        place, value = np.nonzero(flags)
-        labels.append(np.stack([photo[place], np.full(len(place), number), value]))
+        which, value = np.nonzero(flags)
+        labels.append(np.stack([photo[which], np.full(len(which), number), value]))
         count = flags.sum(axis=1)
         single.append(np.where(count == 1, flags.argmax(axis=1), -1))
         notes.append(
@@ -75,11 +81,12 @@ def draw_lists(path: Path, names: list[str], attributes: Sequence[str]) -> Lists
         triplets[split] = []
         for name, value in zip(attributes, single, strict=True):
             known = members[value[members] >= 0]
-            rng = np.random.default_rng([SEED, number, list(FAMILIES).index(name)])  # whichever others are chosen
+            # seeded by attribute, so that the others that are chosen do not matter
+            rng = np.random.default_rng([SEED, number, list(FAMILIES).index(name)])
             rows = draw(value[known], APART.get(name, 1), NUM_TRIPLETS[split], rng)
             if not len(rows):
                 raise InputError(
-                    f'{path}: the {len(known)} photos of {split} with one value of {name} give no triplet; {TABLE_HELP}, '
+                    f'{path}: the {len(known)} {split} photos with one value of {name} allow no triplet; {TABLE_HELP}, '
                     f'or leave {name} out of --config.data.attributes.'
                 )
             triplets[split].append(photo[known[rows]])
@@ -88,7 +95,7 @@ def draw_lists(path: Path, names: list[str], attributes: Sequence[str]) -> Lists
 
 
 def split_photos(num_photos: int) -> dict[str, Int[np.ndarray, ' photos']]:
-    """The places of each split's photos in a list of `num_photos`; the caller sorts it, so that no file's order counts."""
+    """The indices of each split's photos; sort the photos first, so that the split does not depend on a file's order."""
     order = np.random.default_rng([SEED]).permutation(num_photos)
     ends = np.cumsum([int(share * num_photos) for share in SHARES.values()])
     return {split: np.sort(part) for split, part in zip(SPLITS, np.split(order, ends), strict=True)}
@@ -97,57 +104,56 @@ def split_photos(num_photos: int) -> dict[str, Int[np.ndarray, ' photos']]:
 def draw(
     values: Int[np.ndarray, ' photos'], apart: int, num_triplets: int, rng: np.random.Generator
 ) -> Int[np.ndarray, 'triplets 3']:
-    """Places (anchor, positive, negative) of photos with one value each; no rows where there is nothing to draw.
+    """Indices (anchor, positive, negative) of photos with one value each; no rows where no triplet is possible.
 
-    Sorted by value, the photos less than `apart` values away from the anchor are one block: the negative is drawn among the
-    others, and steps over it. `draw_triplets` of training would make values uniform, and knows no distance of values.
+    In the order of values, the photos less than `apart` values away from the anchor are one block. The negative is drawn
+    from the other photos by skipping that block. The `draw_triplets` of training would make values uniform, and has no
+    notion of a distance between values.
     """
     order = np.argsort(values, kind='stable')
     ranked = values[order]
-    start, size = _block(ranked, 0)
+    same_start, same_size = _block(ranked, 0)
     near_start, near_size = _block(ranked, apart - 1)
-    usable = np.flatnonzero((size >= 2) & (near_size < len(values)))
+    usable = np.flatnonzero((same_size >= 2) & (near_size < len(values)))
     if not len(usable):
         return np.zeros((0, 3), np.int64)
     anchor = usable[rng.integers(0, len(usable), num_triplets)]
-    start, size, near_start, near_size = (column[anchor] for column in (start, size, near_start, near_size))
+    start, size = same_start[anchor], same_size[anchor]
     positive = start + (anchor - start + 1 + rng.integers(0, size - 1)) % size
-    negative = rng.integers(0, len(values) - near_size)
-    negative = np.where(negative >= near_start, negative + near_size, negative)
+    skipped_from, skipped = near_start[anchor], near_size[anchor]
+    negative = rng.integers(0, len(values) - skipped)
+    negative = np.where(negative >= skipped_from, negative + skipped, negative)
     return order[np.stack([anchor, positive, negative], axis=1)]
 
 
 def match_photos(
     path: Path, names: list[str], rows: Mapping[str, int]
 ) -> tuple[Int[np.ndarray, ' photos'], Int[np.ndarray, ' photos'], list[str]]:
-    """Places in `names` in the order of the paths, their rows in the table, and notes on what has no counterpart."""
-    found, strangers, repeats = {}, 0, 0  # by file name
-    for place in sorted(range(len(names)), key=names.__getitem__):
-        file = names[place].rpartition('/')[2]
+    """The photos in both `names` and the table, sorted by path: their indices and rows. Notes count all others."""
+    found, without_row, repeated = {}, 0, 0  # `found` is keyed by file name
+    for index in sorted(range(len(names)), key=names.__getitem__):
+        file = names[index].rpartition('/')[2]
         if file not in rows:
-            strangers += 1
-        elif found.setdefault(file, place) != place:
-            repeats += 1
-    notes = [
-        f'{count:,} {what}; they are left out'
-        for count, what in (
-            (strangers, f'photos have no row in {path.name}'),
-            (len(rows) - len(found), f'rows of {path.name} have no photo'),
-            (repeats, "photos have another's file name"),
-        )
-        if count
-    ]
+            without_row += 1
+        elif found.setdefault(file, index) != index:
+            repeated += 1
+    counts = {
+        f'photos have no row in {path.name}': without_row,
+        f'rows of {path.name} have no photo': len(rows) - len(found),
+        'photos share a file name with another photo': repeated,
+    }
+    notes = [f'{count:,} {what}; they are left out' for what, count in counts.items() if count]
     if not found:
         raise InputError(
-            f'{path}: none of its {len(rows):,} rows belongs to one of {len(names):,} photos; CID 100627-72 is the photo '
-            f'100627.72.jpg: {TABLE_HELP}.'
+            f'{path}: none of its {len(rows):,} rows matches one of the {len(names):,} photos (CID 100627-72 stands for '
+            f'100627.72.jpg); {TABLE_HELP}.'
         )
     photo = np.fromiter(found.values(), np.int64, len(found))
     return photo, np.array([rows[file] for file in found], np.int64), notes
 
 
 def read_table(path: Path, attributes: Sequence[str]) -> Table:
-    """The columns of `attributes`; the table's others are not looked at."""
+    """The columns of `attributes`; all others are ignored."""
     lines = _parse(path)
     header = next(lines)[1]
     cid, columns, values, notes = _choose_columns(path, header, attributes)
@@ -157,19 +163,19 @@ def read_table(path: Path, attributes: Sequence[str]) -> Table:
         if not any(cells):
             continue
         if len(cells) != len(header):
-            raise InputError(f'{path}, line {line}: {len(cells)} cells, but line 1 names {len(header)}; {TABLE_HELP}.')
+            raise InputError(f'{path}, line {line}: {len(cells)} cells, but line 1 has {len(header)}; {TABLE_HELP}.')
         for column in wanted:
             if cells[column] not in ('0', '1'):
                 raise InputError(
-                    f'{path}, line {line}: {header[column]} is {cells[column]!r}; expected 0 or 1, so {TABLE_HELP}.'
+                    f'{path}, line {line}: {header[column]} is {cells[column]!r}; expected 0 or 1; {TABLE_HELP}.'
                 )
         file = cells[cid].replace('-', '.') + '.jpg'
         if first.setdefault(file, line) != line:
-            raise InputError(f'{path}, line {line}: CID {cells[cid]!r} is on line {first[file]} already; {TABLE_HELP}.')
+            raise InputError(f'{path}, line {line}: CID {cells[cid]!r} is already on line {first[file]}; {TABLE_HELP}.')
         rows[file] = len(rows)
         packed.append(''.join([cells[column] for column in wanted]))
     if not rows:
-        raise InputError(f'{path} has no row below its first line; {TABLE_HELP}.')
+        raise InputError(f'{path} has no rows below its first line; {TABLE_HELP}.')
     bits = np.frombuffer(''.join(packed).encode(), np.uint8).reshape(len(rows), len(wanted)) == ord('1')
     flags = {}
     for name, chosen in columns.items():
@@ -180,7 +186,7 @@ def read_table(path: Path, attributes: Sequence[str]) -> Table:
 
 
 def _parse(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """(line, cells) of each row, the first with the columns' names."""
+    """Line number and cells of each row; the first row names the columns."""
     reader = csv.reader(annotations.read_lines(path), strict=True)
     line = 1
     try:
@@ -194,7 +200,7 @@ def _parse(path: Path) -> Iterator[tuple[int, list[str]]]:
 def _choose_columns(
     path: Path, header: list[str], attributes: Sequence[str]
 ) -> tuple[int, dict[str, dict[int, int]], dict[str, tuple[str, ...]], list[str]]:
-    """Where CIDs are, each attribute's {column: value}, value names, and notes on columns that mean nothing here."""
+    """The column of CIDs, {column: value} and value names by attribute, and notes on columns that are left out."""
     plain = [_plain(name) for name in header]
     if 'cid' not in plain:
         raise InputError(f'{path}, line 1: no column is named CID; {TABLE_HELP}.')
@@ -205,14 +211,16 @@ def _choose_columns(
         family = {column: pattern.sub('', text, count=1) for column, text in enumerate(header) if pattern.match(text)}
         if name == 'heel':
             if unknown := [rest for rest in family.values() if _plain(rest) not in bins]:
-                notes.append(f'{path.name}: {FAMILIES[name]} {", ".join(unknown)} is no known height; it is left out')
+                notes.append(
+                    f'{path.name}: {FAMILIES[name]} {", ".join(unknown)} is not a known height; it is left out'
+                )
             columns[name] = {column: bins[_plain(rest)] for column, rest in family.items() if rest not in unknown}
             values[name] = HEELS
         else:
             columns[name] = {column: value for value, column in enumerate(family)}
             values[name] = tuple(' '.join(rest.replace('.', ' ').split()) for rest in family.values())
         if not columns[name]:
-            raise InputError(f'{path}, line 1: no column of {FAMILIES[name]}, from which {name} comes; {TABLE_HELP}.')
+            raise InputError(f'{path}, line 1: no column of {FAMILIES[name]}, which {name} is read from; {TABLE_HELP}.')
         meaning = [values[name][value] for value in columns[name].values()]
         for text in meaning:
             if meaning.count(text) > 1:
@@ -221,11 +229,11 @@ def _choose_columns(
 
 
 def _plain(name: str) -> str:
-    """Letters and digits only: releases differ in what is between them."""
+    """Letters and digits only, since releases differ in the punctuation between them."""
     return re.sub(r'[\W_]+', '', name).lower()
 
 
 def _block(ranked: Int[np.ndarray, ' photos'], reach: int) -> tuple[np.ndarray, np.ndarray]:
-    """Start and size of the run of values up to `reach` away, at each place of ascending values."""
+    """For each of the ascending values, the start and size of the run of values up to `reach` away."""
     start = np.searchsorted(ranked, ranked - reach)
     return start, np.searchsorted(ranked, ranked + reach, 'right') - start

@@ -1,11 +1,9 @@
-"""Zappos50k: UT-Zappos50K with the triplet lists of Conditional Similarity Networks (CSN, Veit et al., CVPR 2017).
-
-README.md says where files go. `data` is the config's part of that name.
-"""
+"""Zappos50k: UT-Zappos50K with the triplet lists of Conditional Similarity Networks (CSN, Veit et al., CVPR 2017)."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
+import ml_collections
 import numpy as np
 from jaxtyping import Int
 
@@ -17,30 +15,34 @@ from data_builders.zappos50k import resample
 from data_builders.zappos50k.resample import Lists
 
 ATTRIBUTES = tuple(resample.FAMILIES)  # CSN's conditions, in its order
-FOLDER, PHOTOS, FILENAMES = 'Zappos50k', 'ut-zap50k-images', 'filenames.json'  # the last is plain text all the same
+FOLDER, PHOTOS, FILENAMES = (
+    'Zappos50k',
+    'ut-zap50k-images',
+    'filenames.json',
+)  # despite its name, the last is plain text
 LIST_NAMES = {'train': 'train', 'valid': 'val', 'test': 'test'}
 TABLES = ('ut-zap50k-data/meta-data-bin.csv', f'{PHOTOS}/ut-zap50k-data/meta-data-bin.csv', 'meta-data-bin.csv')
-NUM_TRIPLETS = {'train': 200_000, 'valid': 80_000, 'test': 160_000}  # that CSN takes, over its four conditions
-SEED = 20170722  # of the choice among the published triplets, which CSN left to chance
+NUM_TRIPLETS = {'train': 200_000, 'valid': 80_000, 'test': 160_000}  # that CSN uses, over its four conditions
+SEED = 20170722  # chooses among the published triplets, which CSN does at random
 CAVEAT = (
-    'Triplets drawn anew from meta-data-bin.csv (data.resample_triplets), not the published lists of CSN: '
-    'figures are an approximation.'
+    'These triplets were resampled from meta-data-bin.csv (data.resample_triplets) and are not the published lists of '
+    'CSN: figures are an approximation.'
 )
 INSTRUCTIONS = 'data_builders/zappos50k/README.md says what to download and where each file goes'
 WITHOUT_LISTS = (
-    f'{INSTRUCTIONS}; where the triplet lists of CSN cannot be had, --config.data.resample_triplets=True draws others '
+    f'{INSTRUCTIONS}; if the triplet lists of CSN are unavailable, --config.data.resample_triplets=True draws others '
     'from meta-data-bin.csv.'
 )
 
 
 class Builder(records.RecordsBuilder):
-    """Writes the records of a Zappos50k that was read and checked."""
+    """Writes the records of Zappos50k once its lists are read and its photos are checked."""
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = WITHOUT_LISTS
 
 
-def list_files(data) -> list[Path]:
-    """The description of the data set: when one of these changes the records are made anew."""
+def list_files(data: ml_collections.ConfigDict) -> list[Path]:
+    """The files that describe the dataset: a change in one of them rebuilds the records."""
     folder = asen_lists.dataset_folder(data, FOLDER)
     if data.resample_triplets:
         tables = [folder / name for name in TABLES]
@@ -50,28 +52,26 @@ def list_files(data) -> list[Path]:
     return [folder / FILENAMES, *(path for split in SPLITS for path in paths[split])]
 
 
-def config_name(data) -> str:
-    """'all' for the published lists, 'resampled' for others, and what says which attributes were chosen."""
+def config_name(data: ml_collections.ConfigDict) -> str:
+    """'all' for the published lists, 'resampled' for resampled ones, with a suffix if attributes are chosen."""
     chosen = asen_lists.config_name(data)
     if not data.resample_triplets:
         return chosen
     return 'resampled' if chosen == 'all' else f'resampled-{chosen}'
 
 
-def read(data) -> RawDataset:
-    """Read or draw the triplet lists, and take of them what CSN takes."""
-    chosen, files = _chosen(data), list_files(data)
-    annotations.require_files(files, f'{INSTRUCTIONS}.' if data.resample_triplets else WITHOUT_LISTS)
+def read(data: ml_collections.ConfigDict) -> RawDataset:
+    """The published or resampled triplets, as many as CSN uses, and the photos they mention."""
+    folder, chosen, paths = asen_lists.dataset_folder(data, FOLDER), _chosen(data), list_files(data)
     if data.resample_triplets:
-        lists = draw_lists(asen_lists.dataset_folder(data, FOLDER), files, chosen)
-        return assemble(asen_lists.dataset_folder(data, FOLDER), chosen, lists)._replace(caveat=CAVEAT)
-    return assemble(
-        asen_lists.dataset_folder(data, FOLDER), chosen, read_lists(asen_lists.dataset_folder(data, FOLDER), chosen)
-    )
+        annotations.require_files(paths, f'{INSTRUCTIONS}.')
+        return assemble(folder, chosen, draw_lists(folder, paths, chosen))._replace(caveat=CAVEAT)
+    annotations.require_files(paths, WITHOUT_LISTS)
+    return assemble(folder, chosen, read_lists(folder, chosen))
 
 
 def read_lists(folder: Path, chosen: Sequence[str]) -> Lists:
-    """The published lists, which say nothing of labels."""
+    """The published lists, which have no labels."""
     names = annotations.read_filenames(folder / FILENAMES)
     triplets, notes = {}, []
     for split, paths in _list_paths(folder, chosen).items():
@@ -79,13 +79,13 @@ def read_lists(folder: Path, chosen: Sequence[str]) -> Lists:
         for path, rows in zip(paths, triplets[split], strict=True):
             anchor, positive, negative = rows.T
             if twice := int(((anchor == positive) | (anchor == negative) | (positive == negative)).sum()):
-                notes.append(f'{path.name}: {twice:,} triplets name one photo twice; they are kept')
+                notes.append(f'{path.name}: {twice:,} triplets name the same photo twice; they are kept')
     nothing = np.zeros(0, np.int32)
     return Lists(names, dict.fromkeys(chosen, ()), Labels(nothing, nothing, nothing), triplets, tuple(notes))
 
 
 def read_triplets(path: Path, num_photos: int) -> Int[np.ndarray, 'n 3']:
-    """Lines `a b c`, 0-based, a being closer to c than to b: rows (anchor, positive, negative) are (a, c, b)."""
+    """Rows (anchor, positive, negative) from lines `a b c`, which say that a is closer to c than to b."""
     expected = 'expected "a b c", three lines of filenames.json counted from 0'
     rows = [line.split() for line in annotations.read_lines(path)]
     for line, words in enumerate(rows, 1):
@@ -103,27 +103,27 @@ def read_triplets(path: Path, num_photos: int) -> Int[np.ndarray, 'n 3']:
         place = next(place for place, number in enumerate(numbers) if not 0 <= number < num_photos)
         raise InputError(
             f'{path}, line {place // 3 + 1}: index {numbers[place]}, but filenames.json ends at {num_photos - 1} '
-            f'(counted from 0); use the lists and the filenames.json of one release.'
+            f'(counted from 0); use the lists and the filenames.json of the same release.'
         )
     return np.array(numbers, np.int32).reshape(-1, 3)[:, [0, 2, 1]]
 
 
 def draw_lists(folder: Path, files: Sequence[Path], chosen: Sequence[str]) -> Lists:
-    """Lists drawn from the table, over the photos of filenames.json or else over those in the folder of photos."""
+    """Lists resampled from the table, over the photos in filenames.json or, without it, in the folder of photos."""
     table, *listed = files
     if listed:
         return resample.draw_lists(table, annotations.read_filenames(listed[0]), chosen)
     names = sorted(path.relative_to(folder / PHOTOS).as_posix() for path in (folder / PHOTOS).rglob('*.jpg'))
     if not names:
-        raise InputError(f'{folder / PHOTOS} holds no .jpg file: {INSTRUCTIONS}.')
+        raise InputError(f'{folder / PHOTOS} contains no .jpg file: {INSTRUCTIONS}.')
     return resample.draw_lists(table, names, chosen)
 
 
 def assemble(folder: Path, chosen: tuple[str, ...], lists: Lists) -> RawDataset:
-    """CSN's share of the triplets of each split, and the photos that they mention, renumbered."""
+    """As many triplets of each split as CSN uses, and the photos they mention, renumbered."""
     filenames = folder / FILENAMES
     everything = asen_lists.make_photos(folder / PHOTOS, lists.names, lists.labels, filenames)
-    if not filenames.is_file():  # found in the folder, and listed nowhere
+    if not filenames.is_file():  # found in the folder, so no line lists them
         everything = [photo._replace(where='') for photo in everything]
     photos, triplets = {}, {}
     for split in SPLITS:
@@ -136,7 +136,7 @@ def assemble(folder: Path, chosen: tuple[str, ...], lists: Lists) -> RawDataset:
 
 
 def cut(lists: Sequence[Int[np.ndarray, 'n 3']], split: str) -> Int[np.ndarray, 'n 4']:
-    """(anchor, positive, negative, attribute) of the attributes' lists, shuffled, as many as CSN takes of so many."""
+    """(anchor, positive, negative, attribute) from one list per attribute, shuffled, as many as CSN uses."""
     numbered = [np.column_stack([rows, np.full(len(rows), attribute)]) for attribute, rows in enumerate(lists)]
     rows = np.concatenate(numbered)
     order = np.random.default_rng([SEED, SPLITS.index(split)]).permutation(len(rows))
@@ -144,20 +144,18 @@ def cut(lists: Sequence[Int[np.ndarray, 'n 3']], split: str) -> Int[np.ndarray, 
 
 
 def _note_shared(photos: dict[str, list[Photo]]) -> list[str]:
-    """CSN's splits are meant to have no photo in common; by its path, since a list may have a path twice."""
-    train, others = (
-        {photo.image_id for split in splits for photo in photos[split]} for splits in (SPLITS[:1], SPLITS[1:])
-    )
-    shared = len(train & others)
+    """Counts photos, by path since a list may repeat one, that train shares with valid or test: CSN intends none."""
+    train, valid, test = ({photo.image_id for photo in photos[split]} for split in SPLITS)
+    shared = len(train & (valid | test))
     return [f'{shared:,} photos of train are also in valid or test'] if shared else []
 
 
-def _chosen(data) -> tuple[str, ...]:
+def _chosen(data: ml_collections.ConfigDict) -> tuple[str, ...]:
     return annotations.pick_attributes(data.attributes, ATTRIBUTES, 'Zappos50k')
 
 
 def _list_paths(folder: Path, chosen: Sequence[str]) -> dict[str, list[Path]]:
-    """Each split's lists of the chosen attributes."""
+    """The lists of the chosen attributes, by split."""
     lists = folder / 'tripletlists'
     return {
         split: [lists / f'{attribute}_tripletlist_{name}.txt' for attribute in chosen]
