@@ -1,4 +1,4 @@
-"""A raw tree of DeepFashion in the published layout, small, for the tests of its builder."""
+"""A small DeepFashion in the published layout."""
 
 import json
 from pathlib import Path
@@ -11,10 +11,10 @@ from configs import deepfashion
 
 ATTRIBUTES = ('texture-related', 'fabric-related', 'shape-related', 'part-related', 'style-related')
 COUNTS = (3, 2, 3, 2, 2)
-TYPES = (3, 1, 1, 2, 3, 1, 4, 5, 2, 4, 5, 3)  # of the global ids
-LOCAL = [(2, 0), (0, 0), (0, 1), (1, 0), (2, 1), (0, 2), (3, 0), (4, 0), (1, 1), (3, 1), (4, 1), (2, 2)]  # by hand
+TYPES = (3, 1, 1, 2, 3, 1, 4, 5, 2, 4, 5, 3)  # by global id
+LOCAL = [(2, 0), (0, 0), (0, 1), (1, 0), (2, 1), (0, 2), (3, 0), (4, 0), (1, 1), (3, 1), (4, 1), (2, 2)]  # by global id
 NAMES = 'a-line,abstract,abstract floral,cotton,maxi,striped,v neck,boho,denim,zip up,los angeles,midi'
-ALONE = 10  # an id that only one photo of train has
+ALONE = 10  # only one train photo has this id
 TRAIN = [[(7 * i) % 10, (i % 3) * 4, 1 + 4 * (i % 2)] for i in range(20)] + [[ALONE, 11]]
 VALID = [[1, 2, 3], [4, 0], [6, 7], [2, 5], [8, 9, 10], [11, 3]]
 TEST = [[5, 3], [0, 2], [6, 8], [7, 5], [9, 10], [11, 4]]
@@ -44,7 +44,7 @@ def write(path, lines):
 
 
 def write_anno(folder, rows=None):
-    """DeepFashion's own files, with photos of valid and test and one without attributes among those of train."""
+    """DeepFashion's own files, which mix the photos of all splits and one without attributes."""
     rows = rows or [
         ('img/A_Dress/bare.jpg', []),
         *(pair for split in ('test', 'train', 'valid') for pair in zip(NAMES_OF[split], IDS_OF[split], strict=True)),
@@ -61,7 +61,7 @@ def write_anno(folder, rows=None):
 
 
 def write_tree(root):
-    """Train counted from 0, valid and test with DeepFashion's ids; no Anno. Returns the config's `data`."""
+    """Train in the local dialect, valid and test in the global one, no Anno. Returns the config's `data`."""
     folder = root / 'DeepFashion'
     rng = np.random.default_rng(0)
     for split, names in NAMES_OF.items():
@@ -98,5 +98,5 @@ def data(tmp_path):
 
 @pytest.fixture
 def folder(data):
-    """Where its lists and photos lie."""
+    """Its folder of lists and photos."""
     return Path(data.manual_dir) / 'DeepFashion'

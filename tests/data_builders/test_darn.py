@@ -1,29 +1,30 @@
-"""DARN's raw layout, from lists with photos missing to figures; and the published lists themselves."""
+"""DARN: from raw lists, some of whose photos are missing, to records of the photos that are left."""
 
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 from PIL import Image
 
+from asen_jax.data.batches import open_records, open_split
 from asen_jax.errors import InputError
-from asen_jax.evaluation.metrics import chance_map
-from asen_jax.training.loop import train_and_evaluate
 from configs import darn as darn_config
-from data_builders import asen_lists
 from data_builders.checks import check_photos
 from data_builders.darn import darn_dataset_builder as darn
-from data_builders.prepare import count_unanswered, prepare, summary
-from tests.conftest import unpack_published
+from data_builders.prepare import prepare, summary
 
 README = Path(darn.__file__).with_name('README.md')
 VALUES = {
-    'clothes category': 20, 'clothes button': 13, 'clothes color': 55, 'clothes length': 7, 'clothes pattern': 28,
-    'clothes shape': 11, 'collar shape': 26, 'sleeve length': 8, 'sleeve shape': 17,
-}  # fmt: skip
-CHANCE = (5.48, 23.46, 10.55, 29.91, 43.27, 38.76, 15.22, 62.02, 54.54)  # REFERENCE.md, DARN's test lists
+    'clothes category': 20,
+    'clothes button': 13,
+    'clothes color': 55,
+    'clothes length': 7,
+    'clothes pattern': 28,
+    'clothes shape': 11,
+    'collar shape': 26,
+    'sleeve length': 8,
+    'sleeve shape': 17,
+}
 NUM_TRAIN = 24
 LISTS = {
     'filenames_train.txt': [f'pic/51586095/{i}_47_1.jpg' for i in range(NUM_TRAIN)],
@@ -42,97 +43,66 @@ MISSING = ['pic/51586095/3_47_1.jpg', 'pic/51606006/0_02_3.jpg', 'pic/51606006/4
 
 @pytest.fixture
 def config(tmp_path):
-    """A small network on a raw tree like the published one; one list with CR LF, one without its last newline."""
+    """The config of a raw tree in the published layout; one list has CR LF, others lack their last newline."""
     folder = tmp_path / 'data' / 'DARN'
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(0)
     for name, lines in LISTS.items():
-        ends = '\r\n' if name == 'query_test.txt' else '\n'
-        (folder / name).write_bytes((ends.join(lines) + ('' if name.startswith('filenames') else ends)).encode())
         for line in lines if name.startswith('filenames') else ():
             (folder / line).parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(rng.integers(0, 255, (40, 32, 3), np.uint8)).save(folder / line)
-    for name in MISSING:
-        (folder / name).unlink()
+            if line not in MISSING:
+                Image.effect_noise((32, 40), 99).save(folder / line)
+        separator = '\r\n' if name == 'query_test.txt' else '\n'
+        (folder / name).write_bytes(separator.join(lines).encode())
     meta = {'DARN': {'ATTRIBUTES': list(VALUES), 'ATTRIBUTES_NUM': VALUES}, 'FashionAI': {}}
     (tmp_path / 'data' / 'meta.json').write_text(json.dumps(meta, indent=1))
-    config = darn_config.get_config('csn')
+    config = darn_config.get_config()
     config.data.manual_dir, config.data.dir = str(tmp_path / 'data'), str(tmp_path / 'records')
-    config.data.image_size, config.data.num_triplets, config.data.num_workers = 32, 16, 0
-    config.model.trunk, config.model.trunk_width, config.init.trunk = 'resnet18', 8, 'none'
-    config.model.bn_per_role = False  # as in tiny_config: less to compile
-    config.train.batch_size, config.train.num_epochs, config.eval.batch_size = 8, 1, 16
     return config
 
 
+def test_figures_cover_the_photos_that_are_left(config, tmp_path):
+    prepared, folder = prepare(config), tmp_path / 'data' / 'DARN'
+    content = json.loads((prepared / 'prepare.json').read_text())
+    splits = content['splits']
+    assert content['skipped'] == [{'image_id': n, 'why': 'missing', 'path': str(folder / n)} for n in MISSING]
+    assert (prepared / 'skipped.txt').read_text() == ''.join(f'{name}\tmissing\n' for name in MISSING)
+    assert {split: splits[split]['photos'] for split in splits} == {'train': 23, 'valid': 4, 'test': 6}
+    seen = {'clothes category': 2, 'clothes color': 3, 'sleeve shape': 1}
+    assert splits['train']['values'] == dict.fromkeys(VALUES, 0) | seen
+    assert [splits[split]['unanswered'] for split in ('valid', 'test')] == [0, 1]
+    assert splits['test']['chance_map']['overall'] == pytest.approx(2 / 3)
+    assert 'test: 1 queries and 1 candidates' in summary(prepared)
+    # of the two queries of clothes category that are left, all candidates answer one and none the other
+    chance = splits['test']['chance_map']['per_attribute']
+    assert {name: chance[name] for name in seen if name in chance} == {'clothes category': 0.5, 'sleeve shape': 1.0}
+    assert open_records(prepared).dropped['test'] == {'queries': 1, 'candidates': 1}
+
+
 def read(prepared, split):
-    source = tfds.builder_from_directory(prepared).as_data_source(split, decoders={'image': tfds.decode.SkipDecoding()})
+    source = open_split(str(prepared), split)
     return [source[i] for i in range(len(source))]
 
 
-def test_from_the_published_layout_to_figures_over_what_is_left(config, tmp_path):
-    prepared = prepare(config)
-    content = json.loads((prepared / 'prepare.json').read_text())
-    folder = Path(config.data.manual_dir) / 'DARN'
-    assert content['skipped'] == [{'image_id': n, 'why': 'missing', 'path': str(folder / n)} for n in MISSING]
-    assert (prepared / 'skipped.txt').read_text() == ''.join(f'{name}\tmissing\n' for name in MISSING)
-    assert {split: facts['photos'] for split, facts in content['splits'].items()} == {
-        'train': 23,
-        'valid': 4,
-        'test': 6,
-    }
-    assert content['splits']['train']['values'] == {
-        **dict.fromkeys(VALUES, 0), 'clothes category': 2, 'clothes color': 3, 'sleeve shape': 1
-    }  # fmt: skip
-    assert [content['splits'][split]['unanswered'] for split in ('valid', 'test')] == [0, 1]
-    assert content['splits']['test']['chance_map']['overall'] == pytest.approx(2 / 3)
-    assert 'sleeve shape=16 (1)' in summary(prepared) and 'test: 1 queries and 1 candidates went' in summary(prepared)
-
-    result = train_and_evaluate(config, tmp_path / 'run', prepared)
-    written = json.loads((tmp_path / 'run' / 'eval_test.json').read_text())
-    assert written == json.loads(json.dumps(result)) and written['dataset'] == 'darn'
-    skipped = str(prepared / 'skipped.txt')
-    assert written['dropped'] == {'queries': 1, 'candidates': 1, 'list_file': skipped}
-    assert (written['num_queries'], written['num_candidates']) == (3, 3)
-    # whatever the network: 1, 0 and 1; had the lost query counted as 0, 1/3 and 1/2
-    assert written['map']['per_attribute'] == {'clothes category': 0.5, 'sleeve shape': 1.0}
-    assert written['map']['overall'] == pytest.approx(2 / 3)
-
-
-def test_the_lists_point_at_the_photos_that_are_left(config):
+def test_the_lists_are_renumbered_to_the_photos_that_are_left(config):
     prepared = prepare(config)
     photos = [record['image_id'].decode() for record in read(prepared, 'test')]
     assert photos == [name for name in LISTS['filenames_test.txt'] if name not in MISSING]
-    for kind, wanted in (
-        ('query', [(5, 0, 3), (6, 0, 7), (7, 8, 2)]),
-        ('candidate', [(1, 0, 3), (2, 0, 3), (3, 8, 2)]),
-    ):
-        rows = read(prepared, f'test_{kind}')
-        assert [(photos[row['index']], row['attribute'], row['value']) for row in rows] == [
-            (LISTS['filenames_test.txt'][index], attribute, value) for index, attribute, value in wanted
-        ]
-    twice = read(prepared, 'valid')
-    assert twice[0]['image_id'] == twice[2]['image_id'] and twice[0]['image'] == twice[2]['image']
-    assert [row['index'] for row in read(prepared, 'valid_candidate')] == [0, 1, 2]
-    train = read(prepared, 'train')
+    kept = {'query': [(5, 0, 3), (6, 0, 7), (7, 8, 2)], 'candidate': [(1, 0, 3), (2, 0, 3), (3, 8, 2)]}
+    for kind, rows in kept.items():
+        found = [(photos[row['index']], row['attribute'], row['value']) for row in read(prepared, f'test_{kind}')]
+        assert found == [(LISTS['filenames_test.txt'][index], *label) for index, *label in rows]
+    valid = read(prepared, 'valid')
+    assert valid[0]['image_id'] == valid[2]['image_id'] and valid[0]['image'] == valid[2]['image']  # listed twice
     kept = [i for i in range(NUM_TRAIN) if LISTS['filenames_train.txt'][i] not in MISSING]
-    assert [record['values'].tolist()[:2] for record in train] == [[i % 2, 54 - i % 3] for i in kept]
-    metadata = tfds.builder_from_directory(prepared).info.metadata
-    assert metadata['attributes'] == list(VALUES) and len(metadata['values']['clothes color']) == 55
+    assert [record['values'].tolist()[:2] for record in read(prepared, 'train')] == [[i % 2, 54 - i % 3] for i in kept]
+    records = open_records(prepared)
+    assert records.attributes == tuple(VALUES) and len(records.values[2]) == 55
 
 
-def test_the_config_is_the_published_recipe_that_goes_on_without_lost_photos():
-    config = darn_config.get_config()
-    assert (config.name, config.data.name, config.data.missing) == ('darn', 'darn', 'skip')
-    assert (config.model.name, config.train.num_epochs) == ('asen', 200)
-    config = darn_config.get_config('csn')
-    assert (config.name, config.model.name, config.data.missing) == ('darn_csn', 'csn', 'skip')
-
-
-def test_a_missing_photo_is_an_error_where_it_is_to_be_one(config):
+def test_the_config_skips_missing_photos_unless_told_otherwise(config, tmp_path):
+    assert [darn_config.get_config(name).data.missing for name in ('asen', 'csn')] == ['skip', 'skip']
     with pytest.raises(InputError) as caught:
         check_photos(darn.read(config.data), missing='error')
-    folder = Path(config.data.manual_dir) / 'DARN'
+    folder = tmp_path / 'data' / 'DARN'
     assert f'{folder}/{MISSING[0]} ({folder}/filenames_train.txt, line 4) is missing (3 of 36' in str(caught.value)
     assert 'data_builders/darn/README.md' in str(caught.value)
 
@@ -148,25 +118,21 @@ def test_attributes_are_chosen_by_names_with_spaces(config):
 
 
 @pytest.mark.parametrize('name', ['meta.json', *(f'DARN/{name}' for name in LISTS)])
-def test_a_missing_list_is_an_error_that_says_what_to_do(config, name):
+def test_an_error_about_a_missing_list_says_what_to_do(config, name):
     (Path(config.data.manual_dir) / name).unlink()
     with pytest.raises(InputError) as caught:
         prepare(config)
     assert str(caught.value).startswith(f'{config.data.manual_dir}/{name} is missing: data_builders/darn/README.md')
+    assert f' {Path(name).name}\n' in README.read_text()
 
 
 @pytest.mark.parametrize(
     ('name', 'line', 'text', 'says'),
     [
-        ('DARN/filenames_train.txt', 2, '/pic/1/a.jpg', 'is an absolute path'),
-        ('DARN/filenames_valid.txt', 2, '', 'is empty, but a line is an index'),
         ('DARN/filenames_test.txt', 3, '../pic/1/a.jpg', 'leaves the folder'),
-        ('DARN/label_train.txt', 4, '3 0', '2 numbers'),
         ('DARN/label_train.txt', 6, '5 8 17', 'value 17'),
-        ('DARN/query_valid.txt', 1, '3 0 x', "'x' is not a whole number"),
         ('DARN/query_test.txt', 2, '8 0 3', 'index 8'),
         ('DARN/candidate_valid.txt', 3, '2 9 1', 'attribute 9'),
-        ('DARN/candidate_test.txt', 4, '3 8 2 1', '4 numbers'),
         ('meta.json', 3, ' "ATTRIBUTES" [', 'not JSON'),
     ],
 )
@@ -178,37 +144,3 @@ def test_a_malformed_line_is_named(config, name, line, text, says):
     with pytest.raises(InputError) as caught:
         prepare(config)
     assert str(caught.value).startswith(f'{path}, line {line}') and says in str(caught.value)
-
-
-def test_a_meta_without_darn_is_named(config):
-    path = Path(config.data.manual_dir) / 'meta.json'
-    path.write_text('{"FashionAI": {}}')
-    with pytest.raises(InputError, match=r'meta\.json: DARN has no ATTRIBUTES'):
-        prepare(config)
-
-
-def test_the_readmes_tree_is_the_codes(config):
-    readme = README.read_text()
-    for path in darn.list_files(config.data):
-        assert f'\n    {path.name}\n' in readme or f'\n  {path.name}\n' in readme
-    assert '\n    pic/' in readme
-
-
-@pytest.fixture(scope='module')
-def published(tmp_path_factory):
-    """The published lists: all but train's."""
-    config = darn_config.get_config()
-    config.data.manual_dir = str(unpack_published(tmp_path_factory.mktemp('published')))
-    return asen_lists.open_source(config.data, darn.DATASET)
-
-
-def test_the_published_lists_have_the_papers_sizes_and_chance(published):
-    assert {name: len(published.meta.values[name]) for name in published.meta.attributes} == VALUES
-    for split, unanswered in (('valid', 4), ('test', 3)):
-        photos, query, candidate = asen_lists.read_asked(published, split)
-        assert (len(photos), len(query), len(candidate)) == (21_461, 4_293, 17_168)
-        assert count_unanswered(query, candidate) == unanswered
-        assert all(len(photo.attributes) == 1 for photo in photos)
-    chance = chance_map(published.meta.attributes, query, candidate)
-    assert 100 * chance['overall'] == pytest.approx(31.26, abs=0.01)
-    assert [100 * chance['per_attribute'][name] for name in VALUES] == pytest.approx(CHANCE, abs=0.01)

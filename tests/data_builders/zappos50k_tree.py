@@ -1,4 +1,4 @@
-"""A small Zappos50k in the published layout, for the tests of its builder."""
+"""A small Zappos50k in the published layout."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ RANGES = {'train': range(72), 'valid': range(72, 96), 'test': range(96, NUM_PHOT
 LINES = {'class': 40, 'closure': 30, 'gender': 20, 'heel': 10}
 COLUMNS = {
     'Category': ('Shoes', 'Boots', 'Sandals'),
-    'SubCategory': ('Oxfords', 'Flat'),  # not of the class
+    'SubCategory': ('Oxfords', 'Flat'),  # not the class
     'HeelHeight': ('Under.1in', 'Flat', '1in...1.3.4in', '2in...2.3.4in', '3in...3.3.4in', 'High.heel'),
     'Closure': ('Lace.up', 'Slip.On', 'Hook.and.Loop', 'Zipper'),
     'Gender': ('Men', 'Women'),
@@ -23,7 +23,7 @@ COLUMNS = {
 HEIGHTS = ('Flat', 'Under.1in', '1in...1.3.4in', '2in...2.3.4in', '3in...3.3.4in')
 
 
-VALUE_OF = {  # photo i's value; None where it has none or several, so that no triplet may be drawn from it
+VALUE_OF = {  # the value of photo i; None if it has none or several, so that no triplet may be drawn from it
     'class': lambda i: i % 3,
     'closure': lambda i: i // 2 % 4 if i % 10 else None,
     'gender': lambda i: i // 3 % 2,
@@ -32,7 +32,7 @@ VALUE_OF = {  # photo i's value; None where it has none or several, so that no t
 
 
 def row_of(i):
-    """Photo i in meta-data-bin.csv."""
+    """The row of photo i in meta-data-bin.csv."""
     kind, closure, gender, heel = (value(i) for value in VALUE_OF.values())
     on = {('Category', COLUMNS['Category'][kind]), ('Gender', COLUMNS['Gender'][gender])}
     on |= {('Closure', COLUMNS['Closure'][number]) for number in ((1, 3) if closure is None else (closure,))}
@@ -41,7 +41,7 @@ def row_of(i):
 
 
 def is_rightly_ordered(attribute, anchor, positive, negative):
-    """Whether the positive shares the anchor's value, and the negative's is another (of heel, two bins away)."""
+    """Whether the positive has the anchor's value and the negative another, for heel at least two bins away."""
     values = [VALUE_OF[attribute](i) for i in (anchor, positive, negative)]
     if None in values or anchor == positive:
         return False
@@ -49,7 +49,7 @@ def is_rightly_ordered(attribute, anchor, positive, negative):
 
 
 def write_lists(folder):
-    """The published files: in each line the third photo shares the first one's value, the second does not."""
+    """The published files: in each line the third photo has the value of the first, the second has another."""
     rng = np.random.default_rng(0)
     (folder / 'tripletlists').mkdir()
     for attribute, count in LINES.items():
@@ -76,14 +76,14 @@ def write_table(folder, rows=None):
 
 
 def edit(path, line, text):
-    """Put `text` in the place of a line, counted from 1."""
+    """Replace a line, counted from 1, by `text`."""
     lines = path.read_text().split('\n')
     lines[line - 1] = text
     path.write_text('\n'.join(lines))
 
 
 def triples(raw):
-    """By split (attribute, anchor, positive, negative), the photos as the numbers of NAMES."""
+    """(attribute, anchor, positive, negative) by split, with photos as indices into NAMES."""
     found = {}
     for split, rows in raw.triplets.items():
         number = [NAMES.index(photo.image_id) for photo in raw.photos[split]]
@@ -95,8 +95,9 @@ def counts(raw):
     return [len(raw.triplets[split]) for split in RANGES]
 
 
-def make_config(tmp_path):
-    """The raw tree of the real layout, and a tiny CSN for it."""
+@pytest.fixture
+def config(tmp_path):
+    """A tiny CSN on a raw tree in the published layout."""
     folder = tmp_path / 'raw/Zappos50k'
     for i, name in enumerate(NAMES):
         path = folder / 'ut-zap50k-images' / name
@@ -109,12 +110,6 @@ def make_config(tmp_path):
     config.data.triplets, config.data.num_triplets, config.train.loss = 'fixed', 16, 'triplet'
     config.model.name, config.train.num_epochs = 'csn', 1
     return config
-
-
-@pytest.fixture
-def config(tmp_path):
-    """The raw tree of the real layout, and a tiny CSN for it."""
-    return make_config(tmp_path)
 
 
 @pytest.fixture
