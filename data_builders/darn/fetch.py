@@ -81,10 +81,19 @@ class Host:
         self.photos, self.failures, self.given_up = iter(photos), 0, ''
 
 
-def fetch(urls_file: Path, folder: Path, workers: int = 16, per_host: int = 2, timeout: float = 20.0, **waits) -> dict:
+def fetch(
+    urls_file: Path,
+    folder: Path,
+    *,
+    workers: int = 16,
+    per_host: int = 2,
+    pause: float = 0.4,
+    timeout: float = 20.0,
+    backoff: float = 2.0,
+) -> dict[str, int | str | dict[str, int]]:
     """Fetch the photos of `urls_file` that are not in `folder` (data/DARN) yet; returns counts for `summary`.
 
-    At most `workers` requests run at a time. `per_host` and `waits` are those of `open_session`.
+    At most `workers` requests run at a time, and `per_host` at one host, each after a `pause`. Times are in seconds.
     """
     urls = read_urls(urls_file)
     _check_names(urls, urls_file, folder)
@@ -95,7 +104,7 @@ def fetch(urls_file: Path, folder: Path, workers: int = 16, per_host: int = 2, t
         wanted = {name: urls[name] for name in absent if lost.get(name) not in [(urls[name], why) for why in FINAL]}
         _write_lost(folder, lost)
         try:
-            with open_session(workers, per_host, **waits) as session:
+            with open_session(workers, per_host, pause, backoff) as session:
                 _fetch_all(session, wanted, folder, lost, workers=workers, per_host=per_host, timeout=timeout)
         finally:
             _write_lost(folder, lost)
@@ -148,10 +157,10 @@ def host_of(url: str) -> str:
     return (parts.host or '') if parts.scheme in ('http', 'https') else ''
 
 
-def open_session(workers: int, per_host: int, pause: float = 0.4, backoff: float = 2.0) -> requests.Session:
-    """A session that asks up to three times where a host gives no answer, is busy or has an error of its own.
+def open_session(workers: int, per_host: int, pause: float, backoff: float) -> requests.Session:
+    """A session that tries a request up to three times, the last time after `backoff` seconds or the Retry-After.
 
-    A host gets at most `per_host` requests at a time, each after a `pause`, and a third try after `backoff` seconds.
+    It does so if the host gives no answer, is busy or reports an error of its own.
     """
     logging.getLogger('urllib3').setLevel(logging.ERROR)  # a warning about each retry would break the progress bar
     statuses = (408, 429, *range(500, 600))

@@ -19,14 +19,9 @@ from asen_jax.errors import InputError
 from data_builders.darn import fetch as fetching
 from tests.conftest import ROOT
 
-
-def make_photo():
-    buffer = io.BytesIO()
-    Image.new('RGB', (8, 8), 'red').save(buffer, 'JPEG')
-    return buffer.getvalue()
-
-
-PHOTO = make_photo()
+BUFFER = io.BytesIO()
+Image.new('RGB', (8, 8), 'red').save(BUFFER, 'JPEG')
+PHOTO = BUFFER.getvalue()
 ANSWERS = {  # by the first part of the path: status, headers, body
     'photo': (200, {}, PHOTO),
     'brief': (200, {}, PHOTO),  # after a moment
@@ -34,7 +29,6 @@ ANSWERS = {  # by the first part of the path: status, headers, body
     'large': (200, {}, PHOTO + bytes(5000)),
     'cut': (200, {'Content-Length': len(PHOTO) + 1}, PHOTO),
     'cut_chunk': (200, {'Transfer-Encoding': 'chunked'}, b'%x\r\n%s\r\n' % (len(PHOTO), PHOTO)),
-    'chunks': (200, {'Transfer-Encoding': 'chunked'}, b'%x\r\n%s\r\n0\r\n\r\n' % (len(PHOTO), PHOTO)),
     'drip': (200, {'Content-Length': 10_000}, PHOTO),
     'slow': (200, {}, PHOTO),
     'gone': (404, {}, b'gone'),
@@ -47,7 +41,6 @@ ANSWERS = {  # by the first part of the path: status, headers, body
     'away': (301, {'Location': 'http://localhost:{port}/brief'}, b''),
     'round': (302, {'Location': '/round'}, b''),
     'file': (302, {'Location': 'file:///etc/hostname'}, b''),
-    'ftp': (302, {'Location': 'ftp://127.0.0.1/photo.jpg'}, b''),
 }
 
 
@@ -133,33 +126,31 @@ def lost_in(folder):
 
 
 def test_whole_photos_are_kept_and_lost_ones_are_listed(shop, listed, tmp_path):
-    urls_file = listed(
-        {'1/a': 'photo/a', 'pic/1/b.jpg': 'moved/b', '1/c': 'chunks', '2/c': 'page/c', '2/d.jpg': 'gone/d'}
-    )
+    urls_file = listed({'1/a': 'photo/a', 'pic/1/b.jpg': 'moved/b', '2/c': 'page/c', '2/d.jpg': 'gone/d'})
     result, folder = run(urls_file), tmp_path / 'DARN'
-    assert photos_in(folder) == ['pic/1/a.jpg', 'pic/1/b.jpg', 'pic/1/c.jpg']
+    assert photos_in(folder) == ['pic/1/a.jpg', 'pic/1/b.jpg']
     assert {(folder / path).read_bytes() for path in photos_in(folder)} == {PHOTO}
     lines = (folder / 'lost.txt').read_text().splitlines()
     address = f'http://127.0.0.1:{shop.server_port}'
     assert sorted(lines) == [f'pic/2/c.jpg\t{address}/page/c\tnot an image', f'pic/2/d.jpg\t{address}/gone/d\tHTTP 404']
     assert fetching.summary(result) == (
-        f'3 photos fetched, 0 were there, 2 are lost (1 HTTP 404, 1 not an image); {folder}/lost.txt lists them.'
+        f'2 photos fetched, 0 were there, 2 are lost (1 HTTP 404, 1 not an image); {folder}/lost.txt lists them.'
     )
 
 
 def test_a_second_run_asks_only_for_photos_that_may_have_come_back(shop, listed, tmp_path, monkeypatch):
     paths = {'1/a': 'photo/a', '1/b': 'gone/b', '1/c': 'page/c', '1/d': 'forbidden/d', '1/e': 'cut/e', '1/f': 'file/f'}
     urls_file = listed(paths)
-    assert run(urls_file)['lost'].keys() == {*fetching.REASONS.values(), 'HTTP 404', 'HTTP 403', 'not an image'} - {
-        'redirected too often',
-        'timed out',
-    }
+    urls_file.write_text(urls_file.read_text() + '2/a http://127.0.0.1:1/a\n2/b http://no..host/b\n')
+    first = {'HTTP 403', 'HTTP 404', 'Connection refused', 'cut short', 'not an image'}
+    assert first < run(urls_file)['lost'].keys()
     shop.asked.clear()
     monkeypatch.setitem(ANSWERS, 'cut', ANSWERS['photo'])
     second = run(urls_file)
     assert sorted(shop.asked) == ['/cut/e', '/forbidden/d']
     assert (second['fetched'], second['there'], second['not_asked']) == (1, 1, 3)
-    assert lost_in(tmp_path / 'DARN').keys() == {f'pic/1/{name}.jpg' for name in 'bcdf'}
+    lost = {f'pic/{name}.jpg' for name in ('1/b', '1/c', '1/d', '1/f', '2/a', '2/b')}
+    assert lost_in(tmp_path / 'DARN').keys() == lost
     assert '3 of them since an earlier run and not asked for again' in fetching.summary(second)
     urls_file.write_text(urls_file.read_text().replace('page/c', 'photo/c'))  # another URL is another chance
     assert run(urls_file)['fetched'] == 1
@@ -178,7 +169,6 @@ def test_a_second_run_asks_only_for_photos_that_may_have_come_back(shop, listed,
         ('cut_chunk', 'cut short', 1),
         ('forbidden', 'HTTP 403', 1),
         ('file', 'redirected to an address that is not HTTP', 1),
-        ('ftp', 'redirected to an address that is not HTTP', 1),
         ('round', 'redirected too often', fetching.MAX_REDIRECTS + 1),
         ('large', 'more than 20 MB', 1),
     ],
@@ -201,25 +191,15 @@ def test_a_host_is_given_up_when_it_fails_repeatedly_or_asks_for_a_long_wait(sho
     assert len(shop.asked) == 3 * 3 + 1
 
 
-def test_hosts_that_do_not_exist_are_asked_again_in_the_next_run(shop, listed, tmp_path):
-    (tmp_path / 'darn_url.txt').write_text('1/a http://127.0.0.1:1/a\n1/b http://no..host/x\n')
-    assert run(tmp_path / 'darn_url.txt')['lost'].keys() >= {'Connection refused'}
-    (tmp_path / 'darn_url.txt').write_text('')
-    assert run(listed({'1/a': 'photo', '1/b': 'photo'}))['lost'] == {}
-
-
-def test_few_requests_run_at_one_host_redirected_ones_included(shop, listed):
+def test_few_requests_run_at_a_time_redirected_ones_included(shop, listed):
     urls_file = listed({f'1/{i}': f'{"away" if i % 2 else "brief"}/{i}' for i in range(24)})
     listed({f'2/{i}': f'brief/{i}' for i in range(12)}, 'localhost')
     assert run(urls_file, per_host=3)['fetched'] == 36
     assert 1 < shop.most['127.0.0.1'] <= 3 and 1 < shop.most['localhost'] <= 3 < shop.most['all'] <= 6
-
-
-def test_requests_wait_for_a_worker_and_pause(shop, listed):
-    urls_file = listed({f'1/{i}': f'brief/{i}' for i in range(4)})
-    listed({f'2/{i}': f'brief/{i}' for i in range(4)}, 'localhost')
-    assert run(urls_file, workers=1, per_host=2, pause=0.02)['fetched'] == 8
-    assert shop.most['all'] == 1 and shop.times[-1] - shop.times[0] > 7 * 0.05
+    shop.most.clear()
+    shop.times.clear()
+    assert run(listed({f'3/{i}': f'brief/{i}' for i in range(4)}), workers=1, pause=0.05)['fetched'] == 4
+    assert shop.most['all'] == 1 and shop.times[-1] - shop.times[0] > 3 * 0.05
 
 
 def test_every_way_to_write_the_list_is_read(tmp_path):
@@ -242,12 +222,10 @@ def test_every_way_to_write_the_list_is_read(tmp_path):
         ('/1/b http://x/b', "'/1/b' is an absolute path"),
         ('pic/../../b http://x/b', 'leaves the folder'),
         ('b http://x/b', '\'b\' is not the "ID/NAME" of a photo'),
-        ('1/2/3/b http://x/b', '"ID/NAME"'),
         ('1/.b http://x/b', '"ID/NAME"'),
         ('1/b file:///etc/passwd', "'file:///etc/passwd' is not an HTTP address"),
         ('1/b x/b.jpg', 'is not an HTTP'),
         ('1/b http:///b.jpg', 'is not an HTTP'),
-        ('1/b http://x:port/b.jpg', 'is not an HTTP'),
         ('1/b http://[x/b.jpg', 'is not an HTTP'),
     ],
 )
