@@ -173,7 +173,16 @@ def open_session(workers: int, per_host: int, pause: float, backoff: float) -> r
     return session
 
 
-def _fetch_all(session, urls, folder, lost, *, workers, per_host, timeout) -> None:
+def _fetch_all(
+    session: requests.Session,
+    urls: dict[str, str],
+    folder: Path,
+    lost: dict[str, tuple[str, str]],
+    *,
+    workers: int,
+    per_host: int,
+    timeout: float,
+) -> None:
     """Fetch every photo, and record in `lost` and lost.txt what could not be had.
 
     After an error or Ctrl-C the requests that are under way are waited for, and no others are made.
@@ -203,12 +212,12 @@ def _fetch_all(session, urls, folder, lost, *, workers, per_host, timeout) -> No
                     lost_file.flush()  # a killed run loses nothing
                 bar.update()
 
-    queues = defaultdict(list)
+    queues: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for name, url in urls.items():
         queues[host_of(url)].append((name, url))
     for queue in queues.values():
         random.shuffle(queue)  # a host that is given up is asked for other photos in the next run
-    hosts = [Host(queue) for queue in sorted(queues.values(), key=len)]
+    hosts = [Host(queue) for queue in sorted(queues.values(), key=len)]  # short queues first, so that few hosts wait
     with (
         (folder / LOST_FILE).open('a', encoding='utf-8') as lost_file,
         tqdm(total=len(urls), desc='Fetching', unit='photo', disable=None) as bar,
@@ -243,14 +252,14 @@ def _fetch_one(session: requests.Session, url: str, path: Path, timeout: float) 
 
 
 def _read_body(response: requests.Response, deadline: float) -> bytes:
-    data = b''
+    data = bytearray()
     while part := response.raw.read1(65536, decode_content=True):
         data += part
         if len(data) > MAX_BYTES:
             raise LostError(TOO_LARGE)
         if time.monotonic() > deadline:
             raise TimeoutError
-    return data
+    return bytes(data)
 
 
 def _describe(error: BaseException) -> str:
