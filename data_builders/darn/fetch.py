@@ -54,24 +54,25 @@ class LostError(Exception):
 class PatientRetry(Retry):
     """Waits for as long as Retry-After asks, unless that is too long."""
 
-    def increment(self, method=None, url=None, response=None, **kwargs):
+    def increment(self, *args, **kwargs):
+        response = kwargs.get('response')  # urllib3 passes it by name
         if response is not None and (self.get_retry_after(response) or 0) > MAX_RETRY_AFTER:
             response.close()
             raise LostError(f'HTTP {response.status}', failures=GIVE_UP_AFTER)
-        return super().increment(method, url, response, **kwargs)
+        return super().increment(*args, **kwargs)
 
 
 class PoliteAdapter(HTTPAdapter):
     """Sends `per_host` requests to a host at a time, redirected ones included, each after a pause."""
 
-    def __init__(self, per_host: int, pause: float, **options):
-        super().__init__(**options)
+    def __init__(self, per_host: int, pause: float, **kwargs):
+        super().__init__(**kwargs)
         self.per_host, self.pause, self.slots = per_host, pause, {}
 
-    def send(self, request, **options):
+    def send(self, request, *args, **kwargs):
         with self.slots.setdefault(host_of(request.url), threading.Semaphore(self.per_host)):
             time.sleep(self.pause)
-            return super().send(request, **options)
+            return super().send(request, *args, **kwargs)
 
 
 class Host:
