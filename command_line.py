@@ -1,302 +1,225 @@
-"""The command line: flags, the layers of a config (file, workdir, --config, --config.field=value), and --help."""
+"""The command line: flags, config layers and --help.
 
-import ast
+A config has four layers, and later ones win: the values of the default config file, the workdir's config.json, the
+config file that --config names, and --config.FIELD=VALUE.
+"""
+
 import difflib
 import json
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import ml_collections
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
+from ml_collections.config_flags import tuple_parser
 
 from asen_jax.errors import InputError
+from configs import common
 
-HERE = Path(__file__).resolve().parent
-DEFAULT_CONFIG = HERE / 'configs' / 'fashionai.py'
-NO_CONFIGS = ('__init__', 'common', 'variants')
-MAY_BE_ZERO = (
-    'seed',
-    'data.num_workers',
-    'data.jitter',
-    'train.save_every_steps',
-    'train.margin',
-    'train.embedding_norm',
-    'train.mask_norm',
-)
-MODES = {
-    'train': 'prepare if needed, train, evaluate on valid each epoch, keep best and latest, resume; test the best at the end',
-    'eval': 'evaluate a checkpoint; print the table and write eval_<split>.json',
-    'prepare': 'build the records only; print what was read, skipped and why; write prepare.json beside them',
-    'import': "a PyTorch checkpoint of the original ASEN or CSN becomes the workdir's checkpoint",
-    'export': 'write a frozen program with its weights, or the state dict of the original, to --output',
-    'embed': 'vectors of any photos, to the file --output',
-}
-# flag -> the modes that it belongs to; those in NEEDED must have it
-MODES_OF = {
-    'checkpoint': ('eval', 'export', 'embed'), 'split': ('eval',), 'darn_urls': ('prepare',), 'torch_checkpoint': ('import',),
-    'output': ('export', 'embed'), 'format': ('export',), 'images': ('embed',), 'heatmaps': ('embed',), 'strict': ('embed',),
-}  # fmt: skip
-NEEDED = {'import': ('torch_checkpoint',), 'export': ('output',), 'embed': ('images', 'output')}
-FLAGS = {
-    'checkpoint': 'best | latest | STEP: what eval, export and embed take; default best',
-    'split': 'valid | test: what it is evaluated on; default test',
-    'darn_urls': 'list of URLs: prepare fetches the photos of DARN that are not there yet',
+CONFIGS = Path(__file__).resolve().parent / 'configs'
+HELP_FLAGS = {'--help', '-help', '-h', '-?', '--helpfull'}
+USAGE = 'python main.py [--config configs/NAME.py[:VARIANT]] [--mode MODE] [--workdir DIR] [--config.FIELD=VALUE ...]'
+PATH_FLAGS = {
+    'workdir': 'folder of the run; default runs/<config.name>, for catalogs followed by the name of their folder',
+    'darn_urls': 'list of URLs: download the photos of DARN that are missing, then prepare',
     'torch_checkpoint': 'file to import: .pth.tar, .pth or .safetensors',
-    'output': 'folder of the export; .npz file of the vectors',
-    'format': "jax | torch: a program with its weights, or the original's state dict; default jax",
-    'images': 'folder, "glob", list of paths or .csv with a column path: the photos to embed',
-    'heatmaps': 'also write where the network looks in each photo',
-    'strict': 'stop at the first photo that cannot be read, instead of skipping it',
+    'output': 'folder for the export, or .npz file for the vectors',
+    'images': 'photos to embed: a folder, a quoted glob, a list of paths, or a .csv with a "path" column',
 }
 
 
-PATHS = ('darn_urls', 'torch_checkpoint', 'output', 'images')
+class Mode(NamedTuple):
+    """What a mode does, and the flags that belong to it."""
+
+    meaning: str
+    needs: tuple[str, ...] = ()
+    accepts: tuple[str, ...] = ()
+
+
+MODES = {
+    'train': Mode('prepare if needed, train or resume, evaluate on valid after each epoch, test the best checkpoint'),
+    'eval': Mode('evaluate a checkpoint; print the table, write eval_<split>.json', accepts=('checkpoint', 'split')),
+    'prepare': Mode('only build the records; print a summary, write prepare.json', accepts=('darn_urls',)),
+    'import': Mode('turn a PyTorch checkpoint of ASEN or CSN into a checkpoint', needs=('torch_checkpoint',)),
+    'export': Mode('write a program with weights, or a state dict', ('output',), ('checkpoint', 'format')),
+    'embed': Mode('write the vectors of any photos', ('images', 'output'), ('checkpoint', 'heatmaps', 'strict')),
+}
 
 
 class Arguments(NamedTuple):
-    """What a command line asks for."""
+    """A parsed command line."""
 
     mode: str
-    config: ml_collections.ConfigDict
+    config: ConfigDict
     workdir: Path
-    flags: flags.FlagValues  # checkpoint, split, output, ... (FLAGS)
+    flags: flags.FlagValues
 
 
 def parse(argv: Sequence[str]) -> Arguments | None:
-    """The arguments of `argv`, or None after --help; raises InputError, in one sentence, for what cannot be meant."""
-    if any(argument in ('--help', '-h', '-help', '--helpfull', '-?') for argument in argv[1:]):
+    """The arguments in `argv`, or None after printing --help; raises InputError for invalid ones."""
+    if HELP_FLAGS.intersection(argv[1:]):
         print(help_text())
         return None
-    values, ordered = flags.FlagValues(), _arrange(argv)
-    before, sys.argv = sys.argv, ordered  # config_flags looks for --config.field=value in sys.argv
     try:
-        extra = _define_flags(values)(ordered)[1:]
+        values = parse_flags(argv)
         workdir = Path(values.workdir or default_workdir(values.config))
-    except AttributeError as error:
-        raise InputError(_unknown_field(argv, error)) from error
+    except (AttributeError, LookupError) as error:
+        raise InputError(_explain_unknown_field(argv, error)) from error
     except (flags.Error, OSError, SyntaxError, TypeError, ValueError) as error:
-        raise InputError(_one_sentence(error)) from error
-    finally:
-        sys.argv = before
-    if extra:
-        raise InputError(f'{extra[0]!r} is not a flag; every option begins with two dashes (--help lists them).')
-    flags.FLAGS.mark_as_parsed()  # Grain's workers ask for this
-    workdir = Path(_at_home('--workdir', str(workdir)))
-    config = _layer(values, values.config, workdir)
-    _expand_paths(values, config)
-    _check_numbers(config)
-    _check_flags(values, config)
-    return Arguments(values.mode, config, workdir, values)
+        raise InputError(_one_line(error)) from error
+    flags.FLAGS.mark_as_parsed()  # Grain's worker processes check this
+    _apply_workdir(values, workdir)
+    common.check_numbers(values.config)
+    for field in ('data.dir', 'data.manual_dir', 'init.trunk'):
+        _expand_home(values.config[field])  # only a check: the config keeps its ~
+    _check_mode(values)
+    return Arguments(values.mode, values.config, workdir, values)
 
 
-def default_workdir(config: ml_collections.ConfigDict) -> Path:
-    """runs/<config.name>; for your own photos with the name of their folder, so that two catalogs do not share one."""
-    if config.data.name == 'catalog' and re.fullmatch(r'catalog(_\w+)?', config.name):
-        return Path('runs') / f'{config.name}-{Path(config.data.manual_dir).expanduser().resolve().name}'
-    return Path('runs') / config.name
+def default_workdir(config: ConfigDict) -> Path:
+    """runs/<config.name>; configs/catalog.py appends the name of the catalog's folder, so that catalogs do not mix."""
+    name = config.name
+    if config.data.name == 'catalog' and re.fullmatch(r'catalog(_\w+)?', name):
+        name += '-' + _expand_home(config.data.manual_dir).resolve().name
+    return Path('runs') / name
 
 
-def _arrange(argv: Sequence[str]) -> list[str]:
-    """`argv` as config_flags wants it: --config before every --config.field=value, and a,b as a Python tuple."""
-    first, rest = [], list(argv[1:])
-    for place, argument in enumerate(rest):
-        name, equals, value = argument.partition('=')
-        if name.lstrip('-') == 'config.data.attributes':
-            if not equals and place + 1 < len(rest):
-                value = rest.pop(place + 1)
-            names = [part.strip(' \'"') for part in value.strip('()[]').split(',')]
-            rest[place] = f'{name}={tuple(part for part in names if part)!r}'
-    for place, argument in enumerate(rest):
-        if re.fullmatch(r'--?config(=.*)?', argument):
-            width = 1 if '=' in argument else 2
-            first, rest = rest[place : place + width], rest[:place] + rest[place + width :]
-            break
-    return [argv[0], *first, *rest]
-
-
-def _define_flags(values: flags.FlagValues) -> flags.FlagValues:
-    config_flags.DEFINE_config_file('config', str(DEFAULT_CONFIG), lock_config=True, flag_values=values)
-    flags.DEFINE_enum('mode', 'train', list(MODES), 'what to do', flag_values=values)
-    flags.DEFINE_string('workdir', None, 'folder of the run', flag_values=values)
-    flags.DEFINE_string('checkpoint', 'best', 'best, latest or a step', flag_values=values)
-    for name in PATHS:
-        flags.DEFINE_string(name, None, FLAGS[name], flag_values=values)
-    for name in ('heatmaps', 'strict'):
-        flags.DEFINE_boolean(name, False, FLAGS[name], flag_values=values)
-    flags.DEFINE_enum('format', 'jax', ['jax', 'torch'], FLAGS['format'], flag_values=values)
-    flags.DEFINE_enum('split', 'test', ['valid', 'test'], 'split to evaluate', flag_values=values)
+def parse_flags(argv: Sequence[str]) -> flags.FlagValues:
+    """All flags in `argv`, in any order; `.config` has the config file's values with --config.FIELD=VALUE applied."""
+    first_pass = flags.FlagValues()  # only finds --config, which config_flags wants before --config.FIELD=VALUE
+    flags.DEFINE(PathParser(), 'config', None, 'config file', flag_values=first_pass)
+    argv = first_pass(list(argv), known_only=True)
+    if first_pass.config:
+        path = first_pass.config.partition(':')[0]
+        if not Path(path).is_file():
+            raise InputError(f'There is no config file {path}; choose one such as configs/catalog.py.')
+        argv.insert(1, f'--config={first_pass.config}')
+    values = define_flags(argv)
+    positional = values(argv)[1:]
+    if positional:
+        raise InputError(f'{positional[0]!r} is not a flag; flags begin with two dashes (see --help).')
     return values
 
 
-def _layer(values: flags.FlagValues, config: ml_collections.ConfigDict, workdir: Path) -> ml_collections.ConfigDict:
-    """What the workdir remembers lies between a default config file and --config.field=value; an explicit --config wins."""
-    overrides = config_flags.get_override_values(values['config'])
-    remembered = _read_remembered(workdir / 'config.json')
-    if remembered is None:
-        return config
-    if values['config'].using_default_value:
-        given, config = config, config.copy_and_resolve_references()
-        _fill(config, remembered, workdir / 'config.json')
-        for field in overrides:
-            _assign(config, field, _look_up(given.to_dict(), field))
-    _say_differences(config, remembered, workdir)
-    return config
+def define_flags(argv: Sequence[str]) -> flags.FlagValues:
+    """All flags, not yet parsed; config_flags defines one for each --config.FIELD in `argv`."""
+    values, default = flags.FlagValues(), str(CONFIGS / 'fashionai.py')
+    names = ', '.join(sorted({path.stem for path in CONFIGS.glob('*.py')} - {'__init__', 'common', 'variants'}))
+    config_flags.register_flag_parser_for_type(tuple, NamesParser())
+    about = f'file in configs/: {names}'
+    config_flags.DEFINE_config_file('config', default, about, flag_values=values, sys_argv=list(argv))
+    flags.DEFINE_enum('mode', 'train', list(MODES), 'what to do', flag_values=values)
+    for name, meaning in PATH_FLAGS.items():
+        flags.DEFINE(PathParser(), name, None, meaning, flag_values=values)
+    flags.DEFINE_string('checkpoint', 'best', 'best, latest or the number of a step', flag_values=values)
+    flags.DEFINE_enum('split', 'test', ['valid', 'test'], 'split to evaluate', flag_values=values)
+    flags.DEFINE_enum('format', 'jax', ['jax', 'torch'], 'JAX program or PyTorch state dict', flag_values=values)
+    flags.DEFINE_boolean('heatmaps', False, 'also write where the network looks in each photo', flag_values=values)
+    flags.DEFINE_boolean('strict', False, 'stop at an unreadable photo instead of skipping it', flag_values=values)
+    return values
 
 
-def _check_flags(values: flags.FlagValues, config: ml_collections.ConfigDict) -> None:
-    """Each mode has its own flags; one that would say nothing is refused."""
-    for name, modes in MODES_OF.items():
-        if values[name].present and values.mode not in modes:
-            raise InputError(f'--{name} goes with --mode {" or ".join(modes)}, not with {values.mode}.')
-    for name in NEEDED.get(values.mode, ()):
-        if not values[name].value:
-            raise InputError(f'--mode {values.mode} needs --{name}: {FLAGS[name]}.')
-    if values.darn_urls == '':  # as a shell's unset variable leaves it: nothing would be fetched
-        raise InputError('--darn_urls is empty; name the list of URLs.')
-    if values.darn_urls is not None and config.data.name != 'darn':
-        raise InputError('--darn_urls goes with --mode prepare --config configs/darn.py.')
+class PathParser(flags.ArgumentParser):
+    """Expands a leading ~, which shells leave alone after an equals sign."""
+
+    def parse(self, argument: str) -> str:
+        if not argument:
+            raise ValueError('the path is empty; write one, or leave the flag out.')
+        return str(_expand_home(argument))
 
 
-def _expand_paths(values: flags.FlagValues, config: ml_collections.ConfigDict) -> None:
-    """Flags with `~` at the front, which a shell leaves as it is behind `=`; fields are expanded where they are used."""
-    for name in PATHS:
-        if values[name].value:
-            values[name].value = _at_home(f'--{name}', values[name].value)
-    for field in ('data.dir', 'data.manual_dir', 'init.trunk'):
-        _at_home(f'config.{field}', _look_up(config.to_dict(), field))
+class NamesParser(tuple_parser.TupleParser):
+    """Splits `a,b` into ('a', 'b'); Python's brackets and quotes are allowed."""
+
+    def parse(self, argument: str | tuple) -> tuple:
+        if isinstance(argument, tuple):
+            return argument
+        inside = argument[1:-1] if argument.startswith(('(', '[')) else argument
+        names = [name.strip(' \'"') for name in inside.split(',')]
+        return tuple(name for name in names if name)
 
 
-def _at_home(where: str, path: str) -> str:
+def _expand_home(path: str) -> Path:
     try:
-        return str(Path(path).expanduser())
+        return Path(path).expanduser()
     except RuntimeError as error:
-        raise InputError(f'{where}: {path!r} names a home that is not there; write the folder in full.') from error
+        raise InputError(f'{path!r} names a home folder that does not exist; write the path in full.') from error
 
 
-def _check_numbers(config: ml_collections.ConfigDict) -> None:
-    """Sizes, periods and rates are above zero, but for the few that may be zero."""
-    for field, value in _flatten(config.to_dict()).items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            continue
-        least = 'zero or more' if field in MAY_BE_ZERO else 'more than zero'
-        if not (value > 0 or (value == 0 and field in MAY_BE_ZERO)):
-            raise InputError(f'config.{field} is {value}; give it {least}.')
-    if config.data.jitter >= 1:
-        raise InputError(
-            f'config.data.jitter is {config.data.jitter}, which would cut everything away; give it less than 1.'
-        )
-
-
-def _read_remembered(path: Path) -> dict | None:
+def _apply_workdir(values: flags.FlagValues, workdir: Path) -> None:
+    """Apply the workdir's config.json unless --config was given, and print where the config differs from it."""
+    config, path = values.config, workdir / 'config.json'
     try:
-        remembered = json.loads(path.read_text())
-        if not isinstance(remembered, dict):
-            raise ValueError('no object')
-        return remembered
+        remembered = _flatten(json.loads(path.read_text()))
     except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise InputError(f'{path} is not readable as JSON ({error}); mend it, or name another --workdir.') from error
+        return
+    except (AttributeError, ValueError) as error:
+        raise InputError(f'{path} is not a JSON object ({error}); fix it, or choose another --workdir.') from error
+    if values['config'].using_default_value:
+        known = _flatten(config.to_dict())
+        for field in sorted(remembered.keys() - known):
+            print(f'{path}: ignored {field}, which is not a field of this version')
+        try:
+            config.update_from_flattened_dict({field: remembered[field] for field in remembered.keys() & known})
+        except TypeError as error:
+            raise InputError(f'{path}: {error}; fix it, or choose another --workdir.') from error
+        config.update_from_flattened_dict(config_flags.get_override_values(values['config']))
+    for field, value in _flatten(json.loads(config.to_json())).items():
+        if value != remembered.get(field, value):
+            print(f'config.{field} is {value!r}; {workdir} had {remembered[field]!r}')
 
 
 def _flatten(tree: dict, prefix: str = '') -> dict:
+    """Nested groups as {'data.name': value}; Flax has this too, but importing it loads JAX, even for --help."""
     flat = {}
     for name, value in tree.items():
         flat |= _flatten(value, f'{prefix}{name}.') if isinstance(value, dict) else {prefix + name: value}
     return flat
 
 
-def _look_up(tree: dict, field: str):
-    return _flatten(tree)[field]
+def _check_mode(values: flags.FlagValues) -> None:
+    """Refuse flags that the mode would ignore, and demand those that it needs."""
+    for name in values:
+        modes = [mode for mode in MODES if name in MODES[mode].needs + MODES[mode].accepts]
+        if modes and values.mode not in modes and values[name].present:
+            raise InputError(f'--{name} goes with --mode {" or ".join(modes)}, not with {values.mode}.')
+    for name in MODES[values.mode].needs:
+        if values[name].value is None:
+            raise InputError(f'--mode {values.mode} needs --{name}: {values[name].help}.')
+    if values.darn_urls and values.config.data.name != 'darn':
+        raise InputError('--darn_urls goes with --mode prepare --config configs/darn.py.')
 
 
-def _assign(config: ml_collections.ConfigDict, field: str, value) -> None:
-    *groups, name = field.split('.')
-    for group in groups:
-        config = config[group]
-    config[name] = tuple(value) if isinstance(value, list) else value
-
-
-def _fill(config: ml_collections.ConfigDict, remembered: dict, path: Path) -> None:
-    known = _flatten(config.to_dict())
-    for field, value in _flatten(remembered).items():
-        if field not in known:
-            print(f'{path}: field {field} is of another version and ignored')
-            continue
-        try:
-            _assign(config, field, value)
-        except TypeError as error:
-            raise InputError(f'{path}, field {field}: {_one_sentence(error)}') from error
-
-
-def _say_differences(config: ml_collections.ConfigDict, remembered: dict, workdir: Path) -> None:
-    now, before = _flatten(json.loads(config.to_json())), _flatten(remembered)
-    for field in sorted(now.keys() & before.keys()):
-        if now[field] != before[field]:
-            print(f'config.{field} is {now[field]!r}; {workdir} had {before[field]!r}')
-
-
-def _unknown_field(argv: Sequence[str], error: AttributeError) -> str:
-    """The sentence for a misspelt field, with the nearest that exists."""
-    fields = [field for field, _ in config_fields()]
+def _explain_unknown_field(argv: Sequence[str], error: Exception) -> str:
+    """The sentence for a misspelt --config.FIELD, with the closest field that exists."""
+    fields = [field for field, *_ in common.describe_fields()]
+    by_name = {field.rpartition('.')[2]: field for field in reversed(fields)} | {field: field for field in fields}
     for argument in argv[1:]:
-        match = re.match(r'--?config\.([^=]+)', argument)
+        match = re.match(r'--?(?:no)?config\.([^=]+)', argument)
         if match and match[1] not in fields:
-            last = {field.rpartition('.')[2]: field for field in fields}
-            near = difflib.get_close_matches(match[1], fields, 1, 0.75)
-            near = near or [last[name] for name in difflib.get_close_matches(match[1].rpartition('.')[2], last, 1)]
-            remedy = f'did you mean --config.{near[0]}?' if near else '--help lists the fields.'
+            closest = difflib.get_close_matches(match[1], by_name, 1)
+            remedy = f'did you mean --config.{by_name[closest[0]]}?' if closest else '--help lists the fields.'
             return f'config has no field {match[1]!r}; {remedy}'
-    return f'The config file asks for a field that configs/common.py does not have: {_one_sentence(error)}'
+    return f'The config file uses a field that configs/common.py does not have: {_one_line(error)}'
 
 
-def _one_sentence(error: Exception) -> str:
-    text = str(error).strip()
-    missing = re.search(r'Attempted \[[^]]*]:\s+(\S+)\s', text)
-    if missing:
-        return f'There is no config file {missing[1]}; name one like configs/{config_names()[0]}.py.'
-    return ' '.join(text.split('\n')[-1 if 'Traceback' in text else 0 :]).strip()
-
-
-def config_fields() -> list[tuple[str, str]]:
-    """Every field of configs/common.py as ('data.name', "'fashionai'  # what it means"), read from its source."""
-    path, groups, fields = HERE / 'configs' / 'common.py', {'config': ''}, []
-    lines = path.read_text().splitlines()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Attribute):
-            continue
-        owner, name = node.targets[0].value.id, node.targets[0].attr
-        field = groups[owner] + name
-        if len(node.targets) == 2:  # config.data = data = ConfigDict()
-            groups[node.targets[1].id] = field + '.'
-        else:
-            fields.append((field, lines[node.lineno - 1].partition(' = ')[2]))
-    return fields
-
-
-def config_names() -> list[str]:
-    """The config files that --config can name."""
-    return sorted(path.stem for path in (HERE / 'configs').glob('*.py') if path.stem not in NO_CONFIGS)
+def _one_line(error: Exception) -> str:
+    """The message on one line; if config_flags put a traceback into it, only its last line."""
+    lines = str(error).strip().split('\n')
+    return lines[-1] if 'Traceback' in str(error) else ' '.join(lines)
 
 
 def help_text() -> str:
     """What --help prints: modes, flags and every config field with its comment."""
-    lines = [
-        'usage: python main.py [--config configs/NAME.py[:VARIANT]] [--mode MODE] [--workdir DIR] [--config.FIELD=VALUE ...]'
-    ]
-    lines += ['', 'modes:', *(f'  {mode:<10}{does}' for mode, does in MODES.items())]
-    lines += [
-        '', 'flags:',
-        f'  --config            a file of configs/ ({", ".join(config_names())}); default configs/fashionai.py',
-        '  --workdir           folder of the run; default runs/<config.name>',
-        *(f'  --{name:<18}{meaning}' for name, meaning in FLAGS.items()),
-        '', 'fields, as --config.FIELD=VALUE (values shown are those of configs/common.py; a config file changes some):',
-    ]  # fmt: skip
-    for field, text in config_fields():
-        value, _, meaning = text.partition('  # ')
-        lines.append(f'  {field:<28}{value:<16}{meaning}')
+    lines = [f'usage: {USAGE}', '', 'modes:']
+    for name, mode in MODES.items():
+        own = [f'--{flag} (required)' for flag in mode.needs] + [f'--{flag}' for flag in mode.accepts]
+        lines.append(f'  {name:<10}{mode.meaning}')
+        if own:
+            lines.append(f'{"":12}{", ".join(own)}')
+    lines += ['', define_flags([]).module_help(__name__).strip().replace(__name__, 'flags'), '']
+    lines.append('fields, as --config.FIELD=VALUE (values of configs/common.py, some of which a config file changes):')
+    lines += [f'  {field:<28}{value:<16}{meaning}' for field, value, meaning in common.describe_fields()]
     return '\n'.join(lines)

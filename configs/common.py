@@ -1,92 +1,120 @@
-"""Every field of a config, once, with its unit and meaning; nothing derived. A dataset's file changes a few.
+"""Every config field, with its published value (ASEN, AAAI 2020) and a comment; a dataset's file changes a few.
 
-The values here are the published recipe of ASEN (AAAI 2020). `python main.py --help` prints these comments.
+`python main.py --help` prints the lines of this file that set a field. No value is derived from another one, so that
+--config.FIELD=VALUE never leaves a stale value behind.
 """
 
-import ml_collections
+import re
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from asen_jax.errors import InputError
+
+FIELD_LINE = re.compile(r'^    config\.(\S+) = (.+?)  # (.+)$', re.MULTILINE)
+MAY_BE_ZERO = {'seed', 'data.num_workers', 'data.jitter', 'train.save_every_steps'}
+MAY_BE_ZERO |= {'train.margin', 'train.embedding_norm', 'train.mask_norm'}
 
 
-def get_config() -> ml_collections.ConfigDict:
-    """The fields that all configs share."""
-    config = ml_collections.ConfigDict()
-    config.name = 'asen'  # names the run; the default workdir is runs/<name>
-    config.seed = 0  # decides initial weights, triplets and augmentation
+def get_config() -> ConfigDict:
+    """All fields, with the values of the published ASEN recipe for FashionAI."""
+    config = ConfigDict()
+    config.name = 'asen'  # name of the run; the default workdir is runs/<name>
+    config.seed = 0  # determines initial weights, triplets and augmentation
     config.precision = 'float32'  # float32 | tensorfloat32 | bfloat16: of the arithmetic; weights stay float32
-    _add_data(config)
-    _add_model(config)
-    _add_training(config)
-    _add_running(config)
+    add_data(config)
+    add_model(config)
+    add_training(config)
+    add_evaluation(config)
     return config
 
 
-def _add_data(config: ml_collections.ConfigDict) -> None:
-    """Photos, lists and triplets."""
-    config.data = data = ml_collections.ConfigDict()
-    data.name = 'fashionai'  # fashionai | darn | deepfashion | zappos50k | catalog | synthetic: which builder
-    data.manual_dir = 'data'  # folder of the raw files; a catalog's own folder
-    data.dir = 'data/records'  # folder of the prepared records
-    data.image_size = 224  # pixels, side of the network's square input
-    data.fit = 'crop'  # crop | pad | stretch: how a photo becomes a square; the papers crop
-    data.attributes = ()  # names of the attributes to use; () is all of them (a catalog: columns with 2-100 values)
-    data.crop_to_bbox = False  # crop photos to their garment's box first, where there is one
-    data.num_triplets = 100_000  # triplets an epoch
-    data.triplets = 'fresh'  # fresh | fixed: drawn anew each epoch, or the builder's list
-    data.strict_negatives = False  # forbid a negative that also holds the anchor's value
-    data.flip = True  # mirror training photos at random, each on its own
-    data.jitter = 0.0  # fraction of a side that a random crop of a training photo may cut away
-    data.missing = 'error'  # error | skip: a listed photo that is not there
-    data.broken = 'error'  # error | skip: a photo that cannot be decoded
-    data.resample_triplets = False  # zappos50k only: draw the triplet lists anew, from meta-data-bin.csv
-    data.num_workers = 4  # processes that load photos; 0 loads in threads of this one
-    data.num_photos = 4000  # synthetic only: photos to draw
-    data.synthetic_size = 96  # synthetic only: pixels, side of a drawn photo
+def add_data(config: ConfigDict) -> None:
+    """Photos, labels and triplets."""
+    config.data = ConfigDict()
+    config.data.name = 'fashionai'  # fashionai | darn | deepfashion | zappos50k | catalog | synthetic: the dataset
+    config.data.manual_dir = 'data'  # folder of the raw files; for a catalog, the folder that contains labels.csv
+    config.data.dir = 'data/records'  # folder for the prepared records
+    config.data.image_size = 224  # side of the square network input, in pixels
+    config.data.fit = 'crop'  # crop | pad | stretch: how a photo is made square; the papers crop
+    config.data.attributes = ()  # attributes to use, as a,b,c; empty: all of them (a catalog: columns with 2-100 values)
+    config.data.crop_to_bbox = False  # first crop each photo to its garment box, if it has one
+    config.data.num_triplets = 100_000  # triplets per epoch
+    config.data.triplets = 'fresh'  # fresh | fixed: sample new triplets each epoch, or use the dataset's own list
+    config.data.strict_negatives = False  # never use a negative that also has the anchor's value
+    config.data.flip = True  # randomly mirror each training photo
+    config.data.jitter = 0.0  # largest fraction of a side that random crops of training photos may remove
+    config.data.missing = 'error'  # error | skip: what to do about a listed photo that does not exist
+    config.data.broken = 'error'  # error | skip: what to do about a photo that cannot be decoded
+    config.data.resample_triplets = False  # zappos50k only: sample triplet lists from meta-data-bin.csv
+    config.data.num_workers = 4  # processes that load photos; 0: threads of the main process
+    config.data.num_photos = 4000  # synthetic only: number of photos to draw
+    config.data.synthetic_size = 96  # synthetic only: side of a drawn photo, in pixels
 
 
-def _add_model(config: ml_collections.ConfigDict) -> None:
-    """The network, and what it starts from."""
-    config.model = model = ml_collections.ConfigDict()
-    model.name = 'asen'  # asen | asen_v2 | csn | triplet
-    model.trunk = 'resnet50'  # resnet18 | resnet34 | resnet50, each up to layer3
-    model.trunk_width = 64  # channels of the stem; 64 is the published width, others need init.trunk=none
-    model.embed_dim = 1024  # size of an embedding; asen_v2 has no last layer: its size is the trunk's
-    model.normalize = True  # embeddings of unit length
-    model.bn_per_role = True  # batch statistics per anchor, positive, negative, as the original computes them
-    model.spatial_attention = True  # asen, asen_v2: off is the paper's ablation, an average pool
-    model.channel_attention = True  # asen, asen_v2: off is the paper's ablation, no mask
-    model.masks = 'learned'  # csn: learned | sections | fixed
+def add_model(config: ConfigDict) -> None:
+    """The network and its initial weights."""
+    config.model = ConfigDict()
+    config.model.name = 'asen'  # asen | asen_v2 | csn | triplet
+    config.model.trunk = 'resnet50'  # resnet18 | resnet34 | resnet50, each up to layer3
+    config.model.trunk_width = 64  # channels of the trunk's first layer; values other than 64 need init.trunk=none
+    config.model.embed_dim = 1024  # dimensions of an embedding; asen_v2 ignores it and uses the trunk's channels
+    config.model.normalize = True  # scale embeddings to unit length
+    config.model.bn_per_role = True  # batch statistics per role (anchor, positive, negative), as in the original
+    config.model.spatial_attention = True  # asen, asen_v2: False is the paper's ablation with average pooling
+    config.model.channel_attention = True  # asen, asen_v2: False is the paper's ablation without a channel mask
+    config.model.masks = 'learned'  # csn: learned | sections | fixed
 
-    config.init = init = ml_collections.ConfigDict()
-    init.trunk = 'imagenet'  # imagenet | none | a file | hf://OWNER/NAME: the trunk's first weights
-
-
-def _add_training(config: ml_collections.ConfigDict) -> None:
-    """Optimizer, loss, and when to save."""
-    config.optim = optim = ml_collections.ConfigDict()
-    optim.learning_rate = 1e-4  # Adam's, in the first epoch
-    optim.decay_rate = 0.985  # the learning rate is multiplied by this ...
-    optim.decay_every_epochs = 1  # ... every so many epochs
-
-    config.train = train = ml_collections.ConfigDict()
-    train.batch_size = 16  # triplets a step, over all devices
-    train.num_epochs = 200  # epochs
-    train.loss = 'triplet'  # triplet | contrastive: the papers', or each photo against all of its batch
-    train.margin = 0.2  # of the triplet loss
-    train.temperature = 0.1  # of the contrastive loss
-    train.distance = 'cosine'  # cosine | euclidean: what the triplet loss and the rankings compare
-    train.embedding_norm = 0.0  # csn: weight of the size of vectors before their mask
-    train.mask_norm = 0.0  # csn: weight of the masks' size
-    train.log_every_steps = 50  # steps between lines of metrics.jsonl
-    train.save_every_minutes = 10.0  # minutes between saves of the latest checkpoint, besides each epoch's
-    train.save_every_steps = 0  # steps between such saves; 0 leaves it to the minutes
+    config.init = ConfigDict()
+    config.init.trunk = 'imagenet'  # imagenet | none | FILE | hf://OWNER/NAME: the trunk's initial weights
 
 
-def _add_running(config: ml_collections.ConfigDict) -> None:
+def add_training(config: ConfigDict) -> None:
+    """Optimizer, loss, logging and saving."""
+    config.optim = ConfigDict()
+    config.optim.learning_rate = 1e-4  # Adam's learning rate in the first epoch
+    config.optim.decay_rate = 0.985  # factor on the learning rate, applied every decay_every_epochs
+    config.optim.decay_every_epochs = 1  # epochs between decays of the learning rate
+
+    config.train = ConfigDict()
+    config.train.batch_size = 16  # triplets per step, over all devices
+    config.train.num_epochs = 200  # epochs to train
+    config.train.loss = 'triplet'  # triplet (as in the papers) | contrastive (each photo against its whole batch)
+    config.train.margin = 0.2  # margin of the triplet loss
+    config.train.temperature = 0.1  # temperature of the contrastive loss
+    config.train.distance = 'cosine'  # cosine | euclidean: the distance in the triplet loss and in rankings
+    config.train.embedding_norm = 0.0  # csn: weight of the penalty on the norm of unmasked embeddings
+    config.train.mask_norm = 0.0  # csn: weight of the penalty on the norm of the masks
+    config.train.log_every_steps = 50  # steps between lines in metrics.jsonl
+    config.train.save_every_minutes = 10.0  # minutes between latest checkpoints; each epoch also ends with one
+    config.train.save_every_steps = 0  # steps between additional latest checkpoints; 0: none
+
+
+def add_evaluation(config: ConfigDict) -> None:
     """Evaluation and devices."""
-    config.eval = evaluation = ml_collections.ConfigDict()
-    evaluation.batch_size = 64  # photos a batch; changes no figure
-    evaluation.every_epochs = 1  # epochs between evaluations on valid
-    evaluation.cross_attribute = False  # also rank each attribute by the others' vectors
+    config.eval = ConfigDict()
+    config.eval.batch_size = 64  # photos per batch; does not change the results
+    config.eval.every_epochs = 1  # epochs between evaluations on valid
+    config.eval.cross_attribute = False  # also rank each attribute by the vectors of the other attributes
 
-    config.mesh = mesh = ml_collections.ConfigDict()
-    mesh.cpu_devices = 1  # without a GPU: devices to make of the CPU; 2 is faster for narrow networks
-    mesh.model = 1  # devices along the 'model' axis; the others share the batch
+    config.mesh = ConfigDict()
+    config.mesh.cpu_devices = 1  # without a GPU: devices to split the CPU into; 2 speeds up narrow networks
+    config.mesh.model = 1  # devices along the 'model' axis; the remaining factor splits the batch
+
+
+def describe_fields() -> list[tuple[str, str, str]]:
+    """Name, value and comment of every field, as written above: ('seed', '0', 'determines ...')."""
+    return FIELD_LINE.findall(Path(__file__).read_text())
+
+
+def check_numbers(config: ConfigDict) -> None:
+    """Refuse numbers out of range: sizes, periods and rates must be above zero, except for those in MAY_BE_ZERO."""
+    for field, *_ in describe_fields():
+        value, zero_allowed = config[field], field in MAY_BE_ZERO
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        if not (value >= 0 if zero_allowed else value > 0):  # also refuses nan
+            least = 'zero or more' if zero_allowed else 'above zero'
+            raise InputError(f'config.{field} is {value}; it must be {least}.')
+    if config.data.jitter >= 1:
+        raise InputError(f'config.data.jitter is {config.data.jitter}; crops keep something only below 1.')

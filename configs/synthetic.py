@@ -1,15 +1,24 @@
-"""Drawn garments: needs no data, minutes on a laptop's CPU.
+"""Drawn garments: a narrow ASEN v2 trained from scratch, without downloading any data.
 
-python main.py --config configs/synthetic.py
+Source: our own recipe; data_builders/synthetic/README.md describes the drawings.
+
+Command:
+
+    python main.py --config configs/synthetic.py
+
+Result: test MAP 95.75 % with seed 0, where chance is 26.37 %; 81.08 +- 12.77 % over seeds 0, 1 and 2, because four
+epochs are too few for some seeds to learn all six attributes.
+
+Time: 2 to 4 minutes per seed, on 2 shared CPU cores.
 """
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from configs import common, variants
 
 
-def get_config(variant: str = 'asen_v2') -> ml_collections.ConfigDict:
-    """A narrow ASEN v2 from scratch on drawings of 96 pixels, shown at 112 for a finer map of attention."""
+def get_config(variant: str = 'asen_v2') -> ConfigDict:
+    """The recipe, with the network of `variant`; drawings of 96 pixels enlarged to 112, for a finer attention map."""
     config = common.get_config()
     variants.set_network(config, variant)
     config.name = 'synthetic' if variant == 'asen_v2' else f'synthetic_{variant}'

@@ -1,6 +1,6 @@
-"""The networks that a dataset's file offers after a colon, each with its published recipe."""
+"""The networks that can follow the colon in --config configs/DATASET.py:VARIANT, with their published schedules."""
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from asen_jax.errors import InputError
 from configs import common
@@ -8,26 +8,27 @@ from configs import common
 VARIANTS = ('asen', 'asen_v2', 'csn', 'triplet', 'no_spatial', 'no_channel')
 
 
-def get_config(variant: str) -> ml_collections.ConfigDict:
-    """The common fields with the network and schedule of `variant`."""
-    config = common.get_config()
-    set_network(config, variant)
-    if variant == 'asen_v2':
-        config.optim.decay_rate, config.optim.decay_every_epochs = 0.9, 3
-        config.train.num_epochs = 50
-    return config
-
-
-def for_dataset(name: str, variant: str) -> ml_collections.ConfigDict:
-    """The recipe of `variant` on the data set `name`; the run is called after both, or after the data set alone for ASEN."""
+def for_dataset(name: str, variant: str) -> ConfigDict:
+    """The published recipe of `variant` on a dataset; the run is named after both, or after the dataset for ASEN."""
     config = get_config(variant)
     config.name = name if variant == 'asen' else f'{name}_{variant}'
     config.data.name = name
     return config
 
 
-def set_network(config: ml_collections.ConfigDict, variant: str) -> None:
-    """Only the network of `variant`."""
+def get_config(variant: str) -> ConfigDict:
+    """The published recipe of `variant`, for no dataset in particular."""
+    config = common.get_config()
+    set_network(config, variant)
+    if variant == 'asen_v2':
+        config.optim.decay_rate = 0.9
+        config.optim.decay_every_epochs = 3
+        config.train.num_epochs = 50
+    return config
+
+
+def set_network(config: ConfigDict, variant: str) -> None:
+    """Choose the network of `variant` and leave the rest of the recipe alone."""
     if variant not in VARIANTS:
         raise InputError(f'No variant {variant!r}: write one of {", ".join(VARIANTS)} after the colon of --config.')
     config.model.name = variant if variant in ('asen_v2', 'csn', 'triplet') else 'asen'

@@ -1,18 +1,76 @@
-"""The command line: layers of a config, and one sentence for whatever cannot be meant."""
+"""The command line: defaults, layers of a config, --help, and one sentence for every invalid argument."""
 
 import json
 import re
-import sys
+from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
 import command_line
 from asen_jax.errors import InputError
 from configs import common
 
+FIELDS = [field for field, *_ in common.describe_fields()]
+INVALID = {
+    '--mode=import': '--mode import needs --torch_checkpoint: file to import',
+    '--mode=export': '--mode export needs --output: folder',
+    '--mode=embed --output=v.npz': '--mode embed needs --images: photos to embed',
+    '--mode=eval --images=x': '--images goes with --mode embed, not with eval.',
+    '--checkpoint=latest': '--checkpoint goes with --mode eval or export or embed, not with train.',
+    '--darn_urls=urls.txt --config={configs}/darn.py': '--darn_urls goes with --mode prepare, not with train.',
+    '--darn_urls=urls.txt --mode=prepare': '--darn_urls goes with --mode prepare --config configs/darn.py.',
+    '--darn_urls= --mode=prepare': 'flag --darn_urls=: the path is empty',
+    '--mode=export --output=x --format=onnx': 'value should be one of <jax|torch>',
+    '--mode=evaluate': 'value should be one of <train|eval|prepare|import|export|embed>',
+    '--split=train': 'value should be one of <valid|test>',
+    '--fast': "Unknown command line flag 'fast'",
+    'eval': "'eval' is not a flag; flags begin with two dashes",
+    '--config': 'Missing value for flag --config',
+    '--config=nothing.py': 'There is no config file nothing.py; choose one such as configs/catalog.py.',
+    '--config=broken.py': "unsupported operand type(s) for +: 'int' and 'str'",
+    '--config=foreign.py': 'uses a field that configs/common.py does not have: ',
+    '--config={configs}/darn.py:big': "No variant 'big': write one of asen, asen_v2",
+    '--config={configs}/zappos50k.py:big': 'no_channel, csn_original after the colon of --config.',
+    '--config.seed': 'Missing value for flag --config.seed',
+    '--config.seed=x': 'flag --config.seed=x: invalid literal',
+    '--config.train.batch_size=0': 'config.train.batch_size is 0; it must be above zero.',
+    '--config.data.num_workers=-1': 'config.data.num_workers is -1; it must be zero or more.',
+    '--config.optim.learning_rate=nan': 'config.optim.learning_rate is nan',
+    '--config.data.jitter=1': 'config.data.jitter is 1.0; ',
+    '--config.learning_rte=1': "no field 'learning_rte'; did you mean --config.optim.learning_rate?",
+    '--config.train.batchsize=1': "no field 'train.batchsize'; did you mean --config.train.batch_size?",
+    '--config.batch_size=1 --config={configs}/darn.py': 'did you mean --config.train.batch_size?',
+    '--config.qqq.www=1': "config has no field 'qqq.www'; --help lists the fields.",
+}
+WORKDIRS = {
+    '': 'runs/catalog-shop',
+    '--config.data.manual_dir=other/': 'runs/catalog-other',
+    '--config.name=mine': 'runs/mine',
+    '--config.data.name=darn': 'runs/catalog',
+    '--workdir=w': 'w',
+}
+DAMAGED = {
+    '{': 'config.json is not a JSON object (Expecting property name',
+    '[]': 'config.json is not a JSON object (',
+    '{"seed": "x"}': "config.json: Could not override field 'seed'",
+}
+ATTRIBUTES = {
+    ('--config.data.attributes=fit,base colour',): ('fit', 'base colour'),
+    ('--config.data.attributes', 'fit'): ('fit',),
+    ('--config.data.attributes=fit,cut (front)',): ('fit', 'cut (front)'),
+    ("--config.data.attributes=['fit', 'cut']",): ('fit', 'cut'),
+    ('--config.data.attributes=fit', '--config.data.attributes=cut'): ('fit', 'cut'),
+    ('--config.data.attributes=',): (),
+}
+
 
 def parse(*arguments):
-    return command_line.parse(['main.py', *arguments], lambda config: config.name)
+    return command_line.parse(['main.py', *arguments])
+
+
+def config_path(name):
+    return str(command_line.CONFIGS / f'{name}.py')
 
 
 @pytest.fixture(autouse=True)
@@ -20,161 +78,92 @@ def in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def config_path(name):
-    return str(command_line.HERE / f'{name}.py')
+def test_defaults():
+    mode, config, workdir, flags = parse()
+    assert (mode, config.name, str(workdir)) == ('train', 'fashionai', 'runs/fashionai')
+    assert (flags.checkpoint, flags.split, flags.format, flags.strict) == ('best', 'test', 'jax', False)
 
 
-def test_the_default_is_fashionai():
-    arguments = parse()
-    assert arguments.mode == 'train'
-    assert (arguments.config.name, arguments.flags.checkpoint, arguments.flags.split) == ('fashionai', 'best', 'test')
-    assert str(arguments.workdir) == 'runs/fashionai'
+@pytest.mark.parametrize('written', ['--config={}', '--config {}', '-config={}'])
+def test_flags_are_accepted_in_any_order(written):
+    config_flag = written.format(config_path('fashionai') + ':asen_v2').split()
+    mode, config, workdir, _ = parse('--config.seed', '3', '--mode', 'eval', *config_flag, '--noconfig.data.flip')
+    assert (mode, str(workdir)) == ('eval', 'runs/fashionai_asen_v2')
+    assert (config.model.name, config.seed, config.data.flip) == ('asen_v2', 3, False)
 
 
-def test_flags_come_in_any_order_and_a_variant_after_a_colon():
-    arguments = parse('--config.seed=3', '--mode', 'eval', '--config', config_path('fashionai') + ':asen_v2')
-    assert (arguments.mode, arguments.config.seed, arguments.config.model.name) == ('eval', 3, 'asen_v2')
-    assert str(arguments.workdir) == 'runs/fashionai_asen_v2'
-    assert sys.argv[0] != 'main.py'
+@pytest.mark.parametrize('written,attributes', ATTRIBUTES.items())
+def test_attributes_are_separated_by_commas(written, attributes):
+    assert parse(*written).config.data.attributes == attributes
 
 
-def test_attributes_are_a_list_of_names():
-    assert parse('--config.data.attributes=fit,base colour').config.data.attributes == ('fit', 'base colour')
-    for written in (
-        ['--config.data.attributes=fit'],
-        ['--config.data.attributes', 'fit'],
-        ["--config.data.attributes=['fit']"],
-    ):
-        assert parse(*written).config.data.attributes == ('fit',)
-    assert parse('--config.data.attributes=').config.data.attributes == ()
+@pytest.mark.parametrize('option,workdir', WORKDIRS.items())
+def test_two_catalogs_do_not_share_a_default_workdir(option, workdir):
+    options = ['--config.data.manual_dir=a/shop', *option.split()]
+    assert str(parse('--config', config_path('catalog'), *options).workdir) == workdir
+    variant = workdir.replace('/catalog', '/catalog_csn')
+    assert str(parse('--config', config_path('catalog') + ':csn', *options).workdir) == variant
 
 
-def test_paths_may_begin_with_a_home(tmp_path, monkeypatch):
+def test_a_leading_tilde_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))
-    arguments = '--mode', 'export', '--workdir=~/w', '--output=~/x'
-    assert parse(*arguments).flags.output == str(tmp_path / 'x') and parse(*arguments).workdir == tmp_path / 'w'
-    for flag in ('--output=~nobody9/x', '--workdir=~nobody9/x', '--config.data.dir=~nobody9/x'):
-        with pytest.raises(InputError, match="'~nobody9/x' names a home that is not there"):
-            parse(*arguments, flag)
+    arguments = parse('--mode', 'export', '--workdir=~/w', '--output=~/x')
+    assert (arguments.workdir, arguments.flags.output) == (tmp_path / 'w', str(tmp_path / 'x'))
+    for flag in ('--output', '--workdir', '--config.data.dir', '--config.init.trunk'):
+        with pytest.raises(InputError, match="'~nobody9/x' names a home folder that does not exist; write the path in"):
+            parse('--mode', 'export', '--output=x', f'{flag}=~nobody9/x')
 
 
-def test_urls_of_darn_are_for_preparing_it():
-    config = config_path('darn')
-    assert parse('--config', config, '--mode', 'prepare', '--darn_urls=urls.txt').flags.darn_urls == 'urls.txt'
-    for arguments in (['--config', config], ['--mode', 'prepare']):
-        with pytest.raises(InputError, match=r'--darn_urls goes with --mode prepare'):
-            parse(*arguments, '--darn_urls=urls.txt')
-    with pytest.raises(InputError, match='--darn_urls is empty'):
-        parse('--config', config, '--mode', 'prepare', '--darn_urls=')
+@pytest.mark.parametrize('arguments,sentence', INVALID.items())
+def test_invalid_arguments_get_one_sentence(arguments, sentence, tmp_path):
+    (tmp_path / 'broken.py').write_text('def get_config():\n    return 1 + "1"\n')
+    (tmp_path / 'foreign.py').write_text(
+        'from configs.common import get_config as f\nget_config = lambda: f().nowhere\n'
+    )
+    with pytest.raises(InputError, match=re.escape(sentence)) as caught:
+        parse(*arguments.format(configs=command_line.CONFIGS).split())
+    assert not re.search('\n|Traceback', str(caught.value))
 
 
-@pytest.mark.parametrize('arguments,says', [
-    (['--mode', 'import'], '--mode import needs --torch_checkpoint: file to import'),
-    (['--mode', 'export'], '--mode export needs --output: folder'),
-    (['--mode', 'embed', '--output=v.npz'], '--mode embed needs --images: folder'),
-    (['--mode', 'eval', '--images=x'], '--images goes with --mode embed, not with eval'),
-    (['--mode', 'export', '--output=x', '--format=onnx'], 'one of <jax|torch>'),
-    (['--mode', 'train', '--checkpoint=latest'], '--checkpoint goes with --mode eval or export or embed, not with train'),
-])  # fmt: skip
-def test_each_mode_has_its_own_flags(arguments, says):
-    with pytest.raises(InputError, match=re.escape(says)):
-        parse(*arguments)
+def test_a_workdir_remembers_its_config_but_flags_win(tmp_path, capsys):
+    remembered = {'seed': 5, 'data': {'attributes': ['a', 'b']}, 'train': {'margin': 0.3}, 'gone': {'far': 1}}
+    (tmp_path / 'config.json').write_text(json.dumps(remembered))
+    config = parse('--workdir=.', '--config.seed=7').config
+    assert (config.seed, config.data.attributes, config.train.margin) == (7, ('a', 'b'), 0.3)
+    ignored, changed = capsys.readouterr().out.splitlines()
+    assert ignored == 'config.json: ignored gone.far, which is not a field of this version'
+    assert changed == 'config.seed is 7; . had 5'
+    config = parse('--workdir=.', '--config', config_path('fashionai')).config
+    assert (config.seed, config.data.attributes, config.train.margin) == (0, (), 0.2)
+    assert 'config.train.margin is 0.2; . had 0.3' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('front', [[], ['--config', config_path('fashionai')]])
-def test_a_misspelt_field_names_the_nearest(front):
-    with pytest.raises(
-        InputError, match=r"config has no field 'learning_rte'; did you mean --config\.optim\.learning_rate\?"
-    ):
-        parse(*front, '--config.learning_rte=1')
-    with pytest.raises(InputError, match=r"no field 'train\.batchsize'; did you mean --config\.train\.batch_size\?"):
-        parse(*front, '--config.train.batchsize=1')
-    with pytest.raises(InputError, match="no field 'qqq'; --help lists the fields"):
-        parse(*front, '--config.qqq=1')
+@pytest.mark.parametrize('text,sentence', DAMAGED.items())
+def test_a_damaged_config_json_is_refused(tmp_path, text, sentence):
+    (tmp_path / 'config.json').write_text(text)
+    with pytest.raises(InputError, match=re.escape(sentence) + '.*; fix it, or choose another --workdir'):
+        parse('--workdir=.')
 
 
-@pytest.mark.parametrize(
-    'arguments,sentence',
-    [
-        (['--config=nothing.py'], r'There is no config file nothing\.py; name one like configs/catalog\.py\.'),
-        (['--config', config_path('fashionai') + ':big'], "No variant 'big': write one of asen, asen_v2"),
-        (['--config.seed=x'], r'config\.seed=x: invalid literal'),
-        (['--mode=evaluate'], 'value should be one of <train|eval|prepare|import|export|embed>'),
-        (['--fast'], "Unknown command line flag 'fast'"),
-        (['eval'], "'eval' is not a flag"),
-        (['--config.seed'], r'Missing value for flag --config\.seed'),
-        (['--config.train.batch_size=0'], r'config\.train\.batch_size is 0; give it more than zero\.'),
-        (['--config.data.num_workers=-1'], r'config\.data\.num_workers is -1; give it zero or more\.'),
-        (['--config.optim.learning_rate=nan'], r'config\.optim\.learning_rate is nan'),
-        (['--config.data.jitter=1'], r'config\.data\.jitter is 1\.0, which would cut everything away'),
-        (['--split=train'], 'value should be one of <valid|test>'),
-    ],
-)
-def test_what_cannot_be_meant_gets_one_sentence(arguments, sentence):
-    with pytest.raises(
-        InputError, match=re.escape(sentence).replace(r'\\', '') if '<' in sentence else sentence
-    ) as caught:
-        parse(*arguments)
-    assert '\n' not in str(caught.value)
-
-
-def remember(workdir, **fields):
-    """A workdir whose config.json is fashionai's with `fields` changed."""
-    config = parse().config
-    config.update_from_flattened_dict(fields)
-    workdir.mkdir(exist_ok=True)
-    (workdir / 'config.json').write_text(config.to_json())
-
-
-def test_a_workdir_remembers_and_a_flag_wins(tmp_path, capsys):
-    remember(tmp_path / 'w', **{'train.margin': 0.3, 'seed': 5, 'data.attributes': ('a', 'b')})
-    config = parse('--workdir', 'w', '--config.seed=7').config
-    assert (config.train.margin, config.seed, config.data.attributes) == (0.3, 7, ('a', 'b'))
-    assert 'config.seed is 7; w had 5' in capsys.readouterr().out
-
-
-def test_an_explicit_config_wins_over_the_workdir(tmp_path, capsys):
-    remember(tmp_path / 'w', **{'train.margin': 0.3})
-    assert parse('--workdir', 'w', '--config', config_path('fashionai')).config.train.margin == 0.2
-    assert 'config.train.margin is 0.2; w had 0.3' in capsys.readouterr().out
-
-
-def test_a_damaged_or_foreign_config_json_is_named(tmp_path, capsys):
-    remember(tmp_path / 'w')
-    path = tmp_path / 'w' / 'config.json'
-    good = json.loads(path.read_text())
-    path.write_text(json.dumps({**good, 'gone': 1}))
-    parse('--workdir', 'w')
-    assert 'field gone is of another version and ignored' in capsys.readouterr().out
-    path.write_text(json.dumps({**good, 'seed': 'x'}))
-    with pytest.raises(InputError, match=r'w/config\.json, field seed: .*type'):
-        parse('--workdir', 'w')
-    path.write_text('[]')
-    with pytest.raises(InputError, match=r'w/config\.json is not readable as JSON \(no object\)'):
-        parse('--workdir', 'w')
-    path.write_text('{')
-    with pytest.raises(InputError, match=r'w/config\.json is not readable as JSON'):
-        parse('--workdir', 'w')
-
-
-def test_help_lists_modes_and_every_field_with_its_comment(capsys):
-    assert parse('--help') is None
+def test_help_lists_modes_flags_and_every_field_with_its_comment(capsys):
+    assert parse('--config.seed=x', '--help') is None
     text = capsys.readouterr().out
     for mode in command_line.MODES:
-        assert re.search(rf'^  {mode} ', text, re.M)
-    fields = command_line._flatten(common.get_config().to_dict())
-    assert {field for field, _ in command_line.config_fields()} == set(fields)
-    for field in fields:
+        assert re.search(rf'^  {mode} +\S', text, re.M)
+    for flag in ('workdir', 'split', 'darn_urls', r'\[no\]strict'):
+        assert re.search(rf'^  --{flag}: \S', text, re.M)
+    for field in FIELDS:
         assert re.search(rf'^  {re.escape(field)} +\S.*  \S', text, re.M), field
-    assert re.search(r'train\.margin +0\.2 +of the triplet loss', text)
+    assert re.search(r'^  train\.margin +0\.2 +margin of the triplet loss$', text, re.M)
 
 
-@pytest.mark.parametrize('name', command_line.config_names())
-def test_every_config_file_has_the_common_fields(name):
-    path = command_line.HERE / f'{name}.py'
-    config = parse('--config', str(path)).config
-    assert command_line._flatten(config.to_dict()).keys() == command_line._flatten(common.get_config().to_dict()).keys()
-    assert path.read_text().split('"""')[1].count('python main.py')
+@pytest.mark.parametrize('name', ['catalog', 'darn', 'deepfashion', 'fashionai', 'synthetic', 'zappos50k'])
+def test_every_config_has_exactly_the_common_fields_and_says_how_to_run_it(name):
+    config = parse('--config', config_path(name)).config
+    assert all(config[field] is not None for field in FIELDS)
+    assert sum(len(value) if isinstance(value, ConfigDict) else 1 for value in config.values()) == len(FIELDS)
+    docstring = Path(config_path(name)).read_text().split('"""')[1]
+    assert all(part in docstring for part in ('Source: ', f'main.py --config configs/{name}.py', 'Result: ', 'Time: '))
 
 
 def test_the_published_recipes_are_the_papers():
