@@ -30,19 +30,22 @@ def run(argv: list[str]) -> int:
 
 
 def set_up_output() -> None:
-    """Print what data_builders logs, and hide the messages of libraries, which users cannot act on."""
+    """Print what this project logs, and hide the messages of libraries, which users cannot act on."""
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # XLA reads it when JAX is imported
     logging.set_verbosity(logging.ERROR)
-    logger = getLogger('data_builders')
-    logger.handlers[:] = [StreamHandler(sys.stdout)]
-    logger.setLevel('INFO')
-    logger.propagate = False
+    for name in ('asen_jax', 'data_builders'):
+        logger = getLogger(name)
+        logger.handlers[:] = [StreamHandler(sys.stdout)]
+        logger.setLevel('INFO')
+        logger.propagate = False
 
 
 def dispatch(arguments: command_line.Arguments) -> None:
     """Run one mode; the imports are here because JAX takes a second to load, which --help should not wait for."""
     from asen_jax import sharding
-    from asen_jax.evaluation.evaluate import evaluate_workdir
+    from asen_jax.data.prepared import open_records
+    from asen_jax.evaluation.evaluate import evaluate_network
+    from asen_jax.network import load_network
     from asen_jax.search.embed_files import embed_workdir
     from asen_jax.training.loop import check_config, train_and_evaluate
     from asen_jax.weights import export, importing
@@ -54,11 +57,16 @@ def dispatch(arguments: command_line.Arguments) -> None:
     sharding.split_cpu(config.mesh.cpu_devices)  # before JAX counts its devices
     match mode:
         case 'train':
-            records = prepare.prepare(config, before_building=lambda: check_config(config, workdir))
+            source = prepare.read_source(config)
+            trunk = check_config(config, workdir)  # before the photos are decoded, which may take hours
+            records = prepare.build_records(source)
             print(prepare.summary(records), flush=True)
-            train_and_evaluate(config, workdir, records)
+            train_and_evaluate(config, workdir, records, trunk)
         case 'eval':
-            evaluate_workdir(config, workdir, prepare.prepare, flags.checkpoint, flags.split)
+            mesh = sharding.make_mesh(config.mesh.model)
+            network = load_network(workdir, flags.checkpoint, config.precision, mesh)  # first: quick to refuse
+            records = open_records(prepare.prepare(config))
+            evaluate_network(config, network, records, workdir, flags.split, mesh)
         case 'prepare':
             if flags.darn_urls:
                 result = fetch.fetch(Path(flags.darn_urls), dataset_folder(config.data, 'DARN'))

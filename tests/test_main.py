@@ -66,7 +66,7 @@ def test_a_killed_and_then_terminated_run_ends_like_an_unbroken_one(shop):
     assert not (folder / 'stopped' / 'eval_test.json').exists()
 
     process = start(folder, *COMMAND, '--workdir=stopped')
-    while not (line := process.stdout.readline()).startswith('resumes stopped after step'):
+    while not (line := process.stdout.readline()).startswith('resuming stopped after step'):
         assert line, process.stderr.read()
     process.send_signal(signal.SIGTERM)
     status, _, stderr = finish(process)
