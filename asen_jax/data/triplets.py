@@ -1,7 +1,7 @@
-"""Triplets of photos drawn from labels; numpy only, so that builders use the very same draw as training.
+"""Triplets of photos drawn from labels; numpy only, so that builders draw exactly as training does.
 
-A label is an entry (photo, attribute, value). ASEN draws: attribute uniform; value uniform among the attribute's values;
-anchor and positive two different photos with that value; negative uniform over the attribute's entries with another value.
+A label is an entry (photo, attribute, value). ASEN draws an attribute uniformly, then one of its values uniformly. Anchor
+and positive are two different photos with that value; the negative is uniform over the attribute's entries with another.
 """
 
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int
 
 from asen_jax.errors import InputError
 
-STRICT_ROUNDS = 1000
+STRICT_ROUNDS = 1000  # draws before a strict negative is given up
 
 
 class Labels(NamedTuple):
@@ -23,7 +23,7 @@ class Labels(NamedTuple):
 
 
 class TripletIndex(NamedTuple):
-    """Labels sorted by attribute and value; a group is the entries of one (attribute, value) from which anchors come."""
+    """Labels sorted by attribute and value. A group is the entries of one (attribute, value) that can supply anchors."""
 
     labels: Labels  # sorted, without repeats
     attributes: Int[np.ndarray, ' usable']  # attributes with at least one group and another value
@@ -33,20 +33,21 @@ class TripletIndex(NamedTuple):
     num_groups: Int[np.ndarray, ' usable']
     group_start: Int[np.ndarray, ' groups']
     group_size: Int[np.ndarray, ' groups']
-    left_out: tuple[tuple[int, int, int], ...]  # (attribute, value, photos): values that can have no anchor
+    left_out: tuple[tuple[int, int, int], ...]  # (attribute, value, photos) of values that supply no anchor
 
 
 def make_index(labels: Labels) -> TripletIndex:
-    """Sort labels for drawing; a value with fewer than two photos, or with nothing to contrast to, gives no anchor.
+    """Sort labels for drawing; raises InputError where they allow no triplet.
 
-    The PyTorch original loops for ever on a value with fewer than two photos.
+    A value with fewer than two photos, or without another value to contrast with, supplies no anchor. The PyTorch
+    original loops forever on a value with fewer than two photos.
     """
     entries = np.unique(np.stack([labels.attribute, labels.value, labels.photo], axis=1).astype(np.int64), axis=0)
     groups, start, size = np.unique(entries[:, :2], axis=0, return_index=True, return_counts=True)
     attributes, attribute_start, attribute_size = np.unique(entries[:, 0], return_index=True, return_counts=True)
     position = np.searchsorted(attributes, groups[:, 0])
     usable = (size >= 2) & (size < attribute_size[position])
-    left_out = tuple((int(a), int(v), int(n)) for (a, v), n in zip(groups[~usable], size[~usable], strict=True))
+    left_out = np.column_stack([groups, size])[~usable]
     groups, start, size = groups[usable], start[usable], size[usable]
     if not len(groups):
         raise InputError(
@@ -55,17 +56,24 @@ def make_index(labels: Labels) -> TripletIndex:
     kept, first_group, num_groups = np.unique(groups[:, 0], return_index=True, return_counts=True)
     position = np.searchsorted(attributes, kept)
     return TripletIndex(
-        Labels(entries[:, 2], entries[:, 0], entries[:, 1]), kept, attribute_start[position], attribute_size[position],
-        first_group, num_groups, start, size, left_out,
-    )  # fmt: skip
+        labels=Labels(photo=entries[:, 2], attribute=entries[:, 0], value=entries[:, 1]),
+        attributes=kept,
+        attribute_start=attribute_start[position],
+        attribute_size=attribute_size[position],
+        first_group=first_group,
+        num_groups=num_groups,
+        group_start=start,
+        group_size=size,
+        left_out=tuple(map(tuple, left_out.tolist())),
+    )
 
 
 def draw_triplets(
     index: TripletIndex, num_triplets: int, rng: np.random.Generator, strict_negatives: bool = False
 ) -> Int[np.ndarray, 'triplets 4']:
-    """`num_triplets` rows (anchor, positive, negative, attribute), all at once.
+    """`num_triplets` rows (anchor, positive, negative, attribute), all drawn at once.
 
-    `strict_negatives` forbids a negative that also holds the anchor's value (photos may have several values of one
+    `strict_negatives` forbids a negative that also has the anchor's value (photos may have several values of one
     attribute); the published recipe allows it.
     """
     which = rng.integers(0, len(index.attributes), num_triplets)
@@ -73,26 +81,19 @@ def draw_triplets(
     size, start = index.group_size[group], index.group_start[group]
     anchor = rng.integers(0, size)
     positive = (anchor + 1 + rng.integers(0, size - 1)) % size
-    negative = _draw_negatives(index, which, group, rng)
-    if strict_negatives:
-        wrong = np.flatnonzero(_holds_value(index, negative, group))
-        for _ in range(STRICT_ROUNDS):
-            if not len(wrong):
-                break
-            negative[wrong] = _draw_negatives(index, which[wrong], group[wrong], rng)
-            wrong = wrong[_holds_value(index, negative[wrong], group[wrong])]
-        else:
-            entry = start[wrong[0]]
-            raise InputError(
-                f'data.strict_negatives: attribute {index.labels.attribute[entry]} has hardly a photo without value '
-                f'{index.labels.value[entry]}; turn strict_negatives off.'
-            )
+    draw = _draw_strict_negatives if strict_negatives else _draw_negatives
+    negative = draw(index, which, group, rng)
     photo = index.labels.photo
     rows = (photo[start + anchor], photo[start + positive], photo[negative], index.attributes[which])
     return np.stack(rows, axis=1).astype(np.int32)
 
 
-def _draw_negatives(index, which, group, rng) -> Int[np.ndarray, ' triplets']:
+def _draw_negatives(
+    index: TripletIndex,
+    which: Int[np.ndarray, ' triplets'],
+    group: Int[np.ndarray, ' triplets'],
+    rng: np.random.Generator,
+) -> Int[np.ndarray, ' triplets']:
     """Entries uniform over the attribute's others: draw among (all - group) and step over the group's block."""
     size, start = index.group_size[group], index.group_start[group]
     first = index.attribute_start[which]
@@ -100,12 +101,36 @@ def _draw_negatives(index, which, group, rng) -> Int[np.ndarray, ' triplets']:
     return np.where(negative >= start, negative + size, negative)
 
 
-def _holds_value(index, entry, group) -> Bool[np.ndarray, ' triplets']:
-    """Whether the photo of `entry` is also among the photos of `group` (which are sorted)."""
-    photos, many = index.labels.photo, int(index.labels.photo.max()) + 1
+def _draw_strict_negatives(
+    index: TripletIndex,
+    which: Int[np.ndarray, ' triplets'],
+    group: Int[np.ndarray, ' triplets'],
+    rng: np.random.Generator,
+) -> Int[np.ndarray, ' triplets']:
+    """`_draw_negatives`, repeated for the entries whose photo also has the group's value."""
+    negative, wrong = np.zeros_like(group), np.arange(len(group))
+    for _ in range(STRICT_ROUNDS):
+        negative[wrong] = _draw_negatives(index, which[wrong], group[wrong], rng)
+        wrong = wrong[_has_value(index, negative[wrong], group[wrong])]
+        if not len(wrong):
+            return negative
+    entry = index.group_start[group[wrong[0]]]
+    raise InputError(
+        f'data.strict_negatives: attribute {index.labels.attribute[entry]} has hardly a photo without value '
+        f'{index.labels.value[entry]}; turn strict_negatives off.'
+    )
+
+
+def _has_value(
+    index: TripletIndex, entry: Int[np.ndarray, ' n'], group: Int[np.ndarray, ' n']
+) -> Bool[np.ndarray, ' n']:
+    """Whether the photo of `entry` is also among the photos of `group`."""
+    photos = index.labels.photo
+    num_photos = int(photos.max()) + 1
     group_of_entry = np.repeat(np.arange(len(index.group_start)), index.group_size)
-    member = np.concatenate([np.arange(s, s + n) for s, n in zip(index.group_start, index.group_size, strict=True)])
-    keys = group_of_entry * many + photos[member]  # ascending: groups in order, photos sorted within each
-    wanted = group * many + photos[entry]
+    sizes = zip(index.group_start, index.group_size, strict=True)
+    member = np.concatenate([np.arange(start, start + size) for start, size in sizes])
+    keys = group_of_entry * num_photos + photos[member]  # ascending: groups in order, photos sorted within each
+    wanted = group * num_photos + photos[entry]
     place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     return keys[place] == wanted
