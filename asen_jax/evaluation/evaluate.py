@@ -47,7 +47,8 @@ def evaluate(config: ConfigDict, records: Records, split: str, embed: Embed, ste
     result: dict[str, Any] = {'dataset': records.dataset, 'split': split, 'checkpoint_step': step}
     result |= _retrieval(records, targets, vectors)
     result['triplet_accuracy'] = _triplet_accuracy(records, targets.triplets, vectors)
-    result['num_queries'], result['num_candidates'] = len(targets.query), len(targets.candidate)
+    result['num_queries'] = len(targets.query)
+    result['num_candidates'] = metrics.count_candidates(targets.candidate)
     dropped = records.dropped.get(split, {'queries': 0, 'candidates': 0})
     result['dropped'] = {**dropped, 'list_file': str(Path(records.directory) / 'skipped.txt')}
     result['caveat'] = records.caveat
@@ -111,19 +112,19 @@ def rank_examples(config: ConfigDict, records: Records, split: str, embed: Embed
     batch = np.zeros((config.eval.batch_size, options.size, options.size, 3), np.uint8)
     rankings = []
     for index, attribute, value in first:
-        offered = candidate[candidate[:, 1] == attribute]
+        candidates = metrics.group_candidates(candidate, attribute)
         scores = metrics.nearness(
-            vectors.of(np.array([index]), attribute), vectors.of(offered[:, 0], attribute), vectors.distance
+            vectors.of(np.array([index]), attribute), vectors.of(candidates.photos, attribute), vectors.distance
         )[0]
-        nearest = offered[np.argsort(-scores, kind='stable')[:NUM_NEAREST]]
+        nearest = np.argsort(-scores, kind='stable')[:NUM_NEAREST]
         batch[0] = load(index)
         heatmaps = embed(batch)[1]
         ranking = Ranking(
             title=f'{records.attributes[attribute]}: {records.values[attribute][value]}',
             query=batch[0].copy(),
             heatmap=None if heatmaps is None else np.asarray(heatmaps)[0, attribute],
-            nearest=[load(i) for i in nearest[:, 0].tolist()],
-            relevant=(nearest[:, 2] == value).tolist(),
+            nearest=[load(i) for i in candidates.photos[nearest].tolist()],
+            relevant=(candidates.values[nearest] == value).any(axis=1).tolist(),
         )
         rankings.append(ranking)
     return rankings
@@ -173,12 +174,12 @@ def _retrieval(records: Records, targets: Targets, vectors: Vectors) -> dict:
 def _rank(targets: Targets, vectors: Vectors, attribute: int, under: int) -> dict[str, np.ndarray]:
     """The metrics of `attribute`'s queries when photos are ranked by their vectors under the attribute `under`."""
     query = targets.query[targets.query[:, 1] == attribute]
-    candidate = targets.candidate[targets.candidate[:, 1] == attribute]
+    candidates = metrics.group_candidates(targets.candidate, attribute)
     return metrics.retrieval_metrics(
         vectors.of(query[:, 0], under),
-        vectors.of(candidate[:, 0], under),
+        vectors.of(candidates.photos, under),
         query[:, 2],
-        candidate[:, 2],
+        candidates.values,
         KS,
         vectors.distance,
     )

@@ -1,17 +1,50 @@
-"""Retrieval metrics and their closed forms for a random ranking; numpy only, so that builders can use them too."""
+"""Retrieval metrics, and what a random ranking would score; numpy only, so that builders can use them too.
 
+Lists hold rows (index, attribute, value). A candidate is a photo: one with several values has several rows, but is
+ranked once, and is relevant to a query for any of its values.
+"""
+
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-QUERY_BLOCK = 256  # queries ranked at a time: bounds the score matrix, changes no figure
+QUERY_BLOCK = 256  # queries ranked at a time: bounds the memory of the scores and changes no figure
+NO_VALUE = -1
+
+
+class Candidates(NamedTuple):
+    """The photos that the queries of one attribute rank, each once, in the order of the list."""
+
+    photos: Int[np.ndarray, ' candidates']
+    values: Int[np.ndarray, 'candidates most']  # each photo's values, padded with NO_VALUE
+
+
+def group_candidates(rows: Int[np.ndarray, 'rows 3'], attribute: int) -> Candidates:
+    """The candidates of `attribute` from the rows of a candidate list."""
+    values_of = defaultdict(dict)  # dicts keep the list's order and drop repeated rows
+    for photo, value in rows[rows[:, 1] == attribute][:, [0, 2]].tolist():
+        values_of[photo][value] = None
+    values = np.full((len(values_of), max(map(len, values_of.values()), default=1)), NO_VALUE)
+    for row, known in zip(values, values_of.values(), strict=True):
+        row[: len(known)] = list(known)
+    return Candidates(np.array(list(values_of), np.int64), values)
+
+
+def count_candidates(rows: Int[np.ndarray, 'rows 3']) -> int:
+    """The number of candidates in a candidate list, summed over its attributes."""
+    return len(np.unique(rows[:, :2], axis=0))
 
 
 def nearness(
     queries: Float[np.ndarray, 'queries dim'], candidates: Float[np.ndarray, 'candidates dim'], distance: str = 'cosine'
 ) -> Float[np.ndarray, 'queries candidates']:
-    """What orders a query's candidates: q.c (of unit vectors: the cosine), or q.c - ||c||^2 / 2, larger where ||q - c|| is less."""
+    """Scores that order each query's candidates, the nearest highest.
+
+    'cosine' is q.c, the cosine of unit vectors. 'euclidean' is q.c - ||c||^2 / 2, which falls as ||q - c|| grows.
+    """
     scores = queries @ candidates.T
     return scores - np.square(candidates).sum(axis=1) / 2 if distance == 'euclidean' else scores
 
@@ -20,19 +53,22 @@ def rank_relevance(
     queries: Float[np.ndarray, 'queries dim'],
     candidates: Float[np.ndarray, 'candidates dim'],
     query_values: Int[np.ndarray, ' queries'],
-    candidate_values: Int[np.ndarray, ' candidates'],
+    candidate_values: Int[np.ndarray, 'candidates most'],
     distance: str = 'cosine',
 ) -> Bool[np.ndarray, 'queries candidates']:
-    """Whether the candidate at each rank has the query's value, the nearest first.
+    """Whether the candidate at each rank, nearest first, has the query's value.
 
-    Ties rank by candidate order; the PyTorch original leaves their order open.
+    Ties rank in the candidates' order; the PyTorch original leaves their order undefined.
     """
     order = np.argsort(-nearness(queries, candidates, distance), axis=1, kind='stable')
-    return candidate_values[order] == query_values[:, None]
+    relevance = np.zeros(order.shape, bool)
+    for values in candidate_values.T:  # one column at a time: a photo with many values must not multiply the memory
+        relevance |= values[order] == query_values[:, None]
+    return relevance
 
 
 def average_precision(relevance: Bool[np.ndarray, 'queries candidates']) -> Float[np.ndarray, ' queries']:
-    """Mean over a query's relevant candidates of the precision at their ranks; 0 where none is relevant.
+    """Mean of the precision at the ranks of a query's relevant candidates; 0 where none is relevant.
 
     AP = (1/R) * sum over relevant ranks k of (relevant among the first k) / k, over the full ranking.
     """
@@ -43,20 +79,20 @@ def average_precision(relevance: Bool[np.ndarray, 'queries candidates']) -> Floa
 
 
 def chance_average_precision(
-    query_values: Int[np.ndarray, ' queries'], candidate_values: Int[np.ndarray, ' candidates']
+    query_values: Int[np.ndarray, ' queries'], candidate_values: Int[np.ndarray, 'candidates most']
 ) -> Float[np.ndarray, ' queries']:
-    """The expected AP of a random ranking, query by query.
+    """The expected AP of a random ranking, for each query.
 
-    With R relevant of N candidates: (1/N) * sum_{k=1..N} (1 + (k-1)(R-1)/(N-1)) / k, and 0 where R = 0.
+    With R relevant among N candidates: (1/N) * sum_{k=1..N} (1 + (k-1)(R-1)/(N-1)) / k, and 0 where R = 0.
     """
     total = len(candidate_values)
     if total == 0:
         return np.zeros(len(query_values))
-    values, counts = np.unique(candidate_values, return_counts=True)
+    values, counts = np.unique(candidate_values, return_counts=True)  # a photo has each of its values once
     count_of = dict(zip(values.tolist(), counts.tolist(), strict=True))
-    relevant = np.array([count_of.get(value, 0) for value in np.asarray(query_values).tolist()], np.float64)
+    relevant = np.array([count_of.get(value, 0) for value in query_values.tolist()], np.float64)
     harmonic = np.sum(1 / np.arange(1, total + 1))
-    # sum of (k-1)/k is N - H_N; with one candidate the second term is empty
+    # the sum of (k-1)/k is N - H_N; with one candidate the second term is empty
     later = (relevant - 1) * (total - harmonic) / (total - 1) if total > 1 else 0.0
     return np.where(relevant > 0, (harmonic + later) / total, 0.0)
 
@@ -65,14 +101,14 @@ def retrieval_metrics(
     queries: Float[np.ndarray, 'queries dim'],
     candidates: Float[np.ndarray, 'candidates dim'],
     query_values: Int[np.ndarray, ' queries'],
-    candidate_values: Int[np.ndarray, ' candidates'],
+    candidate_values: Int[np.ndarray, 'candidates most'],
     ks: Sequence[int] = (1, 5, 10),
     distance: str = 'cosine',
 ) -> dict[str, Float[np.ndarray, ' queries']]:
     """AP, recall@k and precision@k of every query of one attribute, as fractions.
 
-    recall@k is 1 where at least one of the first k candidates is relevant (the usage of metric learning), else 0;
-    precision@k is the relevant share of the first min(k, candidates).
+    recall@k is 1 where at least one of the first k candidates is relevant (as in metric learning), else 0; precision@k
+    is the relevant share of the first min(k, candidates).
     """
     blocks = []
     for start in range(0, len(queries), QUERY_BLOCK):
@@ -89,7 +125,10 @@ def retrieval_metrics(
 
 
 def summarize(per_query: Mapping[str, Float[np.ndarray, ' queries']]) -> dict:
-    """Means per attribute, their plain mean (`macro`), and the mean over all queries (`overall`); None without queries."""
+    """Means per attribute, their plain mean (`macro`), and the mean over all queries (`overall`).
+
+    An attribute without queries is left out; without any query both means are None.
+    """
     means = {name: float(np.mean(figures)) for name, figures in per_query.items() if len(figures)}
     if not means:
         return {'overall': None, 'macro': None, 'per_attribute': {}}
@@ -98,15 +137,13 @@ def summarize(per_query: Mapping[str, Float[np.ndarray, ' queries']]) -> dict:
 
 
 def chance_map(
-    attributes: Sequence[str],
-    query: Int[np.ndarray, 'queries 3'],
-    candidate: Int[np.ndarray, 'candidates 3'],
+    attributes: Sequence[str], query: Int[np.ndarray, 'queries 3'], candidate: Int[np.ndarray, 'rows 3']
 ) -> dict:
-    """`summarize` of `chance_average_precision` over lists of (index, attribute, value)."""
+    """The MAP of a random ranking of two lists: `summarize` of `chance_average_precision`."""
     figures = {}
     for number, name in enumerate(attributes):
-        asked, offered = query[query[:, 1] == number], candidate[candidate[:, 1] == number]
-        figures[name] = chance_average_precision(asked[:, 2], offered[:, 2])
+        query_values = query[query[:, 1] == number, 2]
+        figures[name] = chance_average_precision(query_values, group_candidates(candidate, number).values)
     return summarize(figures)
 
 
@@ -116,7 +153,7 @@ def triplet_is_right(
     negative: Float[np.ndarray, 'n dim'],
     distance: str = 'cosine',
 ) -> Bool[np.ndarray, ' n']:
-    """Whether each anchor lies strictly nearer to its positive than to its negative; ties are wrong.
+    """Whether each anchor lies strictly nearer to its positive than to its negative; a tie is wrong.
 
     By dot product, or by CSN's ||a - b + 1e-6||_2.
     """

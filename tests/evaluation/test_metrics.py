@@ -10,10 +10,10 @@ from asen_jax.evaluation import metrics
 GOLDEN = Path(__file__).parents[1] / 'golden'
 
 
-def test_average_precision_is_the_originals():
+def test_average_precision_is_that_of_the_original():
     with np.load(GOLDEN / 'map.npz') as golden:
-        names = ('queries', 'candidates', 'query_values', 'candidate_values')
-        figures = metrics.retrieval_metrics(*(golden[name] for name in names))
+        vectors = golden['queries'], golden['candidates']
+        figures = metrics.retrieval_metrics(*vectors, golden['query_values'], golden['candidate_values'][:, None])
         np.testing.assert_allclose(figures['ap'], golden['average_precision'], rtol=0, atol=1e-6)
         np.testing.assert_allclose(figures['ap'].mean(), golden['mean_average_precision'], rtol=0, atol=1e-6)
 
@@ -25,45 +25,71 @@ def test_average_precision_by_hand():
 
 def test_ties_rank_by_candidate_order():
     query, candidates = np.ones((1, 2), np.float32), np.ones((3, 2), np.float32)
-    ranked = metrics.rank_relevance(query, candidates, np.array([7]), np.array([1, 7, 2]))
+    ranked = metrics.rank_relevance(query, candidates, np.array([7]), np.array([[1], [7], [2]]))
     np.testing.assert_array_equal(ranked, [[False, True, False]])
 
 
 def test_recall_and_precision_at_k():
     query = np.array([[1.0, 0.0]], np.float32)
     candidates = np.array([[0.9, 0], [0.8, 0], [0.7, 0]], np.float32)
-    figures = metrics.retrieval_metrics(query, candidates, np.array([1]), np.array([0, 1, 1]), ks=(1, 2, 5))
+    figures = metrics.retrieval_metrics(query, candidates, np.array([1]), np.array([[0], [1], [1]]), ks=(1, 2, 5))
     assert [figures[f'recall@{k}'][0] for k in (1, 2, 5)] == [0, 1, 1]
     np.testing.assert_allclose([figures[f'precision@{k}'][0] for k in (1, 2, 5)], [0, 1 / 2, 2 / 3])
 
 
+def test_a_photo_with_two_values_is_one_candidate_for_either():
+    """The photo 9 has the values 0 and 1, and its first row twice."""
+    rows = np.array([[9, 0, 1], [4, 1, 0], [9, 0, 0], [9, 0, 1], [2, 0, 0]], np.int32)
+    candidates = metrics.group_candidates(rows, 0)
+    assert candidates.photos.tolist() == [9, 2]
+    assert candidates.values.tolist() == [[1, 0], [0, metrics.NO_VALUE]]
+    assert metrics.count_candidates(rows) == 3  # with photo 4 of the other attribute
+    queries = np.array([[1.0, 0.0], [0.0, 1.0]])
+    vectors = np.array([[0.7, 0.7], [0.9, 0.0]])
+    figures = metrics.retrieval_metrics(queries, vectors, np.array([0, 1]), candidates.values)
+    assert figures['ap'].tolist() == [1, 1]
+    assert figures['precision@5'].tolist() == [1, 1 / 2]
+
+
+def test_an_attribute_without_candidates_has_figures_of_zero():
+    candidates = metrics.group_candidates(np.zeros((0, 3), np.int32), 0)
+    figures = metrics.retrieval_metrics(np.ones((1, 2)), np.zeros((0, 2)), np.array([0]), candidates.values)
+    assert {name: figure.tolist() for name, figure in figures.items()} == dict.fromkeys(figures, [0])
+
+
 def test_queries_are_ranked_alike_in_blocks(monkeypatch):
     rng = np.random.default_rng(0)
-    arrays = rng.normal(size=(9, 4)), rng.normal(size=(20, 4)), rng.integers(0, 3, 9), rng.integers(0, 3, 20)
-    whole = metrics.retrieval_metrics(*arrays)
+    vectors = rng.normal(size=(9, 4)), rng.normal(size=(20, 4))
+    values = rng.integers(0, 3, 9), rng.integers(0, 3, (20, 1))
+    whole = metrics.retrieval_metrics(*vectors, *values)
     monkeypatch.setattr(metrics, 'QUERY_BLOCK', 2)
-    for name, figures in metrics.retrieval_metrics(*arrays).items():
+    for name, figures in metrics.retrieval_metrics(*vectors, *values).items():
         np.testing.assert_array_equal(figures, whole[name])
 
 
-@pytest.mark.parametrize('counts', [(3, 5), (1, 1), (1, 9)])
-def test_chance_is_what_random_rankings_score(counts):
-    values = np.repeat(np.arange(len(counts)), counts)
-    rng = np.random.default_rng(0)
-    scored = [metrics.average_precision(rng.permutation(values)[None] == 0)[0] for _ in range(20_000)]
+@pytest.mark.parametrize('values', [[[0]] * 3 + [[1]] * 5, [[0], [1]], [[0, -1], [1, 0], [1, 2], [2, -1]]])
+def test_chance_is_what_random_rankings_score(values):
+    rng, values = np.random.default_rng(0), np.array(values)
+    shuffled = rng.permuted(np.tile((values == 0).any(axis=1), (20_000, 1)), axis=1)
+    scored = metrics.average_precision(shuffled)
     expected = metrics.chance_average_precision(np.array([0]), values)
-    assert abs(np.mean(scored) - expected[0]) < 5 * np.std(scored) / np.sqrt(len(scored)) + 1e-9
+    assert abs(scored.mean() - expected[0]) < 5 * scored.std() / np.sqrt(len(scored)) + 1e-9
 
 
-def test_chance_without_a_relevant_candidate_is_nothing():
-    np.testing.assert_array_equal(metrics.chance_average_precision(np.array([4]), np.array([1, 2])), [0])
-    np.testing.assert_array_equal(metrics.chance_average_precision(np.array([4]), np.array([4])), [1])
+def test_chance_without_a_relevant_candidate_is_zero():
+    np.testing.assert_array_equal(metrics.chance_average_precision(np.array([4]), np.array([[1], [2]])), [0])
+    np.testing.assert_array_equal(metrics.chance_average_precision(np.array([4]), np.array([[4]])), [1])
 
 
-def test_the_overall_mean_weighs_attributes_by_their_queries():
+def test_chance_map_counts_photos_not_rows():
+    query, candidate = np.array([[0, 0, 0], [1, 1, 3]]), np.array([[2, 0, 0], [2, 0, 1], [3, 1, 3], [4, 1, 2]])
+    assert metrics.chance_map(('color', 'fit'), query, candidate)['per_attribute'] == {'color': 1.0, 'fit': 0.75}
+
+
+def test_the_overall_mean_weights_attributes_by_their_queries():
     summary = metrics.summarize({'a': np.array([1.0, 1.0, 1.0]), 'b': np.array([0.0]), 'c': np.zeros(0)})
     assert summary == {'overall': 0.75, 'macro': 0.5, 'per_attribute': {'a': 1.0, 'b': 0.0}}
-    assert metrics.summarize({'a': np.zeros(0)})['overall'] is None
+    assert metrics.summarize({'a': np.zeros(0)}) == {'overall': None, 'macro': None, 'per_attribute': {}}
 
 
 def test_a_tie_is_a_wrong_triplet():
@@ -72,7 +98,7 @@ def test_a_tie_is_a_wrong_triplet():
     np.testing.assert_array_equal(metrics.triplet_is_right(anchor, positive, negative), [False, True])
 
 
-def test_the_euclidean_ranking_and_the_euclidean_triplet_are_by_distance():
+def test_euclidean_rankings_and_triplets_follow_the_distance():
     rng = np.random.default_rng(0)
     queries, candidates = rng.normal(size=(6, 4)).astype(np.float32), 3 * rng.normal(size=(9, 4)).astype(np.float32)
     distances = np.linalg.norm(queries[:, None] - candidates[None], axis=2)
