@@ -1,4 +1,4 @@
-"""Shapes of a paper-doll figure and its clothes: where things are, not what color they have.
+"""Shapes of a paper doll and its clothes: where things are, not their colors.
 
 Figure coordinates: x is 0 on the body's center line, y is 0 at the crown and 1 at the soles; one unit is the figure's
 height. Every function returns polygons as float arrays [points, 2].
@@ -14,18 +14,18 @@ NECK_BASE = 0.176
 WAIST = 0.48
 ANKLE = 0.945
 ARM_LENGTH = 0.37
-FRONT_SCALE = 1.36  # of necklines and collars: larger than life, so that they can be told at 96 pixels
+FRONT_SCALE = 1.36  # necklines and collars are larger than life, to be recognizable at 96 pixels
 
 
 class Pose(NamedTuple):
-    """Center lines of the limbs, each [points, 2] from the body outward: left and right arm, left and right leg."""
+    """Center lines of the limbs, left and right, each [points, 2] from the body outward."""
 
     arms: tuple[np.ndarray, np.ndarray]
     legs: tuple[np.ndarray, np.ndarray]
 
 
 def draw_pose(rng: np.random.Generator) -> Pose:
-    """Arms that stay clear of the body, so that no cuff is ever hidden, and legs a little apart."""
+    """Arms that stay clear of the body, so that every cuff is visible, and legs slightly apart."""
     arms, legs = [], []
     for side in (-1, 1):
         upper = np.deg2rad(rng.uniform(30, 52))
@@ -45,7 +45,7 @@ def step(start, angle: float, length: float) -> tuple[float, float]:
 
 
 def bend(start, middle, end, count: int = 17) -> np.ndarray:
-    """A smooth limb start - middle - end: two straight halves with the joint rounded off."""
+    """A limb from `start` to `end` through `middle`: two straight halves with a rounded joint."""
     at = np.linspace(0, 1, count)
     path = np.stack([np.interp(at, (0, 0.5, 1), line) for line in zip(start, middle, end, strict=True)], axis=1)
     path[1:-1] = (path[:-2] + 2 * path[1:-1] + path[2:]) / 4
@@ -53,13 +53,13 @@ def bend(start, middle, end, count: int = 17) -> np.ndarray:
 
 
 def cut(path: np.ndarray, fraction: float) -> np.ndarray:
-    """The first `fraction` of a limb, resampled to as many points."""
+    """The first `fraction` of a limb, resampled to the same number of points."""
     at = np.linspace(0, 1, len(path))
     return np.stack([np.interp(at * fraction, at, path[:, axis]) for axis in (0, 1)], axis=1)
 
 
 def ribbon(path: np.ndarray, start_width: float, end_width: float) -> np.ndarray:
-    """A band around a path whose half-width goes evenly from `start_width` to `end_width`."""
+    """A band around a path whose half-width changes linearly from `start_width` to `end_width`."""
     along = np.gradient(path, axis=0)
     across = np.stack([-along[:, 1], along[:, 0]], axis=1) / np.linalg.norm(along, axis=1, keepdims=True)
     across *= np.linspace(start_width, end_width, len(path))[:, None]
@@ -73,12 +73,13 @@ def ellipse(x: float, y: float, rx: float, ry: float, start: float = 0, end: flo
 
 
 def mirrored(*points: tuple[float, float]) -> np.ndarray:
-    """A shape with two like halves, from the points of its right half (top to bottom)."""
+    """A symmetric shape, from the points of its right half (top to bottom)."""
     right = np.array(points)
     return np.concatenate([right, (right * (-1, 1))[::-1]])
 
 
 def limbs(paths, start_width: float, end_width: float) -> list[np.ndarray]:
+    """A `ribbon` for each path."""
     return [ribbon(path, start_width, end_width) for path in paths]
 
 
@@ -97,7 +98,7 @@ def torso() -> np.ndarray:
 
 
 def hem_at(fraction: float) -> float:
-    """The height y of a hem at `fraction` of the leg (0 the hip, 1 the ankle)."""
+    """The height y of a hem at `fraction` of the leg (0 is the hip, 1 the ankle)."""
     return HIP[1] + fraction * (ANKLE - HIP[1])
 
 
@@ -118,12 +119,12 @@ def trousers(pose: Pose, fraction: float, width: float) -> list[np.ndarray]:
 
 
 def enlarge(shape: np.ndarray) -> np.ndarray:
-    """A neckline or collar drawn to the body's measure, enlarged about the base of the neck."""
+    """A life-size neckline or collar, enlarged about the base of the neck."""
     return (shape - (0, NECK_BASE)) * FRONT_SCALE + (0, NECK_BASE)
 
 
 def neckline(value: str) -> np.ndarray:
-    """What a neckline leaves bare below the neck, before `enlarge`."""
+    """The skin that a neckline leaves bare below the neck, before `enlarge`."""
     top = NECK_BASE - 0.004
     match value:
         case 'Round Neckline':
@@ -141,7 +142,7 @@ def neckline(value: str) -> np.ndarray:
 
 
 def collar(value: str) -> list[np.ndarray]:
-    """A collar's parts before `enlarge`, left and right apart so that each gets its own outline."""
+    """A collar's parts before `enlarge`, left and right separate so that each gets its own outline."""
     match value:
         case 'Shirt Collar':
             half = np.array([(0.052, 0.15), (0.0, 0.196), (0.05, 0.285), (0.098, 0.19)])

@@ -1,7 +1,7 @@
 """Photos of garments, drawn: paper dolls whose clothes have FashionAI's attributes and values.
 
-What a label says shows in its own region only: pose, scale, place, colors, patterns, background and the other labels
-are drawn independently of it.
+A label shows only in its own region: pose, scale, place, colors, patterns, background and the other labels are drawn
+independently of it.
 """
 
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from data_builders.synthetic.sketch import Color, Sketch
 SLEEVE_ENDS = {'Sleeveless': 0.0, 'Short Sleeves': 0.3, '3/4 Sleeves': 0.66, 'Long Sleeves': 0.96}  # of the arm
 NECKLINES = ('Round Neckline', 'Square Neckline', 'Deep V Neckline', 'Straight Neck', 'Sweat Heart Neck')
 COLLARS = ('Shirt Collar', 'Peter Pan', 'Puritan Collar', 'Rib Collar')
-# Hems as a fraction of the leg, from hip to ankle; a jitter of +-JITTER leaves a clear gap between neighbors.
+# Hems as a fraction of the leg, from hip to ankle, far enough apart to stay distinct under a jitter of +-JITTER.
 SKIRT_ENDS = {'Short Length': 0.2, 'Knee Length': 0.45, 'Midi Length': 0.7, 'Floor Length': 0.98}
 PANT_ENDS = {'Short Pant': 0.2, 'Mid Length': 0.45, '3/4 Length': 0.7, 'Full Length': 0.96}
 COAT_ENDS = {
@@ -42,7 +42,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 
 
 class Garment(NamedTuple):
-    """A drawn photo, attribute -> value name, and attribute -> the box (left, top, right, bottom) that shows it."""
+    """A drawn photo with the value and the box (left, top, right, bottom) of each of its attributes."""
 
     image: Image.Image
     labels: dict[str, str]
@@ -50,7 +50,7 @@ class Garment(NamedTuple):
 
 
 class Look(NamedTuple):
-    """All that varies whatever the labels say."""
+    """Everything that varies independently of the labels."""
 
     skin: Color
     hair: Color
@@ -66,7 +66,7 @@ class Look(NamedTuple):
 
 
 def draw_garment(seed: int, index: int, size: int) -> Garment:
-    """Photo `index` of the series `seed`, size x size pixels, with its labels and where each of them shows."""
+    """Photo `index` of the series `seed`, size x size pixels, with its labels and their boxes."""
     rng = np.random.default_rng([seed, index])
     kind = str(rng.choice(tuple(KINDS), p=tuple(KINDS.values())))
     labels, pose, look = draw_labels(rng, kind), figures.draw_pose(rng), draw_look(rng)
@@ -80,13 +80,14 @@ def draw_garment(seed: int, index: int, size: int) -> Garment:
 
 
 def draw_labels(rng: np.random.Generator, kind: str) -> dict[str, str]:
-    """Evenly and independently, a value for each attribute that this kind of garment shows."""
+    """A value, drawn uniformly and independently, for each attribute that this kind of garment shows."""
     length = {'coat': 'coat_length', 'trousers': 'pant_length'}.get(kind, 'skirt_length')
     front = 'neckline_design' if kind != 'coat' and rng.random() < 0.65 else 'collar_design'
     return {name: str(rng.choice(ATTRIBUTES[name])) for name in ('sleeve_length', front, length)}
 
 
 def draw_look(rng: np.random.Generator) -> Look:
+    """Colors that stay apart from their neighbors, and widths."""
     skin = sketch.pick_color(rng, sketch.SKINS)
     upper = sketch.pick_color(rng, sketch.CLOTHS, [skin], 170)
     lower = sketch.pick_color(rng, sketch.CLOTHS, [skin, upper], 170)
@@ -153,7 +154,7 @@ def draw_clothes(
 def draw_opening(doll: Sketch, hem: float, edge: Color) -> None:
     """A coat's front edge and buttons, down to its hem."""
     bottom = max(figures.hem_at(hem), figures.WAIST + 0.01)
-    # By way of the waist, so that rounding to pixels above it does not depend on the hem.
+    # through the waist, so that the pixels above it do not depend on the hem
     doll.line([(0, figures.NECK_BASE), (0, figures.WAIST), (0, bottom)], edge, 0.01)
     for y in np.arange(0.36, min(bottom, 0.66) - 0.02, 0.07):
         doll.fill(figures.ellipse(0.028, y, 0.011, 0.011), edge)
@@ -174,6 +175,7 @@ def draw_front(doll: Sketch, look: Look, labels: dict[str, str], edge: Color) ->
 
 
 def draw_head(doll: Sketch, look: Look) -> None:
+    """Face and hair."""
     edge = sketch.blend(look.skin, OUTLINE, 0.45)
     style, hair = look.hair_style, look.hair
     if style == 'bun':
@@ -194,7 +196,7 @@ def draw_head(doll: Sketch, look: Look) -> None:
 
 
 def region(attribute: str, pose: Pose) -> np.ndarray:
-    """The part of the figure that a person looks at to name this attribute's value, whatever the value is."""
+    """The part of the figure that shows this attribute, whatever its value is."""
     if attribute == 'sleeve_length':
         arms = np.concatenate(pose.arms)
         return np.concatenate([arms - 0.06, arms + 0.06])
@@ -203,11 +205,11 @@ def region(attribute: str, pose: Pose) -> np.ndarray:
     if attribute == 'collar_design':
         return figures.enlarge(figures.mirrored((0.195, 0.14), (0.195, 0.35)))
     width = 0.19 if attribute == 'pant_length' else 0.24
-    return figures.mirrored((width, figures.WAIST - 0.01), (width, 1.0))  # a length is told by where it ends on the leg
+    return figures.mirrored((width, figures.WAIST - 0.01), (width, 1.0))  # a length shows by where it ends on the leg
 
 
 def add_noise(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """A little sensor noise and a change of brightness."""
+    """The picture with a little sensor noise and a change of brightness."""
     pixels = np.asarray(picture, np.float32) * np.float32(rng.uniform(0.88, 1.08))
     pixels += rng.standard_normal(pixels.shape, np.float32) * np.float32(rng.uniform(1, 5))
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))

@@ -1,4 +1,4 @@
-"""A picture being drawn: colors that stay apart, cloth with a pattern, and a figure placed at some scale and lean."""
+"""A picture being drawn: distinct colors, patterned cloth, and a figure placed at some scale and lean."""
 
 from collections.abc import Sequence
 
@@ -8,17 +8,17 @@ from PIL import Image, ImageColor, ImageDraw
 Color = tuple[int, int, int]
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 
-SUPERSAMPLING = 3  # drawn larger and averaged down, since PIL's polygons have hard edges
+SUPERSAMPLING = 3  # draw larger and average down, because PIL's polygons have hard edges
 SKINS = ('#fbe0cc', '#f0c6a2', '#dba57c', '#b97f57', '#8c5a3c', '#5f3b28')
 HAIRS = ('#2b2024', '#4b2e22', '#7b4a2a', '#b5793c', '#e0bd72', '#a9432c', '#8d8a90', '#5b4a78')
 CLOTHS = (
-    '#c8323c', '#e4572e', '#f2a541', '#f4d35e', '#8fb339', '#3f8f5b', '#1f6f6b', '#2ca6a4', '#4fa3d9', '#2f5fb3',
-    '#27346b', '#6a4c93', '#a45fb5', '#d9578c', '#f29ab2', '#7a2e3a', '#3c3c46', '#7d8794', '#f4f1ea', '#5c6b3a',
-)  # fmt: skip
+    *('#c8323c', '#e4572e', '#f2a541', '#f4d35e', '#8fb339', '#3f8f5b', '#1f6f6b', '#2ca6a4', '#4fa3d9', '#2f5fb3'),
+    *('#27346b', '#6a4c93', '#a45fb5', '#d9578c', '#f29ab2', '#7a2e3a', '#3c3c46', '#7d8794', '#f4f1ea', '#5c6b3a'),
+)
 GROUNDS = (
-    '#f3efe6', '#e3ecef', '#f6dfd7', '#dfe8d3', '#e6ddf0', '#f7ecc8', '#c9d8e6', '#d9c7b8', '#b8c4bb', '#a7b5c9',
-    '#6f7f92', '#566b66', '#6b5a70', '#3f4757', '#4d4038', '#2e3a40',
-)  # fmt: skip
+    *('#f3efe6', '#e3ecef', '#f6dfd7', '#dfe8d3', '#e6ddf0', '#f7ecc8', '#c9d8e6', '#d9c7b8'),
+    *('#b8c4bb', '#a7b5c9', '#6f7f92', '#566b66', '#6b5a70', '#3f4757', '#4d4038', '#2e3a40'),
+)
 
 
 def distance(one: Color, other: Color) -> float:
@@ -34,7 +34,7 @@ def blend(one: Color, other: Color, share: float) -> Color:
 
 
 def pick_color(rng: np.random.Generator, palette: Sequence[str], apart: Sequence[Color] = (), gap: float = 0) -> Color:
-    """A slightly varied color of the palette at least `gap` from those in `apart`, or the farthest of 24 tries."""
+    """A slightly varied color of the palette, at least `gap` from those in `apart`, or else the farthest of 24 tries."""
     best, best_gap = None, -1.0
     for _ in range(24):
         code = palette[rng.integers(len(palette))]
@@ -79,7 +79,7 @@ def weave(rng: np.random.Generator, side: int, color: Color) -> Image.Image:
 
 
 def draw_background(rng: np.random.Generator, side: int, apart: list[Color]) -> tuple[Image.Image, Color]:
-    """A soft gradient with clutter on it, of colors unlike those in `apart`, and the gradient's base color."""
+    """A soft gradient with clutter on it, in colors unlike those in `apart`, and the gradient's base color."""
     ground = pick_color(rng, GROUNDS, apart, 110)
     corners = Image.new('RGB', (2, 2))
     for corner in ((0, 0), (0, 1), (1, 0), (1, 1)):
@@ -109,13 +109,13 @@ def draw_clutter(rng: np.random.Generator, draw: ImageDraw.ImageDraw, side: int,
 
 
 class Sketch:
-    """The picture at drawing size, and where in it the figure stands; shapes come in figure coordinates."""
+    """The picture at drawing size, and where the figure stands in it; shapes are given in figure coordinates."""
 
     def __init__(self, rng: np.random.Generator, picture: Image.Image):
         self.picture, self.draw = picture, ImageDraw.Draw(picture)
         side = picture.width
-        # Up to a head taller than the picture, standing near its lower edge: as in a shop's photos, a head is often cut
-        # off, so that it is no landmark to read a collar by.
+        # Up to a head taller than the picture, standing near its lower edge: as in a shop's photos, the head is often
+        # cut off, so it cannot serve as a landmark for the collar.
         height, lean = rng.uniform(0.84, 1.12), np.deg2rad(rng.uniform(-5, 5))
         middle = 0.5 + rng.uniform(-0.08, 0.08), rng.uniform(0.94, 0.995) - 0.5 * height
         self.height = side * height
@@ -123,22 +123,24 @@ class Sketch:
         self.matrix, self.shift = self.height * turn, side * np.array(middle) - self.height * np.array([0, 0.5]) @ turn
 
     def place(self, points) -> np.ndarray:
-        """Figure coordinates to pixels of the drawing."""
+        """Convert figure coordinates to pixels of the drawing."""
         return np.asarray(points, np.float64) @ self.matrix + self.shift
 
     def fill(self, points, color: Color) -> None:
+        """Draw a plain shape."""
         self.draw.polygon(self.place(points).ravel().tolist(), fill=color)
 
     def line(self, points, color: Color, width: float = 0.009) -> None:
+        """Draw a line of a `width` in figure coordinates."""
         self.draw.line(self.place(points).ravel().tolist(), fill=color, width=max(1, round(width * self.height)))
 
     def shape(self, points, color: Color, edge: Color, width: float = 0.008) -> None:
-        """A plain shape with an outline."""
+        """Draw a plain shape with an outline."""
         self.fill(points, color)
         self.line(np.concatenate([points, points[:1]]), edge, width)
 
     def cloth(self, shapes: list[np.ndarray], weave: Image.Image, edge: Color) -> None:
-        """One garment of several shapes: outlined each, then filled together, so that seams between them vanish."""
+        """Draw a garment of several shapes: each is outlined, then all are filled, so that no seams show."""
         if not shapes:
             return
         mask = Image.new('L', self.picture.size)
@@ -149,7 +151,7 @@ class Sketch:
         self.picture.paste(weave, mask=mask)
 
     def box(self, points, picture_size: int) -> tuple[float, float, float, float]:
-        """The box around points of the figure, in pixels of the finished picture, clipped to it."""
+        """The box around points of the figure, in pixels of the finished picture and clipped to it."""
         placed = self.place(points) * (picture_size / self.picture.width)
         low, high = np.clip(placed.min(axis=0), 0, picture_size), np.clip(placed.max(axis=0), 0, picture_size)
         return float(low[0]), float(low[1]), float(high[0]), float(high[1])

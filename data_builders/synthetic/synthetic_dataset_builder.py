@@ -1,4 +1,4 @@
-"""Garments that are drawn on the spot, so that everything can be tried without any data; README.md shows them."""
+"""Drawn garments, to try everything without any data; README.md describes them."""
 
 import hashlib
 import io
@@ -16,25 +16,25 @@ from data_builders.records import Photo, RawDataset
 from data_builders.synthetic.garments import ATTRIBUTES, Garment, draw_garment
 
 SEED = 2020  # of the drawings; config.seed must not change records
-EVAL_SHARE = 10  # one photo of so many is in valid, and as many in test
-QUERY_SHARE = 5  # one photo of so many in valid and test asks queries; the others are candidates
-MIN_PHOTOS = 100  # two that ask, in valid and in test
-MIN_SIZE = 32  # pixels; smaller, no one can tell a collar
+EVAL_SHARE = 10  # one photo in ten is in valid, and one in test
+QUERY_SHARE = 5  # one photo in five of valid and test is a query; the others are candidates
+MIN_PHOTOS = 100  # so that valid and test have two query photos each
+MIN_SIZE = 32  # pixels; collars cannot be told apart in smaller photos
 JPEG_QUALITY = 95
 
 
 class Builder(records.RecordsBuilder):
-    """Writes the records of drawn photos; `data_builders.prepare` is the way to call it."""
+    """Writes the records of drawn photos."""
 
 
 def list_files(data: ConfigDict) -> list[Path]:
-    """The description of the data set is the drawing code: when it changes the records are made anew."""
+    """The drawing code, which describes the dataset: when it changes the records are rebuilt."""
     del data
     return [Path(__file__).with_name(name) for name in ('figures.py', 'garments.py', 'sketch.py', Path(__file__).name)]
 
 
 def config_name(data: ConfigDict) -> str:
-    """How many photos of what size, and a hash of the chosen attributes unless that is all."""
+    """The number and size of the photos, and a hash of the chosen attributes unless all are chosen."""
     name = f'{data.num_photos}-photos-{data.synthetic_size}px'
     chosen = annotations.pick_attributes(data.attributes, tuple(ATTRIBUTES), 'synthetic')
     if len(chosen) == len(ATTRIBUTES):
@@ -43,7 +43,7 @@ def config_name(data: ConfigDict) -> str:
 
 
 def read(data: ConfigDict) -> RawDataset:
-    """Draw the photos; in valid and test the first fifth asks for each of its labels, the others answer with theirs."""
+    """Draw the photos; in valid and test, labels of the first fifth are queries and those of the others are candidates."""
     for field, least in (('num_photos', MIN_PHOTOS), ('synthetic_size', MIN_SIZE)):
         if data[field] < least:
             raise InputError(f'data.{field} is {data[field]}; synthetic needs at least {least}.')
@@ -52,15 +52,15 @@ def read(data: ConfigDict) -> RawDataset:
     photos = [make_photo(index, draw_garment(SEED, index, data.synthetic_size)) for index in indices]
     num_eval = data.num_photos // EVAL_SHARE
     splits = {'train': photos[: -2 * num_eval], 'valid': photos[-2 * num_eval : -num_eval], 'test': photos[-num_eval:]}
-    num_asking = num_eval // QUERY_SHARE
-    queries = {split: labels_between(splits[split], 0, num_asking) for split in ('valid', 'test')}
-    candidates = {split: labels_between(splits[split], num_asking, num_eval) for split in ('valid', 'test')}
+    num_queries = num_eval // QUERY_SHARE
+    queries = {split: labels_between(splits[split], 0, num_queries) for split in ('valid', 'test')}
+    candidates = {split: labels_between(splits[split], num_queries, num_eval) for split in ('valid', 'test')}
     raw = RawDataset('synthetic', tuple(ATTRIBUTES), ATTRIBUTES, splits, queries, candidates)
     return records.choose_attributes(raw, chosen)
 
 
 def make_photo(index: int, garment: Garment) -> Photo:
-    """A drawn photo as a source would hold it: encoded, with its labels and their boxes."""
+    """A drawn photo like one from a source: encoded, with its labels and their boxes."""
     encoded = io.BytesIO()
     garment.image.save(encoded, 'JPEG', quality=JPEG_QUALITY, subsampling=0)
     names = tuple(ATTRIBUTES)
@@ -74,6 +74,6 @@ def make_photo(index: int, garment: Garment) -> Photo:
 
 
 def labels_between(photos: Sequence[Photo], start: int, stop: int) -> Int[np.ndarray, 'n 3']:
-    """Every label of photos `start` to `stop` as index, attribute, value."""
+    """Every label of photos `start` to `stop` as (index, attribute, value)."""
     labels = records.labels_of(photos[start:stop])
     return np.stack([labels.photo + start, labels.attribute, labels.value], axis=1).astype(np.int32)
