@@ -1,4 +1,4 @@
-"""Photos on the host: decode, crop to the garment, fit to the network's square, flip, jitter. PIL and numpy only."""
+"""Photos on the host: decode, crop to the garment, fit to the network's square input, jitter. PIL and numpy only."""
 
 import contextlib
 import io
@@ -13,16 +13,17 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 64_000_000  # a larger photo is refused before its pixels are decoded
 FITS = ('crop', 'pad', 'stretch')
-MAX_ASPECT = 100  # of a longer photo only the middle is seen: enlarged whole it could fill the memory
+MAX_ASPECT = 100  # a longer photo is cut to its middle first: resizing all of it could exhaust memory
 BACKGROUND = (255, 255, 255)  # behind transparent pixels and beside a padded photo
 
 Box = Sequence  # four numbers: left, top, right, bottom in pixels, 0-based, half-open
 
 
 class _QuietPillow:
-    """Pillow's remarks (odd EXIF; its size warning is MAX_PIXELS here) unheard while any thread is inside.
+    """Silences Pillow's warnings (odd EXIF; its size limit is MAX_PIXELS here) while any thread is inside.
 
-    `warnings.catch_warnings` alone puts back what its own thread found: threads that overlap left all warnings off for good.
+    `warnings.catch_warnings` alone restores the filters that its own thread found, so overlapping threads could leave
+    all warnings off for good.
     """
 
     def __init__(self):
@@ -48,22 +49,22 @@ QUIET_PILLOW = _QuietPillow()
 
 @contextlib.contextmanager
 def _reading() -> Iterator[None]:
-    """Whatever Pillow raises on a damaged file, struct.error and TypeError among it, as ValueError."""
+    """Turn whatever Pillow raises on a damaged file, even struct.error and TypeError, into ValueError."""
     try:
         with QUIET_PILLOW:
             yield
     except MemoryError:
         raise
-    except UnidentifiedImageError as error:  # whose own words name an address in memory
-        raise ValueError('not a readable picture (of no format that Pillow knows)') from error
+    except UnidentifiedImageError as error:  # its own message contains a memory address
+        raise ValueError('not a readable picture (in no format that Pillow knows)') from error
     except Exception as error:
         raise ValueError(f'not a readable picture ({error})') from error
 
 
 def decode(data: bytes) -> Image.Image:
-    """The photo in `data` as upright RGB, fully decoded: `upright_rgb` of it.
+    """The photo in `data` as upright RGB, fully decoded.
 
-    Raises ValueError, saying why, where the bytes are no picture, are cut short, or hold more than MAX_PIXELS.
+    Raises ValueError with the reason if the bytes are not a picture, are truncated, or hold more than MAX_PIXELS.
     """
     with _reading():
         image = Image.open(io.BytesIO(data))
@@ -71,13 +72,13 @@ def decode(data: bytes) -> Image.Image:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """An opened picture as upright RGB, a copy: EXIF orientation honored, transparency laid on white, 16-bit gray scaled.
+    """An RGB copy of an opened picture: rotated as EXIF says, transparency on white, 16-bit gray scaled to 8 bits.
 
-    Raises ValueError, saying why, where it is damaged or holds more than MAX_PIXELS; those are refused before they are decoded.
+    Raises ValueError with the reason if it is damaged, or, before decoding it, if it has more than MAX_PIXELS.
     """
     with _reading():
         if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f'{image.width}x{image.height} pixels, at most {MAX_PIXELS:,} are read')
+            raise ValueError(f'{image.width}x{image.height} pixels, but at most {MAX_PIXELS:,} are read')
         image.load()
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith('I'):  # 16-bit gray: Pillow's own conversion clips it to white
@@ -90,7 +91,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 class Opened(NamedTuple):
-    """A decoded photo, cropped to its garment's box where one is given, and where its corner lies in the whole photo."""
+    """A decoded photo, cropped if a box was given, and the position of its top left corner in the whole photo."""
 
     image: Image.Image
     left: int
@@ -98,7 +99,7 @@ class Opened(NamedTuple):
 
 
 def open_photo(data: bytes, box: Box | None = None) -> Opened:
-    """Decode, and crop to `box`, rounded outwards and cut to the photo."""
+    """Decode a photo and crop it to `box`, rounded outward and clipped to the photo."""
     image = decode(data)
     if box is None:
         return Opened(image, 0, 0)
@@ -108,22 +109,28 @@ def open_photo(data: bytes, box: Box | None = None) -> Opened:
 
 
 def fit_square(image: Image.Image, size: int, fit: str = 'crop') -> UInt8[np.ndarray, 'size size 3']:
-    """`image` as a `size` x `size` square.
+    """`image` as a `size` x `size` square: cropped to its center, padded, or stretched.
 
-    'crop' is the papers' way: shorter side to `size` with PIL's antialiased bilinear, longer `int(size*long/short)`,
-    then the center, its offsets `round((long - size) / 2)`. 'pad' fits the whole photo in and pads it with its own
-    edge color; 'stretch' changes the aspect.
+    'crop' is what the papers do. 'pad' shows the whole photo and repeats its edge pixels around it. 'stretch' changes
+    the aspect ratio.
     """
-    width, height = image.size
     if fit == 'stretch':
         return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
-    if fit == 'pad':
-        scale = size / max(width, height)
-        inner = image.resize((max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BILINEAR)
-        pixels = np.asarray(inner)
-        rows, columns = size - pixels.shape[0], size - pixels.shape[1]
-        around = ((rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2), (0, 0))
-        return np.pad(pixels, around, mode='edge')
+    return _pad_square(image, size) if fit == 'pad' else _crop_square(image, size)
+
+
+def _pad_square(image: Image.Image, size: int) -> UInt8[np.ndarray, 'size size 3']:
+    scale = size / max(image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+    rows, columns = size - height, size - width
+    around = ((rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2), (0, 0))
+    return np.pad(pixels, around, mode='edge')
+
+
+def _crop_square(image: Image.Image, size: int) -> UInt8[np.ndarray, 'size size 3']:
+    """torchvision's Resize and CenterCrop: antialiased bilinear, longer side `int(size * long / short)`."""
+    width, height = image.size
     longest = MAX_ASPECT * min(width, height)
     if max(width, height) > longest:
         left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
@@ -139,7 +146,7 @@ def fit_square(image: Image.Image, size: int, fit: str = 'crop') -> UInt8[np.nda
 
 
 def box_to_square(box: Box, opened: Opened, size: int, fit: str = 'crop') -> Float[np.ndarray, ' 4']:
-    """Where `box` of the whole photo lies after `fit_square` of the opened one, in the square's pixels, cut to it."""
+    """Where a box of the whole photo lies in `fit_square` of the opened one, in the square's pixels and clipped to it."""
     width, height = opened.image.size
     if fit == 'stretch':
         scales, offsets = (size / width, size / height), (0.0, 0.0)
@@ -152,7 +159,7 @@ def box_to_square(box: Box, opened: Opened, size: int, fit: str = 'crop') -> Flo
 
 
 def jitter_crop(image: Image.Image, rng: np.random.Generator, strength: float) -> Image.Image:
-    """A random crop that keeps at least `1 - strength` of each side (0 keeps all): an augmentation, in no paper's recipe."""
+    """A random crop that keeps at least `1 - strength` of each side; an augmentation that no paper's recipe uses."""
     if strength <= 0:
         return image
     width, height = (max(1, round(side * (1 - rng.uniform(0, strength)))) for side in image.size)
