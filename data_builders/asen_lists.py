@@ -1,7 +1,4 @@
-"""The layout that FashionAI, DARN and DeepFashion share: meta.json, and below it a folder of lists and photos for each.
-
-`data` is the config's part of that name.
-"""
+"""The layout that FashionAI, DARN and DeepFashion share: meta.json, and beside it a folder of lists and photos for each."""
 
 import hashlib
 from collections import defaultdict
@@ -11,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
+from ml_collections import ConfigDict
 
 from asen_jax.data.triplets import Labels
 from data_builders import annotations, records
@@ -21,27 +19,27 @@ TRAIN_LISTS = ('filenames_train.txt', 'label_train.txt')
 
 
 class Source(NamedTuple):
-    """A data set's folder, and what meta.json says of it."""
+    """A dataset's folder, and its part of meta.json."""
 
     folder: Path
     meta: Meta
 
 
 class Asked(NamedTuple):
-    """The valid or test split: its photos, and the two lists that point at them."""
+    """The valid or test split: its photos, and the two lists that point to them."""
 
     photos: list[Photo]
     query: Int[np.ndarray, 'n 3']
     candidate: Int[np.ndarray, 'm 3']
 
 
-def dataset_folder(data, dataset: str) -> Path:
-    """Where `dataset`'s lists and photos lie."""
+def dataset_folder(data: ConfigDict, dataset: str) -> Path:
+    """The folder of `dataset`'s lists and photos."""
     return Path(data.manual_dir).expanduser() / dataset
 
 
-def list_files(data, dataset: str, train: Sequence[Path] | None = None) -> list[Path]:
-    """meta.json and the lists of the three splits; `train` are others in the place of the published train lists."""
+def list_files(data: ConfigDict, dataset: str, train: Sequence[Path] | None = None) -> list[Path]:
+    """meta.json and the lists of all splits; `train` replaces the published train lists."""
     folder = dataset_folder(data, dataset)
     train = [folder / name for name in TRAIN_LISTS] if train is None else train
     asked = [
@@ -50,27 +48,27 @@ def list_files(data, dataset: str, train: Sequence[Path] | None = None) -> list[
     return [folder.parent / 'meta.json', *train, *asked]
 
 
-def has_train_lists(data, dataset: str) -> bool:
-    """Whether both published train lists are there: an index without its file names says nothing."""
+def has_train_lists(data: ConfigDict, dataset: str) -> bool:
+    """Whether both published train lists exist; one is useless without the other."""
     return all((dataset_folder(data, dataset) / name).is_file() for name in TRAIN_LISTS)
 
 
-def config_name(data) -> str:
-    """'all', or a name for the chosen attributes, whatever their order."""
-    chosen = sorted({name.strip() for name in _as_names(data.attributes)})
+def config_name(data: ConfigDict) -> str:
+    """'all', or a name for the chosen attributes in any order."""
+    chosen = sorted({name.strip() for name in annotations.split_names(data.attributes)})
     if not chosen:
         return 'all'
     return f'{len(chosen)}-attributes-{hashlib.sha256(repr(chosen).encode()).hexdigest()[:8]}'
 
 
-def open_source(data, dataset: str) -> Source:
-    """Read meta.json."""
+def open_source(data: ConfigDict, dataset: str) -> Source:
+    """Read `dataset`'s part of meta.json."""
     folder = dataset_folder(data, dataset)
     return Source(folder, annotations.read_meta(folder.parent / 'meta.json', dataset))
 
 
 def read_train(source: Source) -> list[Photo]:
-    """The photos of filenames_train.txt with their labels of label_train.txt."""
+    """The photos of filenames_train.txt with their labels from label_train.txt."""
     names_file, labels_file = (source.folder / name for name in TRAIN_LISTS)
     names = annotations.read_filenames(names_file)
     labels = annotations.read_label_train(labels_file, len(names), source.meta)
@@ -78,7 +76,7 @@ def read_train(source: Source) -> list[Photo]:
 
 
 def read_asked(source: Source, split: str, labels: Labels | None = None) -> Asked:
-    """Valid or test; a photo's labels are what the two lists ask of it, or `labels` where the source says more."""
+    """The valid or test split; without `labels`, a photo has those that the query and candidate lists give it."""
     names_file = source.folder / f'filenames_{split}.txt'
     names = annotations.read_filenames(names_file)
     query, candidate = (
@@ -92,7 +90,7 @@ def read_asked(source: Source, split: str, labels: Labels | None = None) -> Aske
 
 def make_photos(folder: Path, names: list[str], labels: Labels, names_file: Path) -> list[Photo]:
     """The photos of one split with their labels, in the order of the list."""
-    labels_of = defaultdict(dict)  # a dict, since a list may say the same twice
+    labels_of = defaultdict(dict)  # a dict, since a list may repeat a label
     for photo, attribute, value in zip(*(column.tolist() for column in labels), strict=True):
         labels_of[photo][attribute, value] = None
     photos = []
@@ -105,18 +103,24 @@ def make_photos(folder: Path, names: list[str], labels: Labels, names_file: Path
 
 
 def assemble(
-    data, name: str, source: Source, train: list[Photo], valid: Asked, test: Asked, notes: tuple[str, ...] = ()
+    data: ConfigDict,
+    name: str,
+    source: Source,
+    train: list[Photo],
+    valid: Asked,
+    test: Asked,
+    notes: tuple[str, ...] = (),
 ) -> RawDataset:
-    """The three splits as one source under the attributes that `data.attributes` names."""
+    """The three splits, with the attributes that `data.attributes` names."""
     meta_file = str(source.folder.parent / 'meta.json')
     chosen = annotations.pick_attributes(data.attributes, source.meta.attributes, meta_file)
     raw = RawDataset(
-        name, source.meta.attributes, source.meta.values,
-        {'train': train, 'valid': valid.photos, 'test': test.photos},
-        {'valid': valid.query, 'test': test.query}, {'valid': valid.candidate, 'test': test.candidate}, notes=notes,
-    )  # fmt: skip
+        dataset=name,
+        attributes=source.meta.attributes,
+        values=source.meta.values,
+        photos={'train': train, 'valid': valid.photos, 'test': test.photos},
+        queries={'valid': valid.query, 'test': test.query},
+        candidates={'valid': valid.candidate, 'test': test.candidate},
+        notes=notes,
+    )
     return records.choose_attributes(raw, chosen)
-
-
-def _as_names(attributes) -> list[str]:
-    return attributes.split(',') if isinstance(attributes, str) else list(attributes)

@@ -1,4 +1,4 @@
-"""The parsers of the annotation files: line ends, ranges, errors that name file and line; and the published lists."""
+"""The parsers of the annotation files: line endings, ranges, and errors that name the file and the line."""
 
 import json
 
@@ -6,13 +6,10 @@ import numpy as np
 import pytest
 
 from asen_jax.errors import InputError
-from asen_jax.evaluation.metrics import chance_map, retrieval_metrics, summarize
 from data_builders import annotations
 from data_builders.annotations import Meta
-from tests.conftest import unpack_published
 
 META = Meta(('neck', 'sleeve'), {'neck': ('0', '1'), 'sleeve': ('0', '1', '2')})
-CHANCE = (17.20, 12.50, 13.35, 17.45, 22.36, 21.62, 11.09, 21.20)  # REFERENCE.md, FashionAI's test lists
 
 
 @pytest.fixture
@@ -28,11 +25,11 @@ def write(tmp_path):
 @pytest.mark.parametrize(
     'content', ['a/1.jpg\nb.jpg\n', 'a/1.jpg\r\nb.jpg\r\n\r\n', 'a/1.jpg\nb.jpg', '\ufeffa/1.jpg\nb.jpg \n\n']
 )
-def test_line_ends_do_not_matter(write, content):
+def test_line_endings_do_not_matter(write, content):
     assert annotations.read_filenames(write(content)) == ['a/1.jpg', 'b.jpg']
 
 
-def test_label_train_has_one_entry_a_label(write):
+def test_label_train_has_one_entry_per_label(write):
     labels = annotations.read_label_train(write('0 0 1\r\n2 1 2 0 0\r\n1 1 0'), 3, META)
     assert [column.tolist() for column in labels] == [[0, 2, 2, 1], [0, 1, 0, 1], [1, 2, 0, 0]]
     assert all(column.dtype == np.int32 for column in labels)
@@ -71,18 +68,18 @@ def test_a_bad_line_is_named(write, reader, line, says):
     ('content', 'says'),
     [
         (b'a.jpg\n\nb.jpg\n', 'line 2 is empty'),
-        (b'a.jpg\n../b.jpg\n', 'line 2: \'../b.jpg\' leaves the folder'),
-        (b'a.jpg\n/b.jpg\n', 'line 2: \'/b.jpg\' is an absolute path'),
+        (b'a.jpg\n../b.jpg\n', "line 2: '../b.jpg' leaves the folder"),
+        (b'a.jpg\n/b.jpg\n', "line 2: '/b.jpg' is an absolute path"),
         (b'a.jpg\n\xff\xfe\n', 'line 2: not UTF-8'),
         (b'\r\n', 'is empty'),
     ],
-)  # fmt: skip
+)
 def test_a_bad_list_of_files_is_named(write, content, says):
     with pytest.raises(InputError, match=says):
         annotations.read_filenames(write(content))
 
 
-def test_meta_names_values_where_it_can(write):
+def test_meta_names_the_values_of_attributes_that_list_them(write):
     part = {'ATTRIBUTES': ['neck', 'sleeve'], 'ATTRIBUTES_NUM': {'neck': 2, 'sleeve': 3}}
     part['ATTRIBUTES_VALUES'] = {'neck': ['Invisible', 'Low']}
     meta = annotations.read_meta(write(json.dumps({'FashionAI': part})), 'FashionAI')
@@ -96,8 +93,8 @@ def test_meta_names_values_where_it_can(write):
         ('[]', 'has no ATTRIBUTES'),
         ('{"FashionAI": {"ATTRIBUTES": ["a"], "ATTRIBUTES_NUM": {"a": "x"}}}', "has 'x' for 'a'"),
         ('{"FashionAI": {"ATTRIBUTES": ["a"], "ATTRIBUTES_NUM": {}}}', "has None for 'a'"),
-        ('{"FashionAI": {"ATTRIBUTES": 5, "ATTRIBUTES_NUM": {}}}', 'is no list of names'),
-        ('{"FashionAI": {"ATTRIBUTES": [["a"]], "ATTRIBUTES_NUM": {}}}', 'is no list of names'),
+        ('{"FashionAI": {"ATTRIBUTES": 5, "ATTRIBUTES_NUM": {}}}', 'is not a list of names'),
+        ('{"FashionAI": {"ATTRIBUTES": [["a"]], "ATTRIBUTES_NUM": {}}}', 'is not a list of names'),
         ('{"FashionAI": {"ATTRIBUTES": ["a", "a"], "ATTRIBUTES_NUM": {"a": 2}}}', 'has a name twice'),
     ],
 )
@@ -106,51 +103,13 @@ def test_a_bad_meta_is_named(write, content, says):
         annotations.read_meta(write(content), 'FashionAI')
 
 
-def test_attributes_are_picked_in_the_data_sets_order():
+def test_attributes_are_picked_in_the_order_of_the_dataset():
     known = ['neck', 'sleeve', 'coat']
-    assert annotations.pick_attributes(('coat', 'neck'), known, 'x') == ('neck', 'coat')
-    assert annotations.pick_attributes('coat, neck', known, 'x') == ('neck', 'coat')
-    assert annotations.pick_attributes((), known, 'x') == tuple(known)
+    for wanted in (('coat', 'neck'), 'coat, neck'):
+        assert annotations.pick_attributes(wanted, known, 'x') == ('neck', 'coat')
+    for wanted in ((), ''):
+        assert annotations.pick_attributes(wanted, known, 'x') == tuple(known)
     with pytest.raises(
         InputError, match=r"no attribute 'slevee' in x \(did you mean 'sleeve'\?\); it has neck, sleeve, coat"
     ):
         annotations.pick_attributes(('slevee',), known, 'x')
-
-
-@pytest.fixture(scope='module')
-def published(tmp_path_factory):
-    return unpack_published(tmp_path_factory.mktemp('published'))
-
-
-def read_published(root, split):
-    meta = annotations.read_meta(root / 'meta.json', 'FashionAI')
-    count = len(annotations.read_filenames(root / 'FashionAI' / f'filenames_{split}.txt'))
-    lists = [
-        annotations.read_triples(root / 'FashionAI' / f'{kind}_{split}.txt', count, meta)
-        for kind in ('query', 'candidate')
-    ]
-    return meta, count, *lists
-
-
-def test_published_fashionai_lists_have_the_papers_chance(published):
-    meta, count, query, candidate = read_published(published, 'test')
-    assert (count, len(query), len(candidate)) == (18_000, 3_600, 14_400)
-    chance = chance_map(meta.attributes, query, candidate)
-    assert 100 * chance['overall'] == pytest.approx(15.79, abs=0.01)
-    assert [100 * chance['per_attribute'][name] for name in meta.attributes] == pytest.approx(CHANCE, abs=0.01)
-    meta, _, query, candidate = read_published(published, 'valid')
-    assert 100 * chance_map(meta.attributes, query, candidate)['overall'] == pytest.approx(16.04, abs=0.01)
-    labels = annotations.read_label_train(published / 'FashionAI' / 'label_train.txt', 144_335, meta)
-    assert len(np.unique(labels.photo)) == 144_335
-
-
-def test_random_vectors_score_chance_on_the_published_lists(published):
-    meta, _, query, candidate = read_published(published, 'test')
-    rng = np.random.default_rng(0)
-    figures = {}
-    for number, name in enumerate(meta.attributes):
-        asked, offered = query[query[:, 1] == number], candidate[candidate[:, 1] == number]
-        one, other = (rng.normal(size=(len(rows), 64)).astype(np.float32) for rows in (asked, offered))
-        one, other = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (one, other))
-        figures[name] = retrieval_metrics(one, other, asked[:, 2], offered[:, 2])['ap']
-    assert 100 * summarize(figures)['overall'] == pytest.approx(15.79, abs=0.08)
