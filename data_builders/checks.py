@@ -1,67 +1,80 @@
-"""Looks at every photo of a source once, fully decoded, so that training never meets a broken one."""
+"""Decodes every photo of a source once, so that training never meets a broken one."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 from tqdm import tqdm
 
 from asen_jax.data.images import decode
 from asen_jax.errors import InputError
+from asen_jax.evaluation.metrics import count_candidates
 from data_builders.records import Photo, RawDataset, keep_photos
 
-PHOTOS_AT_A_TIME = 512  # handed to the threads together: bounds what is done in vain after the first broken photo
-OVERHANG = 1.0  # pixels that a box may reach beyond its photo before it is refused: counting from 0 or 1 gets mixed up
+PHOTOS_AT_A_TIME = 512  # submitted to the threads together: bounds the work wasted after the first broken photo
+OVERHANG = 1.0  # pixels that a box may reach beyond its photo: sources mix up counting from 0 and from 1
+
+
+class Look(NamedTuple):
+    """A photo with its width and height, or with the reason why it cannot be used."""
+
+    photo: Photo
+    size: tuple[int, int] | None
+    why: str = ''  # 'missing' or 'broken: ...'
 
 
 def check_photos(raw: RawDataset, missing: str = 'error', broken: str = 'error') -> RawDataset:
-    """Decode every photo; one that is not there or is broken is an error, or is left out where the policy says 'skip'.
+    """Decode every photo. A missing or broken one is an error, or is left out where its policy is 'skip'.
 
-    Lists are renumbered to the photos that remain; `skipped` and `dropped` say what went. Boxes are cut to their photo,
-    and where only some photos of a source have one, the others' is the whole photo.
+    Lists are renumbered to the photos that remain; `skipped` and `dropped` record what was left out. Boxes are clipped
+    to their photo. If only some photos of a source have a box, the others get the whole photo as theirs.
     """
-    for field, policy in (('missing', missing), ('broken', broken)):
+    policies = {'missing': missing, 'broken': broken}
+    for kind, policy in policies.items():
         if policy not in ('error', 'skip'):
-            raise InputError(f'data.{field} is {policy!r}; write error or skip.')
+            raise InputError(f'data.{kind} is {policy!r}; write error or skip.')
     if missing == 'error':
         _refuse_missing(raw)
-    skip_reasons = {'missing': missing == 'skip', 'broken': broken == 'skip'}
     boxed = any(photo.bbox is not None for photos in raw.photos.values() for photo in photos)
-    checked, keep, skipped = {}, {}, []
-    total = sum(map(len, raw.photos.values()))
-    progress = tqdm(total=total, desc='Checking', unit='photo', disable=None)
-    with ThreadPoolExecutor(os.cpu_count()) as pool, progress as bar:
-        for split, photos in raw.photos.items():
-            checked[split], keep[split] = [], []
-            for start in range(0, len(photos), PHOTOS_AT_A_TIME):
-                part = photos[start : start + PHOTOS_AT_A_TIME]
-                for photo, size, why in pool.map(_look, part):
-                    if why:
-                        _refuse(raw, photo, why, skip_reasons)
-                        skipped.append({'image_id': photo.image_id, 'why': why, 'path': str(photo.path or '')})
-                    checked[split].append(photo if why else _with_box(photo, size, boxed))
-                    keep[split].append(not why)
-                    bar.update()
+    checked, keep, skipped = {split: [] for split in raw.photos}, {split: [] for split in raw.photos}, []
+    for split, (photo, size, why) in _look_at_photos(raw):
+        if why:
+            _refuse_unless_skipped(raw, photo, why, policies)
+            skipped.append({'image_id': photo.image_id, 'why': why, 'path': str(photo.path or '')})
+        checked[split].append(photo if why else _with_box(photo, size, boxed))
+        keep[split].append(not why)
+    total = sum(map(len, keep.values()))
     if total and len(skipped) == total:
         first = f'{skipped[0]["image_id"]}, is {skipped[0]["why"]}'
         raise InputError(f'None of {total:,} photos can be used (the first, {first}); check --config.data.manual_dir.')
     return _note_skipped(keep_photos(raw._replace(photos=checked), keep), raw, skipped)
 
 
-def _look(photo: Photo) -> tuple[Photo, tuple[int, int] | None, str]:
-    """(photo, its width and height, '') or (photo, None, why it cannot be used)."""
+def _look_at_photos(raw: RawDataset) -> Iterator[tuple[str, Look]]:
+    """Each photo with its split, in order."""
+    progress = tqdm(total=sum(map(len, raw.photos.values())), desc='Checking', unit='photo', disable=None)
+    with ThreadPoolExecutor(os.cpu_count()) as pool, progress as bar:
+        for split, photos in raw.photos.items():
+            for start in range(0, len(photos), PHOTOS_AT_A_TIME):
+                for look in pool.map(_look, photos[start : start + PHOTOS_AT_A_TIME]):
+                    yield split, look
+                    bar.update()
+
+
+def _look(photo: Photo) -> Look:
     try:
-        return photo, decode(photo.read()).size, ''
+        return Look(photo, decode(photo.read()).size)
     except (FileNotFoundError, NotADirectoryError):
-        return photo, None, 'missing'
+        return Look(photo, None, 'missing')
     except OSError as error:
-        return photo, None, f'broken: cannot be read ({error.strerror or error})'
+        return Look(photo, None, f'broken: cannot be read ({error.strerror or error})')
     except ValueError as error:
-        return photo, None, f'broken: {error}'
+        return Look(photo, None, f'broken: {error}')
 
 
 def _refuse_missing(raw: RawDataset) -> None:
-    """Before anything is decoded: name the first photo that is not there, and count the others."""
+    """Name the first missing photo and count them all, before any photo is decoded."""
     photos = [photo for many in raw.photos.values() for photo in many]
     absent = [photo for photo in photos if photo.path is not None and not photo.path.exists()]
     if absent:
@@ -69,15 +82,16 @@ def _refuse_missing(raw: RawDataset) -> None:
         raise InputError(f'{_name(absent[0])} is missing{count}; {_remedy(raw, "missing")}')
 
 
-def _refuse(raw: RawDataset, photo: Photo, why: str, skip_reasons: Mapping[str, bool]) -> None:
+def _refuse_unless_skipped(raw: RawDataset, photo: Photo, why: str, policies: Mapping[str, str]) -> None:
     kind = why.split(':')[0]
-    if not skip_reasons[kind]:
+    if policies[kind] != 'skip':
         raise InputError(f'{_name(photo)} is {why}; {_remedy(raw, kind)}')
 
 
 def _remedy(raw: RawDataset, kind: str) -> str:
-    mend = 'where photos go says' if kind == 'missing' else 'put a whole one in its place; where photos come from says'
-    return f'{mend} data_builders/{raw.dataset}/README.md, and --config.data.{kind}=skip leaves such photos out.'
+    readme = f'data_builders/{raw.dataset}/README.md'
+    fix = f'put it where {readme} says' if kind == 'missing' else f'replace it ({readme} says where photos come from)'
+    return f'{fix}, or leave such photos out with --config.data.{kind}=skip.'
 
 
 def _name(photo: Photo) -> str:
@@ -86,34 +100,37 @@ def _name(photo: Photo) -> str:
 
 
 def _with_box(photo: Photo, size: tuple[int, int], boxed: bool) -> Photo:
+    """`photo` with its box clipped to it; with `boxed`, a photo without a box gets all of itself."""
+    width, height = map(float, size)
     if photo.bbox is None:
-        return photo._replace(bbox=(0.0, 0.0, float(size[0]), float(size[1]))) if boxed else photo
+        return photo._replace(bbox=(0.0, 0.0, width, height)) if boxed else photo
     left, top, right, bottom = photo.bbox
-    width, height = size
     empty = right <= left or bottom <= top
     beyond = max(-left, -top, right - width, bottom - height) > OVERHANG
-    if empty or beyond or left >= width or top >= height or right <= 0 or bottom <= 0:
-        fault = 'is empty' if empty else f'reaches beyond the photo, which is {width} x {height} pixels'
+    outside = left >= width or top >= height or right <= 0 or bottom <= 0
+    if empty or beyond or outside:
+        fault = 'is empty' if empty else f'reaches beyond the photo, which is {size[0]} x {size[1]} pixels'
         raise InputError(
             f'{_name(photo)}: the box left {left:g}, top {top:g}, right {right:g}, bottom {bottom:g} '
             f'(counted from 0, right and bottom exclusive) {fault}; correct it.'
         )
-    return photo._replace(bbox=(max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height))))
+    return photo._replace(bbox=(max(left, 0.0), max(top, 0.0), min(right, width), min(bottom, height)))
 
 
 def _note_skipped(kept: RawDataset, raw: RawDataset, skipped: list[dict]) -> RawDataset:
-    """Put on record what went with the skipped photos."""
+    """`kept` with a record of the photos that were skipped, and of the list entries that went with them."""
     dropped, notes = {}, list(raw.notes)
     for split in raw.queries:
-        counts = {
+        lost = {
             'queries': len(raw.queries[split]) - len(kept.queries[split]),
-            'candidates': len(raw.candidates[split]) - len(kept.candidates[split]),
+            'candidates': count_candidates(raw.candidates[split]) - count_candidates(kept.candidates[split]),
         }
-        dropped[split] = counts
-        if any(counts.values()):
-            went = f'{counts["queries"]} queries and {counts["candidates"]} candidates'
-            notes.append(f'{split}: {went} went with skipped photos')
+        dropped[split] = lost
+        if any(lost.values()):
+            notes.append(
+                f'{split}: {lost["queries"]} queries and {lost["candidates"]} candidates went with skipped photos'
+            )
     for split in raw.triplets:
-        if gone := len(raw.triplets[split]) - len(kept.triplets[split]):
-            notes.append(f'{split}: {gone:,} triplets went with skipped photos')
+        if lost := len(raw.triplets[split]) - len(kept.triplets[split]):
+            notes.append(f'{split}: {lost:,} triplets went with skipped photos')
     return kept._replace(skipped=tuple(skipped), dropped=dropped, notes=tuple(notes))

@@ -1,4 +1,4 @@
-"""What all builders share: checking, leaving out and renumbering photos, drawing triplets."""
+"""What all builders share: checking, leaving out and renumbering photos, and drawing triplets."""
 
 import io
 from functools import partial
@@ -20,43 +20,45 @@ def encode(shade=0):
     return file.getvalue()
 
 
-def not_there():
+def missing():
     raise FileNotFoundError
 
 
-def cut_short():
+def truncated():
     return encode()[:-30]
 
 
-def make_raw(reads=None, bboxes=None, num=6):
-    """Six photos a split: photo i has attribute 0 with value i % 2, and odd ones attribute 1 with value 0 too."""
+def make_raw(reads=None, bboxes=None):
+    """Six photos per split: photo i has attribute 0 with value i % 2, and if i is odd also attribute 1 with value 0."""
     photos = {}
     for split in ('train', 'valid', 'test'):
         photos[split] = [
             Photo(f'{split}/{i}.png', partial(encode, i), (0, 1) if i % 2 else (0,), (i % 2, 0) if i % 2 else (i % 2,))
-            for i in range(num)
+            for i in range(6)
         ]
     for index, read in (reads or {}).items():
         photos['valid'][index] = photos['valid'][index]._replace(read=read, where='list.txt, line 9')
     for index, box in (bboxes or {}).items():
         photos['valid'][index] = photos['valid'][index]._replace(bbox=box, where='list.txt, line 9')
     queries = {split: np.array([[0, 0, 0], [1, 0, 1], [3, 1, 0]]) for split in ('valid', 'test')}
-    candidates = {split: np.array([[2, 0, 0], [5, 1, 0], [4, 0, 0], [5, 0, 1]]) for split in ('valid', 'test')}
+    candidates = {
+        split: np.array([[2, 0, 0], [2, 0, 1], [5, 1, 0], [4, 0, 0], [5, 0, 1]]) for split in ('valid', 'test')
+    }
     values = {'neck': ('a', 'b'), 'hem': ('c',)}
     return RawDataset('synthetic', ('neck', 'hem'), values, photos, queries, candidates)
 
 
-@pytest.mark.parametrize(('read', 'kind'), [(not_there, 'missing'), (cut_short, 'broken')])
+@pytest.mark.parametrize(('read', 'kind'), [(missing, 'missing'), (truncated, 'broken')])
 def test_an_unusable_photo_is_an_error(read, kind):
     with pytest.raises(InputError) as caught:
         check_photos(make_raw({3: read}))
     assert 'valid/3.png (list.txt, line 9) is ' + kind in str(caught.value)
     assert f'--config.data.{kind}=skip' in str(caught.value) and '\n' not in str(caught.value)
-    with pytest.raises(InputError):  # the other policy does not excuse it
+    with pytest.raises(InputError):  # the other policy does not apply
         check_photos(make_raw({3: read}), **{'broken' if kind == 'missing' else 'missing': 'skip'})
 
 
-@pytest.mark.parametrize(('read', 'kind'), [(not_there, 'missing'), (cut_short, 'broken')])
+@pytest.mark.parametrize(('read', 'kind'), [(missing, 'missing'), (truncated, 'broken')])
 def test_skipped_photos_are_counted_and_lists_renumbered(read, kind):
     raw = check_photos(make_raw({0: read, 2: read}), **{kind: 'skip'})
     assert [p.image_id for p in raw.photos['valid']] == ['valid/1.png', 'valid/3.png', 'valid/4.png', 'valid/5.png']
@@ -69,13 +71,13 @@ def test_skipped_photos_are_counted_and_lists_renumbered(read, kind):
 
 
 def test_published_triplets_go_with_their_photos():
-    raw = make_raw({2: not_there})._replace(triplets={'valid': np.array([[0, 2, 1, 0], [3, 4, 5, 0]])})
+    raw = make_raw({2: missing})._replace(triplets={'valid': np.array([[0, 2, 1, 0], [3, 4, 5, 0]])})
     assert check_photos(raw, missing='skip').triplets['valid'].tolist() == [[2, 3, 4, 0]]
 
 
-def test_all_photos_gone_is_an_error_even_where_they_may_be_skipped():
+def test_skipping_every_photo_is_an_error():
     raw = make_raw()
-    photos = {split: [p._replace(read=not_there) for p in many] for split, many in raw.photos.items()}
+    photos = {split: [p._replace(read=missing) for p in many] for split, many in raw.photos.items()}
     with pytest.raises(InputError, match='None of 18 photos can be used'):
         check_photos(raw._replace(photos=photos), missing='skip')
 
@@ -99,13 +101,13 @@ def test_missing_files_are_counted_before_any_photo_is_decoded(tmp_path):
         ((-3, 0, 4, 4), 'beyond'),
     ],
 )
-def test_a_box_outside_of_its_photo_is_an_error(box, says):
+def test_a_box_outside_its_photo_is_an_error(box, says):
     with pytest.raises(InputError, match=says) as caught:
         check_photos(make_raw(bboxes={1: box}))
     assert 'list.txt, line 9' in str(caught.value)
 
 
-def test_boxes_are_cut_to_the_photo_and_default_to_all_of_it():
+def test_boxes_are_clipped_to_the_photo_and_default_to_all_of_it():
     raw = check_photos(make_raw(bboxes={1: (1, 2, WIDTH + 1, 5)}))
     assert raw.photos['valid'][1].bbox == (1, 2, WIDTH, 5)
     assert raw.photos['train'][0].bbox == (0, 0, WIDTH, HEIGHT)
@@ -121,18 +123,18 @@ def test_choosing_attributes_renumbers_and_leaves_out_other_photos():
     assert '9 photos without a label of hem are left out' in raw.notes
 
 
-def test_triplets_are_drawn_alike_each_time_and_hold_their_values():
+def test_triplets_are_the_same_each_time_and_follow_the_labels():
     raw = with_triplets(make_raw())
     rows = raw.triplets['train']
     assert len(rows) == 10 * len(labels_of(raw.photos['train']).photo)
     assert np.array_equal(rows, with_triplets(make_raw()).triplets['train'])
     for anchor, positive, negative, attribute in rows:
-        assert attribute == 0 and anchor != positive  # attribute 1 has one value: nothing to contrast to
+        assert attribute == 0 and anchor != positive  # attribute 1 has only one value
         assert anchor % 2 == positive % 2 != negative % 2
     assert any('1 values give no triplets' in note and 'hem=c (3)' in note for note in raw.notes)
 
 
 def test_a_split_without_triplets_has_none_and_says_so():
-    raw = make_raw(num=6)
+    raw = make_raw()
     raw = with_triplets(raw._replace(photos={**raw.photos, 'test': raw.photos['test'][:1]}))
     assert 'test' not in raw.triplets and any(note.startswith('test: No triplet') for note in raw.notes)
