@@ -1,9 +1,10 @@
-"""Reads the labels.csv of a catalog; what it refuses names the file and the line."""
+"""Reads the labels.csv of a catalog; errors name the file and the line."""
 
 import csv
 import difflib
 import io
 import math
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -13,23 +14,23 @@ from data_builders.records import SPLITS
 
 BOX_COLUMNS = ('x1', 'y1', 'x2', 'y2')
 RESERVED = ('path', 'split', 'group', *BOX_COLUMNS)
-EXAMPLE = 'its first line names the columns, for example "path,color,sleeve", and each further line is a photo'
+EXAMPLE = 'the first line names the columns, for example "path,color,sleeve", and every other line is a photo'
 
 
 class Row(NamedTuple):
-    """One photo's line."""
+    """The line of one photo."""
 
     line: int
     cells: dict[str, str]  # stripped, by column
 
     @property
     def key(self) -> str:
-        """What must stay in one split: the product, or the photo itself."""
+        """What must stay in one split: the product, or without one the photo itself."""
         return self.cells.get('group') or self.cells['path']
 
 
 class Table(NamedTuple):
-    """A labels.csv."""
+    """The content of a labels.csv."""
 
     path: Path
     columns: tuple[str, ...]
@@ -37,14 +38,14 @@ class Table(NamedTuple):
 
 
 def read_table(folder: Path) -> Table:
-    """The labels.csv of `folder`, with every cell checked that has a meaning of its own."""
+    """The labels.csv of `folder`, with its paths and splits checked."""
     path = folder / 'labels.csv'
     lines = _parse(path, _read_text(folder, path))
     columns = _check_columns(path, [name.strip() for name in next(lines, (1, []))[1]])
     rows = []
     for line, cells in lines:
         cells = [cell.strip() for cell in cells]
-        if not any(cells):  # spreadsheets write such lines below the table
+        if not any(cells):  # spreadsheets write empty lines below the table
             continue
         if len(cells) != len(columns):
             raise InputError(
@@ -60,36 +61,37 @@ def read_table(folder: Path) -> Table:
 
 
 def read_box(table: Table, row: Row) -> tuple[float, float, float, float] | None:
-    """The garment's box: 1-based inclusive pixels in the file, 0-based half-open here; None if its cells are empty."""
+    """The garment's box, 0-based and half-open (the file counts from 1, both ends inclusive); None if its cells are empty."""
     if 'x1' not in table.columns:
         return None
     words = [row.cells[name] for name in BOX_COLUMNS]
     if not any(words):
         return None
-    numbers = []
-    for name, word in zip(BOX_COLUMNS, words, strict=True):
-        try:
-            number = float(word)
-        except ValueError:
-            number = math.nan
-        if not math.isfinite(number):
-            raise InputError(
-                f"{table.path}, line {row.line}: {name} is {word!r}, not a number; write the box's first and last "
-                f'pixel, counted from 1, or leave all four cells empty.'
-            )
-        numbers.append(number)
-    left, top, right, bottom = numbers
+    where = f'{table.path}, line {row.line}'
+    left, top, right, bottom = (_read_number(*cell, where) for cell in zip(BOX_COLUMNS, words, strict=True))
     if right < left or bottom < top:
         raise InputError(
-            f'{table.path}, line {row.line}: the box {",".join(words)} is empty; x1,y1 is its top left pixel and x2,y2 '
-            f'its bottom right one.'
+            f'{where}: the box {",".join(words)} is empty; x1,y1 is its top left pixel and x2,y2 its bottom right one.'
         )
     return left - 1, top - 1, right, bottom
 
 
 def split_values(cell: str) -> list[str]:
-    """The values of one cell, `a|b` being two; each once."""
+    """The values of one cell, each once: `a|b` has two."""
     return list(dict.fromkeys(value.strip() for value in cell.split('|') if value.strip()))
+
+
+def _read_number(name: str, word: str, where: str) -> float:
+    try:
+        number = float(word)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise InputError(
+            f"{where}: {name} is {word!r}, not a number; write the box's first and last pixel, counted from 1, or leave "
+            f'all four cells empty.'
+        )
+    return number
 
 
 def _read_text(folder: Path, path: Path) -> str:
@@ -108,11 +110,11 @@ def _read_text(folder: Path, path: Path) -> str:
         line = error.object[: error.start].count(b'\n') + 1
         raise InputError(f'{path}, line {line}: not UTF-8 text; save the table as "CSV UTF-8".') from error
     except OSError as error:
-        raise InputError(f'{path} cannot be read: {error.strerror}; mend its permissions.') from error
+        raise InputError(f'{path} cannot be read ({error.strerror}); check its permissions.') from error
 
 
-def _parse(path: Path, text: str):
-    """(number of the first line, cells) of each row."""
+def _parse(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
+    """Each row's first line number and cells."""
     reader = csv.reader(io.StringIO(text, newline=''), strict=True)
     line = 1
     try:
@@ -133,7 +135,9 @@ def _check_columns(path: Path, columns: list[str]) -> tuple[str, ...]:
     if 'path' not in columns:
         close = difflib.get_close_matches('path', [name.lower() for name in columns], 1)
         hint = f' ({columns[[name.lower() for name in columns].index(close[0])]!r} is close)' if close else ''
-        raise InputError(f"{path}, line 1: no column is named path{hint}; name so the one with the photos' files.")
+        raise InputError(
+            f"{path}, line 1: no column is named path{hint}; give that name to the one with the photos' files."
+        )
     for number, name in enumerate(columns, 1):
         if not name:
             raise InputError(f'{path}, line 1: column {number} has no name; name it or remove it.')
@@ -153,15 +157,15 @@ def _check_paths(path: Path, rows: list[Row]) -> None:
         if not name:
             raise InputError(f"{path}, line {row.line}: the path is empty; write the photo's file.")
         check_relative(name, f'{path}, line {row.line}')
-        line = first.setdefault(PurePosixPath(name), row.line)  # which takes ./a.jpg for a.jpg
+        line = first.setdefault(PurePosixPath(name), row.line)  # ./a.jpg equals a.jpg
         if line != row.line:
             raise InputError(
-                f'{path}, line {row.line}: {name!r} is on line {line} already; write two values of one photo as "a|b".'
+                f'{path}, line {row.line}: {name!r} is already on line {line}; write two values of one photo as "a|b".'
             )
 
 
 def _check_splits(path: Path, rows: list[Row]) -> None:
-    """A split's name must be known, and the views of one product must not be torn apart."""
+    """Refuse an unknown split, and a product whose views are in different splits."""
     if 'split' not in rows[0].cells:
         return
     first = {}
@@ -175,5 +179,5 @@ def _check_splits(path: Path, rows: list[Row]) -> None:
         if other.cells['split'] != split:
             raise InputError(
                 f'{path}, line {row.line}: group {row.key!r} is in {split} here and in {other.cells["split"]} on line '
-                f'{other.line}; views of one product belong in one split: change one, or remove a column.'
+                f'{other.line}; all views of a product belong in one split: change one, or remove the column split or group.'
             )
