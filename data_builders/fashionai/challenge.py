@@ -1,4 +1,4 @@
-"""FashionAI's train split from the challenge's own label.csv, for a copy of the lists without their train part."""
+"""FashionAI's train split from the challenge's own label.csv, for a copy of the lists without the train lists."""
 
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -15,14 +15,14 @@ EXPECTED = '"path,attribute_labels,nnynn"'
 
 
 def find_tables(folder: Path) -> list[Path]:
-    """The label.csv that are there; all of them are read."""
+    """The label.csv files that exist; all of them are read."""
     return [path for table in TABLES if (path := folder / table).is_file()]
 
 
 def rebuild_train(source: Source, tables: list[Path], held_out: set[str]) -> tuple[list[Photo], str]:
-    """The photos of the tables, in their order, without those of valid and test; and a note.
+    """The photos of the tables, in their order, without those of valid and test; and a note that counts them.
 
-    Older lists have the photos under other paths (test/Images/...), so that file names are compared too: they are ids.
+    Older lists have the photos under other paths (test/Images/...), so file names, which are ids, are compared too.
     """
     held_out_ids = {PurePosixPath(name).name for name in held_out}
     photos, by_path, by_id = [], 0, 0
@@ -36,21 +36,21 @@ def rebuild_train(source: Source, tables: list[Path], held_out: set[str]) -> tup
     where = ' and '.join(str(path.relative_to(source.folder)) for path in tables)
     if not by_path + by_id:
         raise InputError(
-            f'{source.folder}: none of the {len(held_out):,} photos of valid and test is in {where}, so that train '
-            f'could not be kept apart from them; take label.csv and lists of the same photos.'
+            f'{source.folder}: none of the {len(held_out):,} photos of valid and test is in {where}, so train cannot be '
+            f'kept apart from them; use label.csv and lists of the same photos.'
         )
     if not photos:
         raise InputError(f'{source.folder}: {where} has only photos of valid and test; none is left for train.')
     note = (
-        f'train: rebuilt from {where}, since the published train lists are not there: {len(photos):,} photos; left out '
-        f'are {by_path + by_id:,} photos of valid and test ({by_path:,} by path, {by_id:,} by file name); valid and '
-        f'test have {len(held_out):,}'
+        f'train: rebuilt from {where}, because the published train lists are missing: {len(photos):,} photos; '
+        f'{by_path + by_id:,} of the {len(held_out):,} photos of valid and test were found and left out '
+        f'({by_path:,} by path, {by_id:,} by file name)'
     )
     return photos, note
 
 
 def _read_photos(source: Source, tables: list[Path]) -> list[Photo]:
-    """Each photo once, with all its labels; two values of one attribute contradict each other."""
+    """Each photo once, with all its labels; two different values of one attribute are an error."""
     labels_of, first = {}, {}
     for table in tables:
         for line, name, attribute, value in _read_table(table, source):
@@ -71,7 +71,7 @@ def _read_photos(source: Source, tables: list[Path]) -> list[Photo]:
 
 
 def _read_table(table: Path, source: Source) -> Iterator[tuple[int, str, int, int]]:
-    """(line, path below FashionAI's folder, attribute, value) of each line."""
+    """Line number, path in FashionAI's folder, attribute and value of each line."""
     for line, text in enumerate(annotations.read_lines(table), 1):
         where, cells = f'{table}, line {line}', [cell.strip() for cell in text.split(',')]
         if len(cells) != 3:
@@ -92,19 +92,17 @@ def _read_attribute(word: str, meta: Meta, where: str) -> int:
 
 
 def _read_value(letters: str, count: int, where: str) -> int:
-    """The position of `y`; `m` (maybe) counts as `n`."""
+    """The position of the only `y`; `m` (maybe) counts as `n`."""
     if len(letters) != count or set(letters) - set('nmy') or letters.count('y') != 1:
-        raise InputError(
-            f'{where}: the label is {letters!r}; expected {count} letters n, m or y, and one y among them.'
-        )
+        raise InputError(f'{where}: the label is {letters!r}; expected {count} letters n, m or y, with exactly one y.')
     return letters.index('y')
 
 
 def _place(folder: Path, table: Path, name: str) -> str:
-    """A table of a train folder counts from that folder; one above both may leave the folder's name away."""
+    """Paths are relative to the train folder of their table; the table above both may omit the train folder's name."""
     if table.parent != folder:
         return f'{table.parent.parent.name}/{name}'
     if not name.startswith('Images/'):
         return name
-    there = (train for train in TRAIN_FOLDERS if (folder / train / name).is_file())
-    return f'{next(there, TRAIN_FOLDERS[0])}/{name}'  # a photo that is in neither is missed later, by its name
+    holders = (train for train in TRAIN_FOLDERS if (folder / train / name).is_file())
+    return f'{next(holders, TRAIN_FOLDERS[0])}/{name}'  # a photo in neither is reported as missing later

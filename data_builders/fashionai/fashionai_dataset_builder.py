@@ -1,9 +1,8 @@
-"""FashionAI (Tianchi 231671) with the published query and candidate lists of ASEN; README.md says where files go.
-
-`data` is the config's part of that name.
-"""
+"""FashionAI (Tianchi 231671) with the query and candidate lists of ASEN; README.md says where files go."""
 
 from pathlib import Path
+
+from ml_collections import ConfigDict
 
 from data_builders import annotations, asen_lists, records
 from data_builders.asen_lists import config_name
@@ -16,24 +15,24 @@ INSTRUCTIONS = (
     "--config.data.manual_dir, lists and photos in FashionAI/ below it; the challenge's own "
     'label.csv can take the place of the train lists).'
 )
-__all__ = ['Builder', 'config_name', 'list_files', 'read']  # what prepare.py asks a builder for
+__all__ = ['Builder', 'config_name', 'list_files', 'read']  # what prepare.py needs of a builder
 
 
 class Builder(records.RecordsBuilder):
-    """Writes the records of a FashionAI that was read and checked."""
+    """Writes the records of FashionAI."""
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = INSTRUCTIONS
 
 
-def list_files(data) -> list[Path]:
-    """The description of the data set: when one of these changes the records are made anew."""
+def list_files(data: ConfigDict) -> list[Path]:
+    """The files that describe the dataset; when one changes the records are rebuilt."""
     tables = challenge.find_tables(asen_lists.dataset_folder(data, DATASET))
     published = asen_lists.has_train_lists(data, DATASET) or not tables
     return asen_lists.list_files(data, DATASET, None if published else tables)
 
 
-def read(data) -> RawDataset:
-    """Read the lists; the labels of valid and test exist only in their query and candidate lists."""
+def read(data: ConfigDict) -> RawDataset:
+    """Read the lists; the only labels of valid and test are those in their query and candidate lists."""
     annotations.require_files(list_files(data), INSTRUCTIONS)
     source = asen_lists.open_source(data, DATASET)
     valid, test = (asen_lists.read_asked(source, split) for split in ('valid', 'test'))
