@@ -131,6 +131,6 @@ def _note_skipped(kept: RawDataset, raw: RawDataset, skipped: list[dict]) -> Raw
                 f'{split}: {lost["queries"]} queries and {lost["candidates"]} candidates went with skipped photos'
             )
     for split in raw.triplets:
-        if lost := len(raw.triplets[split]) - len(kept.triplets[split]):
-            notes.append(f'{split}: {lost:,} triplets went with skipped photos')
+        if gone := len(raw.triplets[split]) - len(kept.triplets[split]):
+            notes.append(f'{split}: {gone:,} triplets went with skipped photos')
     return kept._replace(skipped=tuple(skipped), dropped=dropped, notes=tuple(notes))

@@ -14,7 +14,7 @@ from data_builders.records import SPLITS
 
 BOX_COLUMNS = ('x1', 'y1', 'x2', 'y2')
 RESERVED = ('path', 'split', 'group', *BOX_COLUMNS)
-EXAMPLE = 'the first line names the columns, for example "path,color,sleeve", and every other line is a photo'
+EXAMPLE = 'the first line names the columns, for example "path,color,sleeve", and each line below it is a photo'
 
 
 class Row(NamedTuple):

@@ -43,15 +43,14 @@ def test_a_very_long_photo_is_cut_before_it_is_resized(turned, monkeypatch):
     middle = rng.integers(0, 256, (2, 1000, 3), np.uint8)
     pixels = np.concatenate([np.zeros((2, 400, 3), np.uint8), middle, np.zeros((2, 400, 3), np.uint8)], axis=1)
     photo = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 0, 2)) if turned else pixels)
-    whole, sizes = images.fit_square(photo, 8), []
-    original = Image.Image.resize
+    sizes, resize = [], Image.Image.resize
     monkeypatch.setattr(
-        Image.Image, 'resize', lambda self, size, *rest: sizes.append(size) or original(self, size, *rest)
+        Image.Image, 'resize', lambda self, size, *rest: sizes.append(size) or resize(self, size, *rest)
     )
-    np.testing.assert_array_equal(images.fit_square(photo, 8), whole)
+    square = images.fit_square(photo, 8)
     assert max(sizes[0]) == 8 * images.MAX_ASPECT
     monkeypatch.setattr(images, 'MAX_ASPECT', 10_000)
-    np.testing.assert_array_equal(images.fit_square(photo, 8), whole)
+    np.testing.assert_array_equal(images.fit_square(photo, 8), square)
 
 
 @pytest.mark.parametrize('fit', images.FITS)

@@ -1,10 +1,8 @@
 """Preparing: what is written, when records are reused or rebuilt, and that they are never incomplete."""
 
 import json
-import multiprocessing
 import os
 import shutil
-import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -185,26 +183,19 @@ def test_skipped_photos_are_included_once_their_files_are_fixed(config):
     assert json.loads(built.read_text())['skipped'] == []
 
 
-def stop_in_the_middle(config):
-    """Prepare in a process that kills itself while it writes the second split."""
-    read_bytes, reads = Path.read_bytes, []
+def test_an_interrupted_build_is_started_over(config, monkeypatch):
+    read_bytes, reads, target = Path.read_bytes, [], prepared_path(config)
 
-    def kill(path):
+    def interrupt(path):
         reads.append(path.name)
-        if reads.count('45.jpg') == 2:  # the first time it is only checked
-            os.kill(os.getpid(), signal.SIGKILL)
+        if reads.count('45.jpg') == 2:  # the first time it is only checked, the second time written
+            raise KeyboardInterrupt
         return read_bytes(path)
 
-    Path.read_bytes = kill
-    prepare(config)
-
-
-def test_an_interrupted_build_is_started_over(config):
-    process = multiprocessing.get_context('spawn').Process(target=stop_in_the_middle, args=(config,))
-    process.start()
-    process.join()
-    target = prepared_path(config)
-    assert process.exitcode == -signal.SIGKILL and not target.exists() and leftovers(target)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, 'read_bytes', interrupt)
+        prepare(config)
+    assert not target.exists() and leftovers(target)
     assert len(read(prepare(config), 'test')) == 10
     assert leftovers(target) == []
 
