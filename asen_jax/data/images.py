@@ -99,8 +99,12 @@ class Opened(NamedTuple):
 
 
 def open_photo(data: bytes, box: Box | None = None) -> Opened:
-    """Decode a photo and crop it to `box`, rounded outward and clipped to the photo."""
-    image = decode(data)
+    """The photo in `data`, decoded and cropped to `box`; raises ValueError as `decode` does."""
+    return crop_to_box(decode(data), box)
+
+
+def crop_to_box(image: Image.Image, box: Box | None) -> Opened:
+    """The part of an upright photo inside `box`, rounded outward and clipped to the photo; all of it without a box."""
     if box is None:
         return Opened(image, 0, 0)
     left, top = max(0, int(np.floor(box[0]))), max(0, int(np.floor(box[1])))
