@@ -1,26 +1,32 @@
-"""`--mode embed`: vectors of any photos in one .npz, made from pieces in `<output>.parts`, so that a stopped run goes on.
+"""`--mode embed`: the vectors of any photos in one .npz file.
 
-A piece holds the vectors of CHUNK_SIZE photos; more are never in memory.
+Vectors are first saved in the folder `<output>.parts`, CHUNK_SIZE photos per file, from which a stopped run resumes. At the end
+the .npz is assembled from these parts one at a time, so that memory does not grow with the number of photos.
 """
 
 import contextlib
 import hashlib
+import itertools
+import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from asen_jax.errors import InputError
+from asen_jax.files import lock, write_atomically, write_json
 from asen_jax.network import config_as_trained
-from asen_jax.search import pieces
 from asen_jax.search.embedder import Embedded, Embedder
-from asen_jax.search.listing import list_photos
+from asen_jax.search.listing import ListedPhoto, list_photos
 
 CHUNK_SIZE = 1024  # photos
+TAB = '\t'  # between a skipped photo's path and the reason
 
 
 class Summary(NamedTuple):
@@ -30,8 +36,8 @@ class Summary(NamedTuple):
     num_photos: int  # that have vectors
     num_attributes: int
     dim: int
-    skipped: list[str]  # `path<tab>why` of each photo without
-    num_reused: int  # photos that an earlier, stopped run had done
+    skipped: list[str]  # `path<tab>reason` of each photo that has none
+    num_reused: int  # photos that an earlier, stopped run had embedded
     seconds: float  # for the others
 
     def __str__(self) -> str:
@@ -41,169 +47,192 @@ class Summary(NamedTuple):
             f'{done:,} photos in {self.seconds:.1f} s ({done / max(self.seconds, 1e-9):.1f} photos/s)'
         ]
         if self.skipped:
-            lines.append(f'skipped {len(self.skipped):,} photos, listed in {_beside(self.output, "skipped.txt")}')
+            lines.append(f'skipped {len(self.skipped):,} photos, listed in {self.output}.skipped.txt')
         return '\n'.join([*lines, f'wrote {self.output}'])
 
 
 def embed_workdir(
-    config, workdir: Path, which: str, images: str, output: Path, heatmaps: bool = False, strict: bool = False
+    config: ConfigDict,
+    workdir: Path,
+    which: str,
+    images: str,
+    output: Path,
+    heatmaps: bool = False,
+    strict: bool = False,
 ) -> Summary:
-    """`--mode embed`: the photos `images` by a workdir's checkpoint into `output`; prints what was done."""
+    """`--mode embed`: `embed_files` with the checkpoint `which` of a workdir; prints the summary."""
     embedder = Embedder.load(workdir, which, config.precision, config.eval.batch_size)
     config_as_trained(embedder.network.meta, config)
-    summary = embed_files(embedder, images, output, heatmaps=heatmaps, strict=strict)
+    summary = embed_files(embedder, images, output, heatmaps, strict)
     print(summary, flush=True)
     return summary
 
 
 def embed_files(
-    embedder: Embedder, images: str | os.PathLike, output: str | os.PathLike, *, heatmaps: bool = False,
-    strict: bool = False, chunk_size: int = CHUNK_SIZE,
-) -> Summary:  # fmt: skip
+    embedder: Embedder,
+    images: str | os.PathLike,
+    output: str | os.PathLike,
+    heatmaps: bool = False,
+    strict: bool = False,
+    chunk_size: int = CHUNK_SIZE,
+) -> Summary:
     """Write `paths [N]`, `attributes [A]`, `embeddings [N, A, D]`, with `heatmaps` also `heatmaps [N, A, h, w]`, as an .npz.
 
-    `paths` open from the folder where this ran. A photo that cannot be read is skipped and listed in `<output>.skipped.txt`;
-    with `strict` it is an InputError. An `output` that was there is replaced once the new one is whole. The same call after
-    a stop goes on. InputError also where there are no photos, no attention for heatmaps, or another process at work.
+    `output` is replaced once the new file is complete. An unreadable photo is skipped and listed in `<output>.skipped.txt`;
+    with `strict` it is an InputError. After a stop, the same call resumes and writes the same bytes. Raises InputError also
+    if there are no usable photos, no heatmaps, or if `<output>.parts` is in use, of another call, or not ours.
     """
     if heatmaps:
         embedder.check_attention()
     output = Path(output).expanduser()
     if output.is_dir():
         raise InputError(f'{output} is a folder; name a file like {output / "embeddings.npz"}.')
-    paths, folder = list_photos(images), _beside(output, 'parts')
-    chunks = list(_slices(paths, chunk_size))
-    request = {'checkpoint': embedder.fingerprint, 'photos': _hash(map(os.fsencode, paths))}
-    with pieces.hold(folder):
-        pieces.claim(folder, request | {'heatmaps': heatmaps, 'chunk_size': chunk_size})
-        begin, num_reused = time.monotonic(), embed_chunks(embedder, chunks, folder, heatmaps, strict)
-        seconds, skipped = time.monotonic() - begin, _read_skipped(chunks, folder)
-        if len(skipped) == len(paths):
-            pieces.forget(folder)
-            why = skipped[0].replace('\t', ': ')
-            raise InputError(f'None of the {len(paths)} photos of {images} can be used; {why}.')
-        _list_skipped(output, folder, skipped)
-        _assemble(output, folder, chunks, embedder, heatmaps)
-    num_photos = len(paths) - len(skipped)
-    return Summary(output, num_photos, len(embedder.attributes), embedder.dim, skipped, num_reused, seconds)
+    photos = list_photos(images, with_boxes=embedder.crop_to_bbox)
+    inputs = (Path(name).expanduser().absolute() for name in (images, *(photo.path for photo in photos)))
+    if output.exists() and output.absolute() in inputs:
+        raise InputError(f'{output} is one of the inputs; name another --output.')
+    if embedder.crop_to_bbox and not any(photo.box for photo in photos):
+        print(f'{images} has no boxes: photos are taken whole, although the network was trained with data.crop_to_bbox')
+    request = {
+        'checkpoint': embedder.fingerprint,
+        'photos': _hash(os.fsencode(photo.path) for photo in photos),
+        'boxes': _hash(repr(photo).encode() for photo in photos if photo.box),
+        'heatmaps': heatmaps,
+        'chunk_size': chunk_size,
+    }
+    skipped_file = output.with_name(f'{output.name}.skipped.txt')
+    with _open_parts(output.with_name(f'{output.name}.parts'), request) as folder:
+        start = time.monotonic()
+        chunks = {_part(folder, number, chunk): chunk for number, chunk in enumerate(_slices(photos, chunk_size))}
+        num_reused = _embed_missing(embedder, chunks, heatmaps, strict)
+        seconds = time.monotonic() - start
+        paths = [path for part in chunks for path in _read(part, 'paths').tolist()]
+        skipped = [line for part in chunks for line in _read(part, 'skipped').tolist()]
+        if paths:
+            with write_atomically(skipped_file) as file:
+                file.writelines(os.fsencode(f'{line}\n') for line in skipped)
+            if not skipped:
+                skipped_file.unlink()
+            _assemble(output, list(chunks), paths, embedder.attributes, heatmaps)
+    if not paths:
+        raise InputError(f'None of the {len(photos)} photos of {images} can be used; {skipped[0].replace(TAB, ": ")}.')
+    return Summary(output, len(paths), len(embedder.attributes), embedder.dim, skipped, num_reused, seconds)
 
 
-def embed_chunks(
-    embedder: Embedder, chunks: Sequence[Sequence[str]], folder: Path, heatmaps: bool, strict: bool
+@contextlib.contextmanager
+def _open_parts(folder: Path, request: Mapping[str, Any]) -> Iterator[Path]:
+    """`folder`, locked, with no parts but those of `request`; deleted afterwards unless there was an error."""
+    folder.mkdir(parents=True, exist_ok=True)
+    foreign = [path.name for path in folder.iterdir() if not path.name.startswith(('.lock', '.request.json.'))]
+    if foreign and _read_request(folder, request) is None:
+        raise InputError(f'{folder} has files that we did not write, such as {min(foreign)}; name another --output.')
+    with lock(folder / '.lock', f'Another process is using {folder}; wait for it, or name another --output.'):
+        known = _read_request(folder, request) or request
+        changed = ', '.join(name for name in request if known[name] != request[name])
+        if changed and any(folder.glob('part-*.npz')):
+            raise InputError(
+                f'{folder} holds parts of a run with other {changed}, which only the same command can finish; '
+                'delete that folder, or name another --output.'
+            )
+        write_json(folder / 'request.json', request)
+        yield folder
+        # request.json goes last, since it says that the others are ours
+        for pattern in ('part-*.npz', 'whole.npz', '.*.npz.*.tmp', '.request.json.*.tmp', 'request.json', '.lock'):
+            for path in folder.glob(pattern):
+                path.unlink()
+    with contextlib.suppress(OSError):  # the user's files stay
+        folder.rmdir()
+
+
+def _read_request(folder: Path, like: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the parts in `folder` were made from; None if we did not make them."""
+    with contextlib.suppress(OSError, ValueError):
+        known = json.loads((folder / 'request.json').read_text())
+        if isinstance(known, dict) and known.keys() == like.keys():
+            return known
+    return None
+
+
+def _part(folder: Path, number: int, photos: Sequence[ListedPhoto]) -> Path:
+    """The file of a chunk. Its name changes when a photo is replaced, fixed or removed, so that the chunk is embedded again."""
+
+    def describe(photo: ListedPhoto) -> bytes:
+        with contextlib.suppress(OSError, ValueError):
+            status = Path(photo.path).stat()
+            return b'%d %d' % (status.st_size, status.st_mtime_ns)
+        return b'missing'
+
+    return folder / f'part-{number:06}-{_hash(map(describe, photos))[:16]}.npz'
+
+
+def _embed_missing(
+    embedder: Embedder, chunks: Mapping[Path, Sequence[ListedPhoto]], heatmaps: bool, strict: bool
 ) -> int:
-    """Embed the chunks of which `folder` has no piece yet; how many photos were. Raises InputError for a broken one if `strict`."""
-    missing = [number for number, photos in enumerate(chunks) if not _is_there(folder, number, photos, strict)]
-    total, size, stamps = sum(map(len, chunks)), embedder.batch_size, {}
-    num_reused = total - sum(len(chunks[number]) for number in missing)
-    if num_reused:
-        print(f'goes on after {num_reused:,} of {total:,} photos', flush=True)
-
-    def batches():
-        for number in missing:
-            stamps[number] = _stamp(chunks[number])  # before a photo of it is read
-            yield from _slices(chunks[number], size)
-
+    """Write the parts that do not exist yet; returns the number of photos in the others."""
+    missing = {part: photos for part, photos in chunks.items() if not part.exists()}
+    total, num_missing = (sum(map(len, some.values())) for some in (chunks, missing))
+    if num_missing < total:
+        print(f'resuming after {total - num_missing:,} of {total:,} photos', flush=True)
+    batches = (batch for photos in missing.values() for batch in _slices(photos, embedder.batch_size))
     with (
-        tqdm(total=total, initial=num_reused, desc='embed', unit='photo', disable=None) as bar,
-        contextlib.closing(embedder.stream(batches(), heatmaps=heatmaps)) as stream,
+        tqdm(total=total, initial=total - num_missing, desc='embed', unit='photo', disable=None) as bar,
+        contextlib.closing(embedder.stream(batches, heatmaps=heatmaps)) as results,
     ):
-        for number in missing:
-            answers = []
-            for photos in _slices(chunks[number], size):
-                answer = next(stream)
-                for place, why in answer.broken.items() if strict else ():
-                    raise InputError(f'{photos[place]}: {why}; mend it, or leave out --strict to skip such photos.')
-                answers.append(answer)
-                bar.update(len(photos))
-            pieces.write(folder, number, _join(answers, size, heatmaps) | {'stamp': np.array(stamps[number])})
-    return num_reused
+        for part, photos in chunks.items():
+            if part in missing:
+                _write_part(part, _slices(photos, embedder.batch_size), results, bar)
+            for line in _read(part, 'skipped').tolist() if strict else ():
+                raise InputError(f'{line.replace(TAB, ": ")}; fix it, or leave out --strict to skip such photos.')
+    return total - num_missing
+
+
+def _write_part(part: Path, batches: Iterable[Sequence[ListedPhoto]], results: Iterator[Embedded], bar: tqdm) -> None:
+    """Save the results of a chunk's batches."""
+    paths, skipped, arrays = [], [], {'embeddings': [], 'heatmaps': []}
+    for batch in batches:
+        result = next(results)
+        paths += [batch[place].path for place in result.kept]
+        skipped += [f'{batch[place].path}{TAB}{why}' for place, why in result.broken.items()]
+        arrays['embeddings'].append(result.vectors)
+        if result.heatmaps is not None:
+            arrays['heatmaps'].append(result.heatmaps)
+        bar.update(len(batch))
+    arrays = {name: np.concatenate(many) for name, many in arrays.items() if many}
+    with write_atomically(part) as file:
+        np.savez(file, paths=np.array(paths, np.str_), skipped=np.array(skipped, np.str_), **arrays)
+
+
+def _read(part: Path, name: str) -> np.ndarray:
+    """An array of a part; raises InputError if the part is damaged."""
+    try:
+        with part.open('rb') as file, np.load(file) as arrays:  # NumPy leaves a damaged file open
+            return arrays[name]
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f'{part} is damaged ({error}); delete it and run the same command again.') from error
+
+
+def _assemble(output: Path, parts: Sequence[Path], paths: Sequence[str], attributes: Sequence[str], heatmaps: bool):
+    """Write to `output` what `numpy.savez` would, without holding more than a part in memory."""
+    whole = parts[0].with_name('whole.npz')
+    with write_atomically(whole) as file, zipfile.ZipFile(file, 'w') as archive:
+        for name in ('paths', 'attributes', 'embeddings', 'heatmaps')[: 4 if heatmaps else 3]:
+            with archive.open(f'{name}.npy', 'w', force_zip64=True) as member:
+                if name == 'attributes':
+                    np.lib.format.write_array(member, np.array(attributes))
+                    continue
+                arrays = (_read(part, name) for part in parts)
+                first = next(arrays)
+                dtype = np.dtype(f'<U{max(map(len, paths))}') if name == 'paths' else first.dtype
+                header = {'descr': dtype.str, 'fortran_order': False, 'shape': (len(paths), *first.shape[1:])}
+                np.lib.format.write_array_header_1_0(member, header)
+                for array in itertools.chain([first], arrays):
+                    member.write(array.astype(dtype, copy=False).tobytes())
+    whole.replace(output)
+
+
+def _hash(items: Iterable[bytes]) -> str:
+    return hashlib.sha256(b'\0'.join(items)).hexdigest()
 
 
 def _slices(items: Sequence, size: int) -> Iterator[Sequence]:
     return (items[start : start + size] for start in range(0, len(items), size))
-
-
-def _stamp(photos: Iterable[str]) -> str:
-    """Changes when a photo is replaced, mended or removed: an earlier run's vectors are then not taken for its own."""
-
-    def describe(photo):
-        try:
-            status = Path(photo).stat()
-            return b'%d %d' % (status.st_size, status.st_mtime_ns)
-        except (OSError, ValueError):
-            return b'absent'
-
-    return _hash(map(describe, photos))
-
-
-def _hash(lines: Iterable[bytes]) -> str:
-    digest = hashlib.sha256()
-    for line in lines:
-        digest.update(line + b'\0')
-    return digest.hexdigest()
-
-
-def _beside(output: Path, suffix: str) -> Path:
-    return output.with_name(f'{output.name}.{suffix}')
-
-
-def _join(answers: Sequence[Embedded], size: int, heatmaps: bool) -> dict[str, np.ndarray]:
-    """A chunk's vectors, the places in it of the photos that have one, and what is wrong with the others."""
-    placed = [(size * batch, answer) for batch, answer in enumerate(answers)]
-    arrays = {
-        'embeddings': np.concatenate([answer.vectors for answer in answers]),
-        'kept': np.array([start + place for start, answer in placed for place in answer.kept], np.int64),
-        'skipped': np.array([start + place for start, answer in placed for place in answer.broken], np.int64),
-        'why': np.array([why for answer in answers for why in answer.broken.values()], np.str_),
-    }
-    if heatmaps:
-        arrays['heatmaps'] = np.concatenate([answer.heatmaps for answer in answers])
-    return arrays
-
-
-def _is_there(folder: Path, number: int, photos: Sequence[str], strict: bool) -> bool:
-    """Whether there is a piece of these very photos; with `strict` one that lacks some is made anew, to name them."""
-    try:
-        stamp, skipped = (pieces.read(folder, number, name) for name in ('stamp', 'skipped'))
-    except InputError:  # it is damaged
-        return False
-    return stamp is not None and str(stamp) == _stamp(photos) and not (strict and len(skipped))
-
-
-def _read_skipped(chunks: Sequence[Sequence[str]], folder: Path) -> list[str]:
-    """`path<tab>why` of every photo without a vector."""
-    lines = []
-    for number, photos in enumerate(chunks):
-        places, whys = (pieces.read(folder, number, name).tolist() for name in ('skipped', 'why'))
-        lines += [f'{photos[place]}\t{why}' for place, why in zip(places, whys, strict=True)]
-    return lines
-
-
-def _list_skipped(output: Path, folder: Path, lines: Sequence[str]) -> None:
-    """Write `<output>.skipped.txt`; where nothing was skipped, remove that of an earlier run."""
-    path = _beside(output, 'skipped.txt')
-    if not lines:
-        path.unlink(missing_ok=True)
-        return
-    with pieces.written_whole(path, folder) as file:
-        file.writelines(os.fsencode(line) + b'\n' for line in lines)
-
-
-def _assemble(output: Path, folder: Path, chunks: Sequence[Sequence[str]], embedder: Embedder, heatmaps: bool) -> None:
-    """The output from all pieces, one after the other."""
-
-    def parts(name):
-        return (pieces.read(folder, number, name) for number in range(len(chunks)))
-
-    names = [[photos[place] for place in kept.tolist()] for photos, kept in zip(chunks, parts('kept'), strict=True)]
-    count, longest = sum(map(len, names)), max(len(name) for chunk in names for name in chunk)
-    text, number, attributes = np.dtype(f'<U{longest}'), np.dtype(np.float32), np.array(embedder.attributes)
-    shape = (count, len(attributes))
-    arrays = {
-        'paths': pieces.Rows(text, (count,), (np.array(chunk, text) for chunk in names)),
-        'attributes': pieces.Rows(attributes.dtype, attributes.shape, [attributes]),
-        'embeddings': pieces.Rows(number, (*shape, embedder.dim), parts('embeddings')),
-    }
-    if heatmaps:
-        arrays['heatmaps'] = pieces.Rows(number, (*shape, *embedder.heatmap_shape), parts('heatmaps'))
-    pieces.write_npz(output, folder, arrays)

@@ -1,88 +1,113 @@
-"""What `--images` names: the photos of a folder, of a pattern, or of a list."""
+"""The photos that `--images` names: those of a folder, a pattern, or a list."""
 
 import csv
 import glob
 import io
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 from PIL.ImageFile import StubImageFile
 
+from asen_jax.data.boxes import BOX_COLUMNS, Box, has_boxes, parse_box
 from asen_jax.errors import InputError
 
-TAKES = 'a photo, a folder, a pattern in quotes, a text file with one path a line, or a CSV with a column named path'
+ACCEPTED = (
+    'a photo, a folder, a pattern in quotes, a text file with one path per line, or a CSV with a column named path'
+)
 
 
-def list_photos(images: str | os.PathLike) -> list[str]:
-    """The photos that `--images` names, as paths that open from the current folder; raises InputError where there are none.
+class ListedPhoto(NamedTuple):
+    """A photo to embed."""
 
-    A folder: all files below it with a suffix that Pillow reads, sorted, without hidden ones. A pattern: all files that it
-    matches, sorted. A text file, or the column `path` of a CSV: as listed there, from the list's folder. A photo: itself.
+    path: str  # opens from the current folder
+    box: Box | None = None  # the garment, where the list has one
+
+
+def list_photos(images: str | os.PathLike, with_boxes: bool = False) -> list[ListedPhoto]:
+    """The photos that `images` names; raises InputError if there are none.
+
+    - A folder: all files below it with a suffix that Pillow reads, sorted, without hidden ones.
+    - A pattern: all files that match it, sorted.
+    - A text file, or the column `path` of a CSV: as listed, relative to the list's folder.
+    - A photo: itself.
+
+    Garment boxes, the columns `x1,y1,x2,y2` of a CSV (see asen_jax/data/boxes.py), are read only `with_boxes`.
     """
-    path, suffixes = Path(images).expanduser(), readable_suffixes()
+    path = Path(images).expanduser()
+    suffixes = readable_suffixes()
     if path.is_dir():
         photos = _walk(path, suffixes)
     elif not path.exists():  # Path.glob would match hidden files
-        photos = sorted(name for name in glob.glob(str(path), recursive=True) if Path(name).is_file())  # noqa: PTH207
+        names = sorted(name for name in glob.glob(str(path), recursive=True) if Path(name).is_file())  # noqa: PTH207
+        photos = [ListedPhoto(name) for name in names]
     elif path.suffix.lower() in suffixes:
-        photos = [str(path)]
+        photos = [ListedPhoto(str(path))]
     else:
-        lines = _read_csv(path) if path.suffix.lower() == '.csv' else _read_list(path)
-        photos = [str(path.parent / line) for line in lines]
+        listed = _read_csv(path, with_boxes) if path.suffix.lower() == '.csv' else _read_list(path)
+        photos = [photo._replace(path=str(path.parent / photo.path)) for photo in listed]
     if not photos:
         missing = 'matches no file' if glob.has_magic(str(path)) else 'does not exist'
-        raise InputError(f'{images} {"holds no photos" if path.exists() else missing}; --images takes {TAKES}.')
+        fault = 'holds no photos' if path.exists() else missing
+        raise InputError(f'{images} {fault}; --images takes {ACCEPTED}.')
     return photos
 
 
 def readable_suffixes() -> set[str]:
-    """The suffixes, in small letters with their dot, of the formats that Pillow itself can decode."""
-    kinds = Image.registered_extensions()
-    readers = {kind: factory for kind, (factory, _) in Image.OPEN.items()}
-    none = {'MPEG'}  # known by name only, as are the stubs
-    none |= {kind for kind, reader in readers.items() if isinstance(reader, type) and issubclass(reader, StubImageFile)}
-    return {suffix for suffix, kind in kinds.items() if kind in readers and kind not in none}
+    """The suffixes, in lower case with their dot, of the formats that Pillow can decode without another program."""
+    formats = Image.registered_extensions()
+    readers = {name: factory for name, (factory, _) in Image.OPEN.items()}
+    unreadable = {'MPEG'}  # like the stubs, Pillow recognizes it but cannot decode it
+    for name, reader in readers.items():
+        if isinstance(reader, type) and issubclass(reader, StubImageFile):
+            unreadable.add(name)
+    return {suffix for suffix, name in formats.items() if name in readers and name not in unreadable}
 
 
-def _walk(folder: Path, suffixes: set[str]) -> list[str]:
-    """Photos below `folder`; links are followed, into each real folder once, so that a loop of them ends."""
+def _walk(folder: Path, suffixes: set[str]) -> list[ListedPhoto]:
+    """The photos below `folder`. Links are followed, but each real folder is visited once, so that a loop of links ends."""
 
     def fail(error: OSError):
         raise error
 
-    photos, seen = [], set()
+    paths, visited = [], set()
     for root, folders, files in os.walk(folder, onerror=fail, followlinks=True):
         real = Path(root).resolve()
-        if real in seen:
+        if real in visited:
             folders.clear()
             continue
-        seen.add(real)
+        visited.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith('.'))
-        names = (name for name in files if not name.startswith('.'))
-        photos += [str(Path(root, name)) for name in names if Path(name).suffix.lower() in suffixes]
-    return sorted(photos)
+        visible = (name for name in files if not name.startswith('.'))
+        paths += [str(Path(root, name)) for name in visible if Path(name).suffix.lower() in suffixes]
+    return [ListedPhoto(path) for path in sorted(paths)]
 
 
-def _read_list(path: Path) -> list[str]:
-    return [line.strip() for line in _read_text(path).split('\n') if line.strip()]
+def _read_list(path: Path) -> list[ListedPhoto]:
+    return [ListedPhoto(line.strip()) for line in _read_text(path).split('\n') if line.strip()]
 
 
-def _read_csv(path: Path) -> list[str]:
-    """The column `path`; empty lines are left out."""
+def _read_csv(path: Path, with_boxes: bool) -> list[ListedPhoto]:
+    """The column `path`, and the boxes if there are any; empty lines are left out."""
     reader = csv.reader(io.StringIO(_read_text(path), newline=''), strict=True)
+    photos = []
     try:
         columns = [name.strip() for name in next(reader, [])]
         if 'path' not in columns:
             raise InputError(
-                f'{path}, line 1: no column is named path (it reads {",".join(columns)!r}); --images takes {TAKES}.'
+                f'{path}, line 1: no column is named path (it reads {",".join(columns)!r}); --images takes {ACCEPTED}.'
             )
-        place, photos = columns.index('path'), []
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                photos.append(cells[place].strip() if place < len(cells) else '')
-            if photos and not photos[-1]:
-                raise InputError(f"{path}, line {reader.line_num}: the path is empty; write the photo's file.")
+        boxed = with_boxes and has_boxes(columns, f'{path}, line 1')
+        places = {name: columns.index(name) for name in ('path', *(BOX_COLUMNS if boxed else ()))}
+        for row in reader:
+            if not any(cell.strip() for cell in row):
+                continue
+            where = f'{path}, line {reader.line_num}'
+            cells = {name: row[place].strip() if place < len(row) else '' for name, place in places.items()}
+            if not cells['path']:
+                raise InputError(f"{where}: the path is empty; write the photo's file.")
+            photos.append(ListedPhoto(cells['path'], parse_box(cells, where) if boxed else None))
     except csv.Error as error:
         raise InputError(
             f'{path}, line {reader.line_num}: {error}; put a cell with a comma or a quote in quotes.'
@@ -94,4 +119,4 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_bytes().decode('utf-8-sig')
     except UnicodeDecodeError as error:
-        raise InputError(f'{path} is neither a photo nor UTF-8 text; --images takes {TAKES}.') from error
+        raise InputError(f'{path} is neither a photo nor UTF-8 text; --images takes {ACCEPTED}.') from error

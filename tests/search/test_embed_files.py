@@ -1,6 +1,8 @@
-"""`--mode embed`: one whole .npz of all photos, whatever breaks or is killed on the way, with little memory."""
+"""`--mode embed`: one complete .npz of all photos, whatever breaks or is killed on the way, in little memory."""
 
 import os
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -8,33 +10,39 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from asen_jax.data.batches import eval_batches
+from asen_jax.data.prepared import open_records
 from asen_jax.errors import InputError
-from asen_jax.search import embed_files
-from asen_jax.search.embed_files import embed_workdir
-from asen_jax.search.embedder import Embedded, Embedder
-from tests.conftest import tiny_config
-from tests.search.test_embedder import ATTRIBUTES, network, save_network, workdir
+from asen_jax.evaluation.vectors import collect_vectors
+from asen_jax.files import lock
+from asen_jax.search.embed_files import embed_files, embed_workdir
+from asen_jax.search.embedder import Embedder
+from asen_jax.sharding import make_mesh
+from data_builders import prepare
+from tests.conftest import ROOT, tiny_config
+from tests.search.conftest import ATTRIBUTES, save_network
+from tests.search.fake_embedder import FakeEmbedder
 
-__all__ = ['network', 'workdir']  # fixtures
-
-COUNT, CHUNK = 11, 4
+COUNT, CHUNK_SIZE = 11, 4
+NAMES = [f'{number:02}.png' for number in range(COUNT)]
 
 
 @pytest.fixture
 def shop(tmp_path):
-    return draw_photos(tmp_path / 'shop')
+    """A folder of photos, which only FakeEmbedder can read."""
+    (tmp_path / 'shop').mkdir()
+    for name in NAMES:
+        (tmp_path / 'shop' / name).write_text(f'photo {name}')
+    return tmp_path / 'shop'
 
 
-def draw_photos(folder):
-    rng = np.random.default_rng(0)
-    folder.mkdir()
-    for number in range(COUNT):
-        Image.fromarray(rng.integers(0, 256, (40 + number, 33, 3), np.uint8)).save(folder / f'{number:02}.png')
-    return folder
+def embed(images, output, embedder=None, **options):
+    return embed_files(embedder or FakeEmbedder(), images, output, chunk_size=CHUNK_SIZE, **options)
 
 
-def embed(network, images, output, **options):
-    return embed_files.embed_files(network, images, output, chunk_size=CHUNK, **options)
+def stop(images, output, at, **options):
+    with pytest.raises(KeyboardInterrupt):
+        embed(images, output, FakeEmbedder(stop_at=at), **options)
 
 
 def read(path):
@@ -42,19 +50,19 @@ def read(path):
         return dict(arrays)
 
 
-def assert_same_files(one, other):
-    assert one.read_bytes() == other.read_bytes()
+def outputs(folder):
+    """What lies beside the photos."""
+    return sorted(path.name for path in folder.iterdir() if path.name != 'shop')
 
 
-def assert_alone(output, *others):
-    """Nothing else was left beside the output."""
-    assert sorted(path.name for path in output.parent.glob(f'{output.name}*')) == sorted([output.name, *others])
-
-
-def test_the_file_is_what_numpy_writes_of_the_embedders_vectors(network, shop, tmp_path, capsys):
-    output = tmp_path / 'new' / 'F.npz'
-    summary = embed(network, shop, output, heatmaps=True)
-    arrays, paths = read(output), sorted(map(str, shop.iterdir()))
+def test_the_mode_writes_what_numpy_would_of_the_embedders_vectors(network, workdir, photos, tmp_path, capsys):
+    output, paths, config = tmp_path / 'new' / 'F.npz', [], tiny_config()
+    for number, photo in enumerate(photos):
+        paths.append(str(tmp_path / f'{number:02}.png'))
+        Image.fromarray(photo).save(paths[-1])
+    config.data.image_size = 64
+    embed_workdir(config, workdir, 'best', str(tmp_path), output, heatmaps=True)
+    arrays = read(output)
     assert list(arrays) == ['paths', 'attributes', 'embeddings', 'heatmaps']
     assert arrays['paths'].tolist() == paths
     assert arrays['attributes'].tolist() == list(ATTRIBUTES)
@@ -62,151 +70,226 @@ def test_the_file_is_what_numpy_writes_of_the_embedders_vectors(network, shop, t
     np.testing.assert_allclose(arrays['embeddings'], network.embed(paths), atol=1e-6)
     np.testing.assert_allclose(arrays['heatmaps'], network.heatmaps(paths), atol=1e-6)
     np.savez(tmp_path / 'numpy.npz', **arrays)
-    assert_same_files(output, tmp_path / 'numpy.npz')
-    assert_alone(output)
-    assert (summary.num_photos, summary.num_attributes, summary.dim, summary.skipped) == (COUNT, 3, 32, [])
-    assert '11 photos under 3 attributes, 32 numbers each; 11 photos in ' in str(summary)
-    assert str(summary).endswith(f'photos/s)\nwrote {output}')
+    assert output.read_bytes() == (tmp_path / 'numpy.npz').read_bytes()
+    first, second, *others = capsys.readouterr().out.splitlines()
+    assert first == 'config.data.image_size is 32, as the checkpoint was trained'
+    assert second.startswith('11 photos under 3 attributes, 32 numbers each; 11 photos in ')
+    assert others == [f'wrote {output}']
+    with pytest.raises(InputError, match="no checkpoint 'latest'"):
+        embed_workdir(config, workdir, 'latest', str(tmp_path), output)
+
+
+@pytest.mark.parametrize('crop_to_bbox', [True, False])
+def test_vectors_are_those_of_evaluation(tmp_path, crop_to_bbox, capsys):
+    """Networks trained on garments cropped to their boxes were given whole photos."""
+    rng, rows = np.random.default_rng(0), ['path,split,color,x1,y1,x2,y2']
+    boxes = [None, (3, 5, 30, 40), (10.5, 1, 41, 20.25), (1, 1, 33, 50)]  # the third overhangs by a pixel
+    for split in ('train', 'valid', 'test'):
+        for number in range(8):
+            name, box = f'{split}{number}.png', boxes[number % 4]
+            Image.fromarray(rng.integers(0, 256, (50, 40, 3), np.uint8)).save(tmp_path / name)
+            rows.append(f'{name},{split},{"ab"[number % 2]},{",".join(map(str, box)) if box else ",,,"}')
+    (tmp_path / 'labels.csv').write_text('\n'.join(rows))
+    config = tiny_config()
+    config.data.name, config.data.manual_dir, config.data.dir = 'catalog', str(tmp_path), str(tmp_path / 'records')
+    config.data.crop_to_bbox, config.data.fit = crop_to_bbox, 'pad'
+    records = open_records(prepare.prepare(config))
+    embedder = Embedder.load(save_network(tmp_path / 'workdir', config, records.attributes), batch_size=16)
+    every = np.arange(8)
+    evaluated = collect_vectors(
+        embedder.network.embed_on(make_mesh()), eval_batches(records, 'test', every, config), np.ones((8, 1), bool), ''
+    )
+    capsys.readouterr()
+
+    embed_files(embedder, tmp_path / 'labels.csv', tmp_path / 'F.npz')
+    written = dict(zip(*(read(tmp_path / 'F.npz')[name] for name in ('paths', 'embeddings')), strict=True))
+    paths = [f'{tmp_path}/test{number}.png' for number in range(8)]
+    np.testing.assert_allclose([written[path][0] for path in paths], evaluated.of(every, 0), atol=1e-6)
+    half_open = [box and (box[0] - 1, box[1] - 1, *box[2:]) for box in boxes] * 2
+    np.testing.assert_allclose(embedder.embed(paths, boxes=half_open)[:, 0], evaluated.of(every, 0), atol=1e-6)
     assert capsys.readouterr().out == ''
 
-
-def test_each_way_to_name_photos_gives_the_same(network, shop, tmp_path):
-    names = sorted(path.name for path in shop.iterdir())
-    (tmp_path / 'list.txt').write_text('\r\n'.join(f'shop/{name}' for name in names))
-    (shop / 'labels.csv').write_text('color,path\n' + ''.join(f'red,{name}\n' for name in names))
-    for number, images in enumerate((shop, f'{shop}/*.png', tmp_path / 'list.txt', shop / 'labels.csv')):
-        embed(network, images, tmp_path / f'{number}.npz')
-        assert_same_files(tmp_path / f'{number}.npz', tmp_path / '0.npz')
+    whole = embedder.embed(paths, boxes=[None] * 8)
+    assert np.allclose(whole[:, 0], evaluated.of(every, 0), atol=1e-4) != crop_to_bbox
+    (tmp_path / 'list.txt').write_text('\n'.join(paths))
+    embed_files(embedder, tmp_path / 'list.txt', tmp_path / 'F.npz')
+    np.testing.assert_allclose(read(tmp_path / 'F.npz')['embeddings'], whole, atol=1e-6)
+    assert ('list.txt has no boxes: photos are taken whole' in capsys.readouterr().out) == crop_to_bbox
 
 
-def test_chunks_and_batches_change_nothing(network, shop, tmp_path):
-    for number in (1, 9):  # one in the first batch and one in the last
-        (shop / f'{number:02}.png').write_text('no photo')
-    for size in (4, 1, 9, 1024):
-        summary = embed_files.embed_files(network, shop, tmp_path / f'{size}.npz', chunk_size=size)
-        assert [Path(line.split('\t')[0]).name for line in summary.skipped] == ['01.png', '09.png']
-        arrays, expected = read(tmp_path / f'{size}.npz'), read(tmp_path / '4.npz')
-        assert arrays['paths'].tolist() == expected['paths'].tolist()
-        np.testing.assert_allclose(arrays['embeddings'], expected['embeddings'], atol=1e-6)
-
-
-def test_broken_photos_are_skipped_and_listed(network, shop, tmp_path):
-    output, listed = tmp_path / 'F.npz', tmp_path / 'list.txt'
-    embed(network, shop, tmp_path / 'whole.npz')
-    (shop / '05.png').write_bytes((shop / '05.png').read_bytes()[:200])
-    listed.write_text('\n'.join(f'shop/{number:02}.png' for number in (*range(COUNT), 77)))
-    summary = embed(network, listed, output)
-    kept, whole = [number for number in range(COUNT) if number != 5], read(tmp_path / 'whole.npz')
+@pytest.mark.parametrize('chunk_size', [1, 9, 1024])
+def test_broken_photos_are_skipped_and_listed_whatever_the_chunk_size(shop, tmp_path, chunk_size):
+    output, kept = tmp_path / 'F.npz', [number for number in range(COUNT) if number not in (1, 9)]
+    embed(shop, tmp_path / 'whole.npz')
+    for name in (NAMES[1], NAMES[9]):  # in the first and in the last batch
+        (shop / name).write_text('broken')
+    summary, whole = embed_files(FakeEmbedder(), shop, output, chunk_size=chunk_size), read(tmp_path / 'whole.npz')
     for name in ('paths', 'embeddings'):
         np.testing.assert_array_equal(read(output)[name], whole[name][kept])
-    broken, missing = (tmp_path / 'F.npz.skipped.txt').read_text().splitlines()
-    assert broken.startswith(f'{shop}/05.png\tnot a readable picture (')
-    assert missing == f'{shop}/77.png\tcannot be read (No such file or directory)'
-    assert summary.skipped == [broken, missing]
+    assert summary.skipped == [f'{shop}/{name}\tnot a photo' for name in (NAMES[1], NAMES[9])]
+    assert (tmp_path / 'F.npz.skipped.txt').read_text().splitlines() == summary.skipped
     assert f'skipped 2 photos, listed in {output}.skipped.txt' in str(summary)
-    embed(network, shop / '00.png', output)
-    assert_alone(output)  # an earlier list is not taken for this one's
+    embed(shop / NAMES[0], output)
+    assert outputs(tmp_path) == ['F.npz', 'whole.npz']  # and not an earlier run's list
 
 
-def test_strict_names_the_photo_and_harms_nothing(network, shop, tmp_path, capsys):
+def test_strict_names_the_photo_and_resumes_once_it_is_fixed(shop, tmp_path, capsys):
     output = tmp_path / 'F.npz'
-    embed(network, shop, output)
-    before, good = output.read_bytes(), (shop / '06.png').read_bytes()
-    (shop / '06.png').write_bytes(good[:200])
-    with pytest.raises(InputError, match=r'06\.png: not a readable picture \(.*; mend it, or leave out --strict'):
-        embed(network, shop, output, strict=True)
+    embed(shop, output)
+    before, good = output.read_bytes(), (shop / NAMES[6]).read_bytes()
+    (shop / NAMES[6]).write_text('broken')
+    for _ in range(2):  # the second time in a part of the first
+        with pytest.raises(
+            InputError, match=r'06\.png: not a photo; fix it, or leave out --strict to skip such photos'
+        ):
+            embed(shop, output, strict=True)
     assert output.read_bytes() == before
-    (shop / '06.png').write_bytes(good)
-    embed(network, shop, output, strict=True)
-    assert 'goes on after 4 of 11 photos' in capsys.readouterr().out
+    (shop / NAMES[6]).write_bytes(good)
+    embed(shop, output, strict=True)
+    assert capsys.readouterr().out.splitlines()[-1] == 'resuming after 4 of 11 photos'
     assert output.read_bytes() == before
-    assert_alone(output)
+    assert outputs(tmp_path) == ['F.npz']
 
 
-def test_photos_that_changed_since_a_stop_are_read_again(network, shop, tmp_path, monkeypatch, capsys):
-    output, good = tmp_path / 'F.npz', (shop / '01.png').read_bytes()
-    embed(network, shop, tmp_path / 'whole.npz')
-    (shop / '01.png').write_bytes(good[:200])
-    for stop in ('_list_skipped', '_assemble'):  # with everything embedded
-        with monkeypatch.context() as patch:
-            patch.setattr(embed_files, stop, interrupt)
-            with pytest.raises(KeyboardInterrupt):
-                embed(network, shop, output)
-        assert not output.exists()
-    with pytest.raises(InputError, match=r'01\.png: not a readable'):  # a piece that lacks it is not taken as it is
-        embed(network, shop, output, strict=True)
-    (shop / '01.png').write_bytes(good)
-    os.utime(shop / '09.png')
-    capsys.readouterr()
-    assert embed(network, shop, output).num_reused == 4
-    assert 'goes on after 4 of 11 photos' in capsys.readouterr().out
-    assert_same_files(output, tmp_path / 'whole.npz')
-    assert_alone(output)
+def test_a_resumed_run_reads_changed_photos_again_and_leaves_the_users_files(shop, tmp_path):
+    output, parts = tmp_path / 'F.npz', tmp_path / 'F.npz.parts'
+    embed(shop, tmp_path / 'whole.npz')
+    stop(shop, output, at=NAMES[9])
+    os.utime(shop / NAMES[1])
+    (parts / 'album').mkdir()
+    (parts / 'notes.txt').write_text('mine')
+    resumed = FakeEmbedder()
+    assert embed(shop, output, resumed).num_reused == 4
+    assert resumed.read == NAMES[:4] + NAMES[8:]
+    assert output.read_bytes() == (tmp_path / 'whole.npz').read_bytes()
+    assert sorted(path.name for path in parts.iterdir()) == ['album', 'notes.txt']
 
 
-def interrupt(*_):
-    raise KeyboardInterrupt
-
-
-def test_nothing_usable_is_refused_and_leaves_nothing(network, shop, tmp_path):
+def test_unusable_input_is_refused_and_nothing_is_harmed(shop, tmp_path, monkeypatch):
+    output = tmp_path / 'F.npz'
     for path in shop.iterdir():
-        path.write_text('no photo')
-    output = tmp_path / 'new' / 'F.npz'
-    with pytest.raises(InputError, match=r'None of the 11 photos of .*shop can be used; .*00\.png: not a readable'):
-        embed(network, shop, output)
-    with pytest.raises(InputError, match=r'00\.png: not a readable'):
-        embed(network, shop, output, strict=True)
+        path.write_text('broken')
+    with pytest.raises(InputError, match=r'None of the 11 photos of .*shop can be used; .*00\.png: not a photo'):
+        embed(shop, output)
     with pytest.raises(InputError, match='nowhere does not exist'):
-        embed(network, tmp_path / 'nowhere', output)
+        embed(tmp_path / 'nowhere', output)
     with pytest.raises(InputError, match=r'shop is a folder; name a file like .*shop/embeddings\.npz'):
-        embed(network, shop, shop)
-    assert not list(output.parent.iterdir())
+        embed(shop, shop)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r'00\.png is one of the inputs; name another --output'):
+        embed('shop', shop / NAMES[0])
+    assert (shop / NAMES[0]).read_text() == 'broken'
+    assert outputs(tmp_path) == []
 
 
-def test_heatmaps_without_attention_are_refused_before_anything_is_read(shop, tmp_path):
-    loaded = Embedder.load(save_network(tmp_path / 'w', name='csn'), batch_size=8)
-    with pytest.raises(InputError, match=r'\(csn\) has no spatial attention'):
-        embed(loaded, tmp_path / 'nowhere', tmp_path / 'F.npz', heatmaps=True)
-    embed(loaded, shop, tmp_path / 'F.npz')
-    assert list(read(tmp_path / 'F.npz')) == ['paths', 'attributes', 'embeddings']
+def test_the_parts_of_another_run_are_refused(shop, tmp_path):
+    output, parts = tmp_path / 'F.npz', tmp_path / 'F.npz.parts'
+    labels = tmp_path / 'labels.csv'
+    labels.write_text('\n'.join(['path,x1,y1,x2,y2', *(f'shop/{name},1,1,9,9' for name in NAMES)]))
+    stop(shop, output, at=NAMES[9])
+    before = sorted(parts.iterdir())
+    for images, embedder, options, changed in (
+        (shop, FakeEmbedder(), {'heatmaps': True}, 'heatmaps'),
+        (labels, FakeEmbedder(crop_to_bbox=True), {}, 'boxes'),
+        (shop / NAMES[0], FakeEmbedder(fingerprint='other'), {}, 'checkpoint, photos'),
+    ):
+        with pytest.raises(InputError, match=rf'F\.npz\.parts holds parts of a run with other {changed}, which only'):
+            embed(images, output, embedder, **options)
+    assert sorted(parts.iterdir()) == before
 
 
-class Wide(Embedder):
-    """An embedder without a network: 64 KiB of numbers a photo, none of which is computed."""
-
-    def __init__(self):
-        self.attributes, self.dim, self.heatmap_shape, self.batch_size = ATTRIBUTES[:1], 2**14, (2, 2), 8
-        self.fingerprint = 'wide'
-
-    def stream(self, batches, attributes=None, heatmaps=False):
-        for number, batch in enumerate(batches):
-            vectors = np.full((len(batch), 1, self.dim), number, np.float32)
-            yield Embedded(vectors, None, list(range(len(batch))), {})
-
-
-def test_memory_does_not_grow_with_the_number_of_photos(tmp_path):
-    peaks = {}
-    for count in (64, 512):
-        listed, output = tmp_path / f'{count}.txt', tmp_path / f'{count}.npz'
-        listed.write_text('\n'.join(f'{number}.jpg' for number in range(count)))
-        tracemalloc.start()
-        embed_files.embed_files(Wide(), listed, output, chunk_size=16)
-        peaks[count] = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-    chunk = 16 * 2**16  # bytes
-    assert peaks[512] < peaks[64] + chunk < 6 * chunk < output.stat().st_size / 5
-    vectors = np.load(output)['embeddings']
-    assert vectors.shape == (512, 1, 2**14)
-    np.testing.assert_array_equal(vectors[:, 0, 0], np.arange(512) // 8)
+def test_a_damaged_part_is_named(shop, tmp_path):
+    stop(shop, tmp_path / 'F.npz', at=NAMES[9])
+    _, damaged = sorted((tmp_path / 'F.npz.parts').glob('part-*'))
+    data = bytearray(damaged.read_bytes())
+    data[200] ^= 1
+    damaged.write_bytes(data)
+    with pytest.raises(InputError, match=r'part-000001-\w+\.npz is damaged \(.*\); delete it and run the same command'):
+        embed(shop, tmp_path / 'F.npz')
+    damaged.unlink()
+    assert embed(shop, tmp_path / 'F.npz').num_reused == 7
 
 
-def test_the_mode_loads_the_workdir_and_says_what_it_did(workdir, shop, tmp_path, capsys):
-    config = tiny_config()
-    config.data.image_size = 64
-    embed_workdir(config, workdir, 'best', str(shop), tmp_path / 'F.npz')
-    said = capsys.readouterr().out.splitlines()
-    assert said[0] == 'config.data.image_size is 32, as the checkpoint was trained'
-    assert said[1].startswith('11 photos under 3 attributes, 32 numbers each; 11 photos in ')
-    assert said[2:] == [f'wrote {tmp_path / "F.npz"}']
-    with pytest.raises(InputError, match="no checkpoint 'latest'"):
-        embed_workdir(config, workdir, 'latest', str(shop), tmp_path / 'F.npz')
+@pytest.mark.parametrize('name', ['notes.txt', 'request.json', 'part-000000-0123456789abcdef.npz', 'whole.npz'])
+def test_a_folder_of_the_users_is_left_alone(shop, tmp_path, name):
+    """Everything in `<output>.parts` was deleted, whoever had put it there."""
+    parts = tmp_path / 'F.npz.parts'
+    parts.mkdir()
+    (parts / name).write_text('{"mine": true}')
+    with pytest.raises(
+        InputError, match=rf'F\.npz\.parts has files that we did not write, such as {name}; name another'
+    ):
+        embed(shop, tmp_path / 'F.npz')
+    assert [(path.name, path.read_text()) for path in parts.iterdir()] == [(name, '{"mine": true}')]
+
+
+def test_two_processes_do_not_write_one_output(shop, tmp_path):
+    (tmp_path / 'F.npz.parts').mkdir()
+    with (
+        lock(tmp_path / 'F.npz.parts' / '.lock', ''),
+        pytest.raises(InputError, match=r'Another process is using .*F\.npz\.parts; wait for it, or name another'),
+    ):
+        embed(shop, tmp_path / 'F.npz')
+    embed(shop, tmp_path / 'F.npz')
+    assert outputs(tmp_path) == ['F.npz']
+
+
+KILLED_AT = {  # the call at which a process is killed -> the number of parts that it leaves
+    'fsync 1': 0,  # before the request is there
+    'replace 3': 1,
+    'fsync 6': 3,  # before the assembled file is complete, and named
+    'replace 7': 3,
+    'unlink 9': 1,  # while it deletes the parts
+    'rmdir 1': 0,
+}
+RUN_AND_KILL = """
+import os, signal, sys
+from pathlib import Path
+from asen_jax.search.embed_files import embed_files
+from tests.search.fake_embedder import FakeEmbedder
+
+for point in sys.argv[1:]:
+    if child := os.fork():
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL, point
+        continue
+    name, number = point.split()
+    owner, calls = (os if name == 'fsync' else Path), []
+    original = getattr(owner, name)
+
+    def kill_before(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == int(number):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*arguments, **options)
+
+    setattr(owner, name, kill_before)
+    embed_files(FakeEmbedder(), 'shop', f'{point}/F.npz', heatmaps=True, chunk_size=4)
+"""
+
+
+def test_a_killed_run_resumes_and_gives_the_same_bytes(shop, tmp_path, monkeypatch):
+    (shop / NAMES[2]).write_text('broken')
+    command = [sys.executable, '-c', RUN_AND_KILL, *KILLED_AT]
+    subprocess.run(command, cwd=tmp_path, env=os.environ | {'PYTHONPATH': str(ROOT)}, timeout=300, check=True)
+    monkeypatch.chdir(tmp_path)
+    embed('shop', 'unbroken.npz', heatmaps=True)
+    unbroken = Path('unbroken.npz').read_bytes()
+    for point, num_parts in KILLED_AT.items():
+        output, resumed = Path(point) / 'F.npz', FakeEmbedder()
+        assert len(list(output.parent.glob('F.npz.parts/part-*.npz'))) == num_parts, point
+        assert not output.exists() or output.read_bytes() == unbroken, point
+        summary = embed('shop', output, resumed, heatmaps=True)
+        assert -(-summary.num_reused // CHUNK_SIZE) == num_parts, point
+        assert summary.num_reused == COUNT - len(resumed.read), point
+        assert output.read_bytes() == unbroken, point
+        assert Path(f'{output}.skipped.txt').read_text() == f'shop/{NAMES[2]}\tnot a photo\n'
+        assert outputs(output.parent) == ['F.npz', 'F.npz.skipped.txt'], point
+
+
+def test_memory_does_not_grow_with_the_number_of_photos(shop, tmp_path):
+    (shop / 'list.txt').write_text(f'{NAMES[0]}\n' * 1024)
+    tracemalloc.start()
+    embed_files(FakeEmbedder(dim=2**14), shop / 'list.txt', tmp_path / 'F.npz', chunk_size=16)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < (tmp_path / 'F.npz').stat().st_size / 4  # 64 MiB, of which a chunk is 1 MiB

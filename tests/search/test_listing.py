@@ -3,7 +3,6 @@
 import os
 
 import pytest
-from PIL import Image
 
 from asen_jax.errors import InputError
 from asen_jax.search.listing import list_photos, readable_suffixes
@@ -21,6 +20,10 @@ def shop(tmp_path):
     return folder
 
 
+def paths(images):
+    return [photo.path for photo in list_photos(images)]
+
+
 def expected(folder):
     return sorted(str(folder / name) for name in NAMES)
 
@@ -29,20 +32,22 @@ def test_folder_pattern_list_and_table_name_the_same(shop, monkeypatch):
     listed, table = shop / 'labels.txt', shop.parent / 'labels.CSV'
     listed.write_bytes(b'\xef\xbb\xbf' + '\r\n'.join([*sorted(NAMES), '', '  ']).encode())
     table.write_text('color,path\r\n"a, ""b""",' + '\r\n,'.join(f'shop/{name}' for name in sorted(NAMES)) + '\r\n,\r\n')
-    assert list_photos(shop) == expected(shop)
-    assert list_photos(str(listed)) == list_photos(table) == expected(shop)
-    assert list_photos(f'{shop}/**/*.*[gGpf]') == sorted([*expected(shop), f'{shop}/clip.mpg'])  # as written
+    assert paths(shop) == expected(shop)
+    assert paths(str(listed)) == paths(table) == expected(shop)
+    assert paths(f'{shop}/**/*.*[gGpf]') == sorted(
+        [*expected(shop), f'{shop}/clip.mpg']
+    )  # a pattern is taken literally
     monkeypatch.chdir(shop.parent)
-    assert list_photos('shop/') == [os.path.relpath(path) for path in expected(shop)]
-    assert list_photos('shop/deep') == ['shop/deep/3.jpeg', 'shop/deep/er/1.webp']
+    assert paths('shop/') == [os.path.relpath(path) for path in expected(shop)]
+    assert paths('shop/deep') == ['shop/deep/3.jpeg', 'shop/deep/er/1.webp']
     monkeypatch.setenv('HOME', str(shop.parent))
-    assert list_photos('~/shop/*.jpg') == list_photos('~/shop/2.jpg') == [str(shop / '2.jpg')]
+    assert paths('~/shop/*.jpg') == paths('~/shop/2.jpg') == [str(shop / '2.jpg')]
 
 
-def test_a_list_is_taken_as_it_stands(shop):
+def test_a_list_keeps_its_order_and_repeats_and_missing_photos(shop):
     listed = shop / 'labels.txt'
     listed.write_text(f'deep/3.jpeg\n{shop}/2.jpg\ngone.jpg\ndeep/3.jpeg\n')
-    assert list_photos(listed) == [f'{shop}/{name}' for name in ('deep/3.jpeg', '2.jpg', 'gone.jpg', 'deep/3.jpeg')]
+    assert paths(listed) == [f'{shop}/{name}' for name in ('deep/3.jpeg', '2.jpg', 'gone.jpg', 'deep/3.jpeg')]
 
 
 def test_links_are_followed_once(shop):
@@ -52,40 +57,57 @@ def test_links_are_followed_once(shop):
     (other / 'in' / '9.jpg').touch()
     (shop / 'x').symlink_to(other)
     (shop / 'y').symlink_to(other / 'in')
-    assert list_photos(shop) == sorted([*expected(shop), f'{shop}/x/in/9.jpg'])
+    assert paths(shop) == sorted([*expected(shop), f'{shop}/x/in/9.jpg'])
     (shop.parent / 'shop [2]').symlink_to(shop)  # a folder whose name looks like a pattern
-    assert len(list_photos(shop.parent / 'shop [2]')) == 6
+    assert len(paths(shop.parent / 'shop [2]')) == 6
 
 
-def test_nothing_found_says_what_to_give(shop):
+def test_boxes_of_a_table_are_0_based_and_half_open(shop):
+    table = shop / 'labels.csv'
+    table.write_text('x1,y1,path,x2,y2\n1,2.5,2.jpg,10,20\n,,a b.PNG,,\n,,2.jpg\n')
+    assert [photo.box for photo in list_photos(table, with_boxes=True)] == [(0, 1.5, 10, 20), None, None]
+    assert [photo.box for photo in list_photos(table)] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    ('name', 'reason'),
+    [
+        ('none', 'none holds no photos; --images takes a photo, a folder, a pattern in quotes'),
+        ('nowhere', 'nowhere does not exist; --images takes'),
+        ('*.bmp', r'\*\.bmp matches no file; --images takes'),
+        ('labels.txt', 'labels.txt holds no photos; --images takes'),
+    ],
+)
+def test_nothing_found_says_what_to_give(shop, name, reason):
     (shop / 'none').mkdir()
     (shop / 'labels.txt').write_text('\n\r\n')
-    for images, words in (
-        (shop / 'none', 'none holds no photos; --images takes a photo, a folder, a pattern in quotes'),
-        (shop / 'nowhere', 'nowhere does not exist; --images takes'),
-        (f'{shop}/*.bmp', r'\*\.bmp matches no file; --images takes'),
-        (shop / 'labels.txt', 'labels.txt holds no photos; --images takes'),
-    ):
-        with pytest.raises(InputError, match=words):
-            list_photos(images)
+    with pytest.raises(InputError, match=reason):
+        list_photos(shop / name)
 
 
-def test_a_list_that_is_none_is_named_with_its_line(shop):
-    table = shop / 'labels.csv'
-    for text, words in (
-        (b'file,color\na.jpg,red\n', r"labels\.csv, line 1: no column is named path \(it reads 'file,color'\)"),
-        (b'path,color\na.jpg,red\n,blue\n', r'labels\.csv, line 3: the path is empty'),
-        (b'color,path\nred,a.jpg\nblue\n', r'labels\.csv, line 3: the path is empty'),
-        (b'path\n"a.jpg"b\n', r'labels\.csv, line 2: .*expected.*; put a cell'),
-        (b'path\n\xff\xfe.jpg\n', r'labels\.csv is neither a photo nor UTF-8 text'),
-    ):
-        table.write_bytes(text)
-        with pytest.raises(InputError, match=words):
-            list_photos(table)
-    image = shop / 'photo.unknown'
-    Image.new('RGB', (9, 9)).save(image, 'PNG')
-    with pytest.raises(InputError, match='neither a photo nor UTF-8 text'):
-        list_photos(image)
+@pytest.mark.parametrize(
+    ('name', 'content', 'reason'),
+    [
+        ('a.csv', b'file,color\na.jpg,red\n', r"a\.csv, line 1: no column is named path \(it reads 'file,color'\)"),
+        ('a.csv', b'path,color\na.jpg,red\n,blue\n', r'a\.csv, line 3: the path is empty'),
+        ('a.csv', b'color,path\nred,a.jpg\nblue\n', r'a\.csv, line 3: the path is empty'),
+        ('a.csv', b'path\n"a.jpg"b\n', r'a\.csv, line 2: .*expected.*; put a cell'),
+        ('a.csv', b'path\n\xff\xfe.jpg\n', r'a\.csv is neither a photo nor UTF-8 text'),
+        ('photo.unknown', b'\x89PNG\r\n\x1a\n\xff', 'neither a photo nor UTF-8 text'),
+        ('a.csv', b'path,x1,y2\n', r'a\.csv, line 1: there is x1, y2 but no y1, x2; a box needs x1, y1, x2, y2'),
+        (
+            'a.csv',
+            b'path,x1,y1,x2,y2\na.jpg,1,,3,4\n',
+            r"a\.csv, line 2: y1 is '', not a number; write the box's first",
+        ),
+        ('a.csv', b'path,x1,y1,x2,y2\na.jpg,1,nan,3,4\n', r"a\.csv, line 2: y1 is 'nan', not a number"),
+        ('a.csv', b'path,x1,y1,x2,y2\na.jpg,5,1,4,9\n', r'a\.csv, line 2: the box 5,1,4,9 is empty; x1,y1 is its top'),
+    ],
+)
+def test_an_unreadable_list_is_named_with_its_line(shop, name, content, reason):
+    (shop / name).write_bytes(content)
+    with pytest.raises(InputError, match=reason):
+        list_photos(shop / name, with_boxes=True)
 
 
 def test_suffixes_are_those_that_pillow_reads():

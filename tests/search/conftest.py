@@ -1,0 +1,46 @@
+"""An untrained tiny network, and photos."""
+
+import numpy as np
+import pytest
+
+from asen_jax.checkpoint import Checkpoints
+from asen_jax.models import build_model
+from asen_jax.search.embedder import Embedder
+from tests.conftest import tiny_config
+
+ATTRIBUTES = ('sleeve_length', 'neckline', 'color')
+VALUES = (('short', 'long'), ('v', 'round'), ('red', 'green', 'blue'))
+
+
+def save_network(workdir, config=None, attributes=ATTRIBUTES):
+    """Save an untrained network of `config` as the best checkpoint of `workdir`."""
+    config = config or tiny_config()
+    _, params, batch_stats = build_model(config, len(attributes))
+    meta = {
+        'step': 0,
+        'score': 0.5,
+        'config': config.to_dict(),
+        'attributes': list(attributes),
+        'values': VALUES,
+        'dataset': 'synthetic',
+        'fingerprint': '',
+    }
+    with Checkpoints(workdir) as checkpoints:
+        checkpoints.save('best', 0, {'params': params, 'batch_stats': batch_stats}, meta, score=0.5)
+    return workdir
+
+
+@pytest.fixture(scope='session')
+def workdir(tmp_path_factory):
+    return save_network(tmp_path_factory.mktemp('workdir'))
+
+
+@pytest.fixture(scope='session')
+def network(workdir):
+    return Embedder.load(workdir, batch_size=8)
+
+
+@pytest.fixture
+def photos():
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (40 + i, 33, 3), np.uint8) for i in range(11)]

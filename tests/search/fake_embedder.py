@@ -1,0 +1,34 @@
+"""An embedder without a network, which is all that the files need to be tested."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from asen_jax.search.embedder import Embedded, Embedder
+
+
+class FakeEmbedder(Embedder):
+    """A photo's vector follows from its bytes; a photo that begins with `broken` cannot be read."""
+
+    attributes, batch_size, heatmap_shape, fingerprint = ('color',), 2, (1, 2), ''
+
+    def __init__(self, stop_at=None, dim=4, fingerprint='fake', crop_to_bbox=False):
+        self.stop_at, self.dim, self.fingerprint, self.crop_to_bbox = stop_at, dim, fingerprint, crop_to_bbox
+        self.read = []
+
+    def stream(self, batches, attributes=None, heatmaps=False):
+        for batch in batches:
+            vectors, kept, broken = np.zeros((len(batch), 1, self.dim), np.float32), [], {}
+            for position, (path, _) in enumerate(batch):
+                if Path(path).name == self.stop_at:
+                    raise KeyboardInterrupt
+                self.read.append(Path(path).name)
+                data = Path(path).read_bytes()
+                if data.startswith(b'broken'):
+                    broken[position] = 'not a photo'
+                else:
+                    kept.append(position)
+                    vectors[position] = np.resize(np.frombuffer(hashlib.sha256(data).digest(), np.uint32), self.dim)
+            vectors = vectors[kept]
+            yield Embedded(vectors, vectors[..., None, :2] if heatmaps else None, kept, broken)
