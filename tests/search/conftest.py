@@ -1,10 +1,11 @@
-"""An untrained tiny network, and photos."""
+"""A tiny network with random weights, and photos."""
 
+import jax
 import numpy as np
 import pytest
 
 from asen_jax.checkpoint import Checkpoints
-from asen_jax.models import build_model
+from asen_jax.models import build_shapes
 from asen_jax.search.embedder import Embedder
 from tests.conftest import tiny_config
 
@@ -13,9 +14,16 @@ VALUES = (('short', 'long'), ('v', 'round'), ('red', 'green', 'blue'))
 
 
 def save_network(workdir, config=None, attributes=ATTRIBUTES):
-    """Save an untrained network of `config` as the best checkpoint of `workdir`."""
-    config = config or tiny_config()
-    _, params, batch_stats = build_model(config, len(attributes))
+    """Save a network of `config` with random weights as the best checkpoint of `workdir`."""
+    config, rng = config or tiny_config(), np.random.default_rng(0)
+    _, params, batch_stats = build_shapes(config, len(attributes))  # build_model would compile for ten seconds
+
+    def draw(leaf):
+        fan_in = np.prod(leaf.shape[:-1])
+        return rng.normal(0, np.sqrt(2 / fan_in), leaf.shape).astype(leaf.dtype)
+
+    params = jax.tree.map(draw, params)
+    batch_stats = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), batch_stats)
     meta = {
         'step': 0,
         'score': 0.5,
