@@ -49,7 +49,7 @@ def dispatch(arguments: command_line.Arguments) -> None:
     from asen_jax.search.embed_files import embed_workdir
     from asen_jax.training.loop import check_config, train_and_evaluate
     from asen_jax.weights import export, importing
-    from data_builders import prepare
+    from data_builders import prepare, report
     from data_builders.asen_lists import dataset_folder
     from data_builders.darn import fetch
 
@@ -60,7 +60,7 @@ def dispatch(arguments: command_line.Arguments) -> None:
             source = prepare.read_source(config)
             trunk = check_config(config, workdir)  # before the photos are decoded, which may take hours
             records = prepare.build_records(source)
-            print(prepare.summary(records), flush=True)
+            print(report.summary(records), flush=True)
             train_and_evaluate(config, workdir, records, trunk)
         case 'eval':
             mesh = sharding.make_mesh(config.mesh.model)
@@ -71,7 +71,7 @@ def dispatch(arguments: command_line.Arguments) -> None:
             if flags.darn_urls:
                 result = fetch.fetch(Path(flags.darn_urls), dataset_folder(config.data, 'DARN'))
                 print(fetch.summary(result), flush=True)
-            print(prepare.summary(prepare.prepare(config)))
+            print(report.summary(prepare.prepare(config)))
         case 'import':
             imported = importing.import_checkpoint(config, workdir, Path(flags.torch_checkpoint))
             print(importing.summary(imported, workdir))

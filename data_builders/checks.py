@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from asen_jax.data.boxes import clip_box
 from asen_jax.data.images import decode
 from asen_jax.errors import InputError
 from asen_jax.evaluation.metrics import count_candidates
 from data_builders.records import Photo, RawDataset, keep_photos
 
 PHOTOS_AT_A_TIME = 512  # submitted to the threads together: bounds the work wasted after the first broken photo
-OVERHANG = 1.0  # pixels that a box may reach beyond its photo: sources mix up counting from 0 and from 1
 
 
 class Look(NamedTuple):
@@ -101,20 +101,12 @@ def _name(photo: Photo) -> str:
 
 def _with_box(photo: Photo, size: tuple[int, int], boxed: bool) -> Photo:
     """`photo` with its box clipped to it; with `boxed`, a photo without a box gets all of itself."""
-    width, height = map(float, size)
     if photo.bbox is None:
-        return photo._replace(bbox=(0.0, 0.0, width, height)) if boxed else photo
-    left, top, right, bottom = photo.bbox
-    empty = right <= left or bottom <= top
-    beyond = max(-left, -top, right - width, bottom - height) > OVERHANG
-    outside = left >= width or top >= height or right <= 0 or bottom <= 0
-    if empty or beyond or outside:
-        fault = 'is empty' if empty else f'reaches beyond the photo, which is {size[0]} x {size[1]} pixels'
-        raise InputError(
-            f'{_name(photo)}: the box left {left:g}, top {top:g}, right {right:g}, bottom {bottom:g} '
-            f'(counted from 0, right and bottom exclusive) {fault}; correct it.'
-        )
-    return photo._replace(bbox=(max(left, 0.0), max(top, 0.0), min(right, width), min(bottom, height)))
+        return photo._replace(bbox=(0.0, 0.0, float(size[0]), float(size[1]))) if boxed else photo
+    try:
+        return photo._replace(bbox=clip_box(photo.bbox, size))
+    except ValueError as error:
+        raise InputError(f'{_name(photo)}: {error}; correct it.') from error
 
 
 def _note_skipped(kept: RawDataset, raw: RawDataset, skipped: list[dict]) -> RawDataset:

@@ -1,7 +1,6 @@
 """Eight simulated CPU devices, strict JAX, and the small datasets that tests share."""
 
 import os
-import tarfile
 import tempfile
 
 os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
@@ -31,8 +30,6 @@ flags.FLAGS.mark_as_parsed()  # Grain's workers ask for this
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 ROOT = Path(__file__).resolve().parent.parent
-SHARED = ROOT.parent / 'shared'
-PUBLISHED = SHARED / 'data' / 'asen_splits.tar.gz'
 
 
 def tiny_config():
@@ -76,12 +73,3 @@ def make_step(config, structure, params, batch_stats, mesh, steps_per_epoch):
     state = create_state(params, batch_stats, optimizer)
     shardings = sharding.state_shardings(state, mesh)
     return make_train_step(structure, optimizer, config.train, shardings, mesh), jax.device_put(state, shardings)
-
-
-def unpack_published(folder):
-    """The published lists of the papers, unpacked below `folder`; skips where they are not at hand."""
-    if not PUBLISHED.exists():
-        pytest.skip(f'the published lists are not at {PUBLISHED}')
-    with tarfile.open(PUBLISHED) as archive:
-        archive.extractall(folder, filter='data')
-    return folder / 'data'

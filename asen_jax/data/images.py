@@ -27,7 +27,7 @@ class _QuietPillow:
     """
 
     def __init__(self):
-        self.lock, self.inside, self.caught = threading.Lock(), 0, None
+        self.lock, self.inside, self.caught = threading.Lock(), 0, warnings.catch_warnings()
 
     def __enter__(self) -> None:
         with self.lock:

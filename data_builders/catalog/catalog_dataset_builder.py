@@ -10,10 +10,11 @@ import numpy as np
 from jaxtyping import Bool, Int
 from ml_collections import ConfigDict
 
+from asen_jax.data.boxes import parse_box
 from asen_jax.errors import InputError
 from data_builders import records
 from data_builders.annotations import pick_attributes, split_names
-from data_builders.catalog.table import RESERVED, Row, Table, read_box, read_table, split_values
+from data_builders.catalog.table import RESERVED, Row, Table, read_table, split_values
 from data_builders.records import SPLITS, Photo, RawDataset
 
 MIN_VALUES, MAX_VALUES = 2, 100  # of a column that becomes an attribute without being named
@@ -134,7 +135,7 @@ def make_photo(table: Table, row: Row, numbers: Mapping[str, Mapping[str, int]])
         read=path.read_bytes,
         attributes=tuple(attribute for attribute, _ in labels),
         values=tuple(value for _, value in labels),
-        bbox=read_box(table, row),
+        bbox=parse_box(row.cells, f'{table.path}, line {row.line}') if 'x1' in table.columns else None,
         path=path,
         where=f'{table.path}, line {row.line}',
     )

@@ -3,16 +3,15 @@
 import csv
 import difflib
 import io
-import math
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from asen_jax.data.boxes import BOX_COLUMNS, has_boxes
 from asen_jax.errors import InputError
 from data_builders.annotations import check_relative
 from data_builders.records import SPLITS
 
-BOX_COLUMNS = ('x1', 'y1', 'x2', 'y2')
 RESERVED = ('path', 'split', 'group', *BOX_COLUMNS)
 EXAMPLE = 'the first line names the columns, for example "path,color,sleeve", and each line below it is a photo'
 
@@ -60,38 +59,9 @@ def read_table(folder: Path) -> Table:
     return Table(path, columns, rows)
 
 
-def read_box(table: Table, row: Row) -> tuple[float, float, float, float] | None:
-    """The garment's box, 0-based and half-open (the file counts from 1, both ends inclusive); None if its cells are empty."""
-    if 'x1' not in table.columns:
-        return None
-    words = [row.cells[name] for name in BOX_COLUMNS]
-    if not any(words):
-        return None
-    where = f'{table.path}, line {row.line}'
-    left, top, right, bottom = (_read_number(*cell, where) for cell in zip(BOX_COLUMNS, words, strict=True))
-    if right < left or bottom < top:
-        raise InputError(
-            f'{where}: the box {",".join(words)} is empty; x1,y1 is its top left pixel and x2,y2 its bottom right one.'
-        )
-    return left - 1, top - 1, right, bottom
-
-
 def split_values(cell: str) -> list[str]:
     """The values of one cell, each once: `a|b` has two."""
     return list(dict.fromkeys(value.strip() for value in cell.split('|') if value.strip()))
-
-
-def _read_number(name: str, word: str, where: str) -> float:
-    try:
-        number = float(word)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise InputError(
-            f"{where}: {name} is {word!r}, not a number; write the box's first and last pixel, counted from 1, or leave "
-            f'all four cells empty.'
-        )
-    return number
 
 
 def _read_text(folder: Path, path: Path) -> str:
@@ -143,10 +113,7 @@ def _check_columns(path: Path, columns: list[str]) -> tuple[str, ...]:
             raise InputError(f'{path}, line 1: column {number} has no name; name it or remove it.')
         if columns.index(name) != number - 1:
             raise InputError(f'{path}, line 1: two columns are named {name!r}; rename one.')
-    boxed = [name for name in BOX_COLUMNS if name in columns]
-    if boxed and len(boxed) < 4:
-        absent = ', '.join(name for name in BOX_COLUMNS if name not in columns)
-        raise InputError(f'{path}, line 1: there is {", ".join(boxed)} but no {absent}; a box needs x1, y1, x2, y2.')
+    has_boxes(columns, f'{path}, line 1')
     return tuple(columns)
 
 

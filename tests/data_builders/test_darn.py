@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from asen_jax.data.batches import open_records, open_split
+from asen_jax.data.prepared import open_records, open_split
 from asen_jax.errors import InputError
 from configs import darn as darn_config
 from data_builders.checks import check_photos
 from data_builders.darn import darn_dataset_builder as darn
-from data_builders.prepare import prepare, summary
+from data_builders.prepare import prepare
+from data_builders.report import summary
 
 README = Path(darn.__file__).with_name('README.md')
 VALUES = {

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from asen_jax.data.batches import open_records, open_split
+from asen_jax.data.prepared import open_records, open_split
 from asen_jax.errors import InputError
 from configs import deepfashion as deepfashion_config
 from data_builders import annotations, asen_lists, prepare

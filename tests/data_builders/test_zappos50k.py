@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from asen_jax.data.batches import TripletSource, open_records
+from asen_jax.data.batches import TripletSource
+from asen_jax.data.prepared import open_records
 from asen_jax.errors import InputError
 from asen_jax.evaluation import evaluate
 from asen_jax.training import loop
 from data_builders import prepare as preparing
+from data_builders import report
 from data_builders.checks import check_photos
 from data_builders.zappos50k import zappos50k_dataset_builder as zappos
 from tests.data_builders import zappos50k_tree as tree
@@ -79,7 +81,7 @@ def test_unusual_triplets_are_kept_and_counted(config, folder):
         ('tripletlists/gender_tripletlist_test.txt', '-1 1 2', 'index -1'),
         ('tripletlists/gender_tripletlist_test.txt', '99999999999999999999 1 2', 'index 99999999999999999999'),
         ('filenames.json', '../4.jpg', "'../4.jpg' leaves the folder"),
-        ('filenames.json', '', 'is empty, but a line is an index'),
+        ('filenames.json', '', 'is empty, but every line is a photo'),
     ],
 )
 def test_an_error_names_its_file_and_line(config, folder, name, text, says):
@@ -112,7 +114,7 @@ def test_triplets_of_a_missing_photo_are_dropped(config, folder):
 
 def test_training_on_published_lists_scores_triplets(config, tmp_path):
     prepared = preparing.prepare(config)
-    assert prepared.parent.name == 'all' and 'chance MAP' in preparing.summary(prepared)
+    assert prepared.parent.name == 'all' and 'chance MAP' in report.summary(prepared)
     records = open_records(prepared)
     assert records.values == ((), (), (), ()) and records.splits['train_triplets'] == 100
     result = loop.train_and_evaluate(config, tmp_path / 'run', prepared)
@@ -126,5 +128,5 @@ def test_training_on_published_lists_scores_triplets(config, tmp_path):
     for field, value in (('data.triplets', 'fresh'), ('train.loss', 'contrastive')):
         other = config.copy_and_resolve_references()
         other.update_from_flattened_dict({field: value})
-        with pytest.raises(InputError, match='has triplets, but no labels'):
+        with pytest.raises(InputError, match='has triplets but no labels'):
             TripletSource(records, other, 16)

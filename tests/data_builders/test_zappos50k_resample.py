@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from asen_jax.data.batches import make_train_index, open_records
+from asen_jax.data.batches import make_train_index
+from asen_jax.data.prepared import open_records
 from asen_jax.errors import InputError
 from data_builders import prepare as preparing
+from data_builders import report
 from data_builders.zappos50k import resample
 from data_builders.zappos50k import zappos50k_dataset_builder as zappos
 from tests.data_builders import zappos50k_tree as tree
@@ -32,7 +34,7 @@ def table(config, folder, monkeypatch):
 def test_records_of_resampled_lists_carry_labels_and_the_caveat(config, table):
     prepared = preparing.prepare(config)
     content = json.loads((prepared / 'prepare.json').read_text())
-    assert content['caveat'] == zappos.CAVEAT == preparing.summary(prepared).splitlines()[-1]
+    assert content['caveat'] == zappos.CAVEAT == report.summary(prepared).splitlines()[-1]
     assert [content['splits'][split]['triplets'] for split in tree.RANGES] == list(NUM_USED.values())
     assert content['splits']['train']['values'] == {'class': 3, 'closure': 4, 'gender': 2, 'heel': 5}
     records = open_records(prepared)
