@@ -1,6 +1,7 @@
-"""A frozen program with its weights, which runs without this code base; or the original's own state dict."""
+"""Export a checkpoint as a frozen program that runs without this code base, or as a state dict of the PyTorch original."""
 
 import importlib.metadata
+import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,28 +11,27 @@ import numpy as np
 from safetensors.numpy import save
 
 from asen_jax.errors import InputError
+from asen_jax.files import write_atomically
 from asen_jax.models import embed_all
 from asen_jax.network import TrainedNetwork, load_network
 from asen_jax.sharding import make_mesh
 from asen_jax.weights.model_card import known_dataset, make_card, read_figures
-from asen_jax.weights.tensor_files import write_state_dict
 from asen_jax.weights.torch_names import HEADS, flatten, to_torch, unflatten
 
 PLATFORMS = ('cpu', 'cuda')
-PROGRAM, WEIGHTS, DESCRIPTION, CARD, TORCH = (
-    'program.jax', 'weights.safetensors', 'model.json', 'model_card.md', 'model_best.pth.tar'
-)  # fmt: skip
+CARD = 'model_card.md'
+TORCH_WEIGHTS, TORCH_CHECKPOINT = 'model.safetensors', 'model_best.pth.tar'
 RESIZE = {
-    'crop': 'shorter side to image_size, longer int(image_size * long / short), then the center square',
-    'pad': 'longer side to image_size, then padded with the edge color to a square',
+    'crop': 'shorter side to image_size, longer side to int(image_size * long / short), then a center crop to a square',
+    'pad': 'longer side to image_size, then padded to a square with the color of the edge',
     'stretch': 'to image_size x image_size',
 }
 
 
 def export(workdir: Path, which: str, precision: str, output: Path, target: str) -> list[Path]:
-    """Write a checkpoint of `workdir` to the folder `output`: `target` is 'jax' or 'torch'; the files written.
+    """The files written to the folder `output` for a checkpoint of `workdir`; `target` is 'jax' or 'torch'.
 
-    Raises InputError where there is no such checkpoint, or the original has no such network.
+    Raises InputError if there is no such checkpoint, or if the original has no such network.
     """
     network = load_network(workdir, which, precision, make_mesh(devices=jax.devices()[:1]))
     card = make_card(network.meta, read_figures(network.meta, Path(workdir)), target)
@@ -50,20 +50,22 @@ def _write_jax(network: TrainedNetwork, output: Path) -> list[Path]:
         name: [str(size) for size in spec.shape]
         for name, spec in jax.tree.unflatten(program.out_tree, program.out_avals).items()
     }
-    paths = [output / name for name in (PROGRAM, WEIGHTS, DESCRIPTION)]
-    for path, write in zip(paths, (
-        lambda path: path.write_bytes(program.serialize()),
-        lambda path: path.write_bytes(save(weights)),
-        lambda path: path.write_text(json.dumps(description, indent=2) + '\n'),
-    ), strict=True):  # fmt: skip
-        temporary = path.with_name(f'.{path.name}.part')
-        write(temporary)
-        temporary.replace(path)
-    return paths
+    contents = {
+        'program.jax': bytes(program.serialize()),
+        'weights.safetensors': save(weights),
+        'model.json': json.dumps(description, indent=2).encode() + b'\n',
+    }
+    return [_write(output / name, content) for name, content in contents.items()]
+
+
+def _write(path: Path, content: bytes) -> Path:
+    with write_atomically(path) as file:
+        file.write(content)
+    return path
 
 
 def make_program(network: TrainedNetwork, weights: Mapping[str, np.ndarray]) -> jax.export.Exported:
-    """(weights by name, photos uint8 [batch, size, size, 3]) -> embeddings and, where it has attention, heatmaps.
+    """A program: (weights by name, uint8 photos [batch, size, size, 3]) -> embeddings and, with attention, heatmaps.
 
     The batch size is symbolic, and the program is lowered for CPU and CUDA.
     """
@@ -82,31 +84,61 @@ def make_program(network: TrainedNetwork, weights: Mapping[str, np.ndarray]) -> 
 
 
 def describe(network: TrainedNetwork) -> dict:
-    """model.json: what the program wants and gives."""
+    """The content of model.json: what the program expects and returns."""
     meta, config = network.meta, network.meta['config']
-    data = config['data']
+    data, size = config['data'], config['data']['image_size']
     return {
-        'format': 1, 'name': config['name'], 'network': config['model'], 'checkpoint_step': meta['step'],
-        'dataset': known_dataset(meta), 'attributes': meta['attributes'],
+        'format': 1,
+        'name': config['name'],
+        'network': config['model'],
+        'checkpoint_step': meta['step'],
+        'dataset': known_dataset(meta),
+        'attributes': meta['attributes'],
         'values': dict(zip(meta['attributes'], meta['values'], strict=True)),
-        'image_size': data['image_size'], 'input': ['batch', data['image_size'], data['image_size'], 3],
+        'image_size': size,
+        'input': ['batch', size, size, 3],
         'preprocessing': {
-            'pixels': 'uint8 RGB, upright; the program normalizes them', 'fit': data['fit'], 'resize': RESIZE[data['fit']],
-            'resampling': 'bilinear, antialiased (PIL)', 'crop_to_bbox': data['crop_to_bbox'],
+            'pixels': 'uint8 RGB, upright; the program normalizes them',
+            'fit': data['fit'],
+            'resize': RESIZE[data['fit']],
+            'resampling': 'bilinear, antialiased (PIL)',
+            'crop_to_bbox': data['crop_to_bbox'],
         },
-        'unit_vectors': config['model']['normalize'], 'distance': config['train']['distance'],
-        'platforms': list(PLATFORMS), 'precision': config['precision'], 'jax': importlib.metadata.version('jax'),
-    }  # fmt: skip
+        'unit_vectors': config['model']['normalize'],
+        'distance': config['train']['distance'],
+        'platforms': list(PLATFORMS),
+        'precision': config['precision'],
+        'jax': importlib.metadata.version('jax'),
+    }
 
 
 def _write_torch(network: TrainedNetwork, output: Path) -> list[Path]:
+    """Write the weights under the original's names and, where torch is installed, the checkpoint that its --resume reads."""
     config, meta = network.meta['config'], network.meta
     name = config['model']['name']
     if name not in HEADS:
-        raise InputError(f'The original has no network {name}; --format=torch knows {", ".join(HEADS)}.')
+        raise InputError(f'The original has no network {name}; --format=torch supports {", ".join(HEADS)}.')
     own_csn = name == 'csn' and not config['model']['normalize']
-    trees = jax.device_get((network.params, network.batch_stats))
-    state = to_torch(name, *trees, len(meta['attributes']), own_csn)
-    path = output / TORCH
-    write_state_dict(path, state, {'epoch': 0, 'prec': float(meta['score'] or 0.0)})  # what its --resume reads
-    return [path]
+    params, batch_stats = jax.device_get((network.params, network.batch_stats))
+    state = to_torch(name, params, batch_stats, len(meta['attributes']), own_csn)
+    written = [_write(output / TORCH_WEIGHTS, save(state, {'format': 'pt'}))]
+    if importlib.util.find_spec('torch'):
+        written.append(write_torch_checkpoint(output / TORCH_CHECKPOINT, state, float(meta['score'] or 0.0)))
+    return written
+
+
+def write_torch_checkpoint(path: Path, state: Mapping[str, np.ndarray], score: float) -> Path:
+    """`path`, to which torch.save has written the state dict and what else the original's --resume reads.
+
+    Raises InputError if torch cannot be imported.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise InputError(
+            f'{path} needs PyTorch ({error}): pip install torch, or use {TORCH_WEIGHTS}, which has the same weights.'
+        ) from error
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in state.items()}
+    with write_atomically(path) as file:
+        torch.save({'state_dict': tensors, 'epoch': 0, 'prec': score}, file)
+    return path

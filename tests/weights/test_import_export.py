@@ -1,6 +1,7 @@
-"""Weights in and out: checkpoints of the PyTorch originals, trunks, exports; against the originals' figures."""
+"""Checkpoints of the PyTorch originals are imported and exported without changing a result."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -8,14 +9,15 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from asen_jax.errors import InputError
 from asen_jax.models import build_shapes
 from asen_jax.search.embedder import Embedder
 from asen_jax.training.loop import train_and_evaluate
 from asen_jax.weights import importing, torch_names
-from asen_jax.weights.export import export
-from asen_jax.weights.tensor_files import read_tensors, write_state_dict
+from asen_jax.weights.export import export, write_torch_checkpoint
+from asen_jax.weights.tensor_files import read_tensors
 from configs import fashionai
 from data_builders.prepare import prepare
 from data_builders.synthetic.garments import ATTRIBUTES
@@ -38,7 +40,7 @@ def original(case):
 
 
 def small(network='asen', **fields):
-    """A small network's config, and its weights as the original would name them."""
+    """A small network's config, and its weights under the original's names."""
     config = fashionai.get_config(network)
     config.model.trunk, config.model.trunk_width, config.model.embed_dim = 'resnet18', 8, 16
     config.data.image_size, config.data.name = 32, 'synthetic'
@@ -49,13 +51,14 @@ def small(network='asen', **fields):
     return config, torch_names.to_torch(network, *trees, 3)
 
 
-@pytest.mark.parametrize('case', [
-    'asen', *(pytest.param(case, marks=pytest.mark.heavy) for case in ('asen_v2', *MASKS))
-])  # fmt: skip
-def test_a_checkpoint_of_the_original_comes_in_and_goes_out_again(case, tmp_path):
-    """Import, embed photos from files, export and run in a process without asen_jax, and back to PyTorch bit for bit."""
-    source, file = original(case), tmp_path / 'model_best.pth.tar'
-    write_state_dict(file, {f'module.{name}': array for name, array in source.items()}, {'epoch': 3, 'prec': 0.5})
+HEAVY = [pytest.param(case, marks=pytest.mark.heavy) for case in ('asen_v2', *MASKS)]
+
+
+@pytest.mark.parametrize('case', ['asen', *HEAVY])
+def test_a_checkpoint_of_the_original_is_imported_and_exported(case, tmp_path):
+    """It embeds photos as the original does, also after the export, and the export for PyTorch has the same bits."""
+    source, file = original(case), tmp_path / 'model.safetensors'
+    save_file({f'module.{name}': array for name, array in source.items()}, file)
     images, paths = recipe.make_images(1, 4), [tmp_path / f'{number}.png' for number in range(4)]
     for path, image in zip(paths, images, strict=True):
         Image.fromarray(image).save(path)
@@ -71,11 +74,11 @@ def test_a_checkpoint_of_the_original_comes_in_and_goes_out_again(case, tmp_path
         else:
             assert 'heatmaps' not in result
     export(tmp_path / 'run', 'best', 'float32', tmp_path / 'torch', 'torch')
-    assert_same_but_for_unused(read_tensors(tmp_path / 'torch' / 'model_best.pth.tar'), source)
+    assert_same_but_for_unused(read_tensors(tmp_path / 'torch' / 'model.safetensors'), source)
 
 
 def run_export(folder, images):
-    """The README's own lines, in a process that cannot import asen_jax."""
+    """The result of the README's example, in a process that cannot import asen_jax."""
     export(folder / 'run', 'latest', 'float32', folder / 'export', 'jax')
     lines = README.partition('<!-- export example -->\n```python\n')[2].partition('```')[0]
     guard = 'import sys; sys.modules["asen_jax"] = None\n'
@@ -96,116 +99,166 @@ def assert_same_but_for_unused(back, source):
         np.testing.assert_array_equal(back[name], expected, err_msg=name)
 
 
-def test_the_example_has_at_most_twenty_lines():
-    lines = README.partition('<!-- export example -->\n```python\n')[2].partition('```')[0]
-    assert 0 < len(lines.strip().splitlines()) <= 20
+NETWORKS = [
+    ('asen', {}),
+    ('asen', {'model.spatial_attention': False}),
+    ('asen', {'model.channel_attention': False}),
+    ('asen_v2', {'model.trunk': 'resnet34'}),
+    ('csn', {}),
+    ('csn', {'model.masks': 'fixed', 'model.embed_dim': 24}),
+]
+RENAMES = [str, lambda name: f'module.{name}', lambda name: name.removeprefix('embeddingnet.')]
 
 
-@pytest.mark.parametrize('network,fields', [
-    ('asen', {}), ('asen', {'model.spatial_attention': False}), ('asen', {'model.channel_attention': False}),
-    ('asen_v2', {'model.trunk': 'resnet34'}), ('csn', {}), ('csn', {'model.masks': 'fixed', 'model.embed_dim': 24}),
-])  # fmt: skip
-@pytest.mark.parametrize('rename', [
-    lambda name: name, lambda name: f'module.{name}', lambda name: name.removeprefix('embeddingnet.'),
-])  # fmt: skip
-def test_networks_are_told_from_their_names_and_shapes(network, fields, rename):
+@pytest.mark.parametrize('network,fields', NETWORKS)
+@pytest.mark.parametrize('rename', RENAMES, ids=['same', 'module.', 'without embeddingnet.'])
+def test_networks_are_inferred_from_names_and_shapes(network, fields, rename):
     config, tensors = small(network, **fields)
     named = torch_names.canonical_names({rename(name): array for name, array in tensors.items()}, 'F')
     assert named.keys() == tensors.keys()
     found, num_attributes = torch_names.recognize(named, 'F')
     assert num_attributes == 3 and found['model.name'] == network and found['model.trunk'] == config.model.trunk
-    told = fashionai.get_config('csn')
-    told.update_from_flattened_dict(found)
-    for field in ('trunk_width', 'normalize', 'spatial_attention', 'channel_attention', 'masks'):
-        if network == 'csn' or field != 'masks':
-            assert told.model[field] == config.model[field] or (network == 'csn' and 'attention' in field)
-    _, *shapes = build_shapes(told, 3)
+    inferred = fashionai.get_config('csn')
+    inferred.update_from_flattened_dict(found)
+    own_fields = ('masks',) if network == 'csn' else ('spatial_attention', 'channel_attention')
+    for field in ('trunk_width', 'normalize', *own_fields):
+        assert inferred.model[field] == config.model[field]
+    _, *shapes = build_shapes(inferred, 3)
     params, stats = torch_names.fill_from_torch(network, *shapes, named)
     assert_same_but_for_unused(torch_names.to_torch(network, params, stats, 3), tensors)
 
 
-def test_csn_by_its_own_authors_is_told_by_its_last_layer():
-    _, tensors = small('csn', **{'model.embed_dim': 24})
-    tensors = {
-        name.replace('embeddingnet.embed_fc', 'embeddingnet.embeddingnet.fc_embed'): a for name, a in tensors.items()
-    }
-    found, _ = torch_names.recognize(torch_names.canonical_names(tensors, 'F'), 'F')
-    assert (
-        found['train.distance'] == 'euclidean' and found['model.normalize'] is False and found['model.embed_dim'] == 24
-    )
-    config, _ = small('csn', **found)
-    _, *shapes = build_shapes(config, 3)
-    params, _ = torch_names.fill_from_torch('csn', *shapes, tensors)
-    np.testing.assert_array_equal(params['head']['fc']['bias'], tensors['embeddingnet.embeddingnet.fc_embed.bias'])
-    tensors['embeddingnet.embed_fc.bias'] = params['head']['fc']['bias']
-    with pytest.raises(InputError, match=r"'embeddingnet\.embed_fc\.bias' has the place of another"):
-        torch_names.fill_from_torch('csn', *shapes, tensors)
-
-
-def test_csn_by_its_own_authors_goes_out_as_it_came(tmp_path):
+@pytest.fixture
+def authors_csn():
+    """The weights of a small CSN in the form of its own authors' checkpoints, whose trunk has no `fc`."""
     _, tensors = small('csn', **{'model.embed_dim': 24})
     tensors = {name.replace(torch_names.EMBED_FC, torch_names.OWN_FC): array for name, array in tensors.items()}
-    tensors = {name: array for name, array in tensors.items() if '.embeddingnet.fc.' not in name}  # theirs has none
-    write_state_dict(tmp_path / 'm.pth', tensors)
-    importing.import_checkpoint(fashionai.get_config(), tmp_path / 'run', tmp_path / 'm.pth')
-    (file, _) = export(tmp_path / 'run', 'best', 'float32', tmp_path / 'out', 'torch')
+    return {name: array for name, array in tensors.items() if '.embeddingnet.fc.' not in name}
+
+
+def test_csn_by_its_own_authors_is_inferred_from_its_last_layer(authors_csn):
+    found, _ = torch_names.recognize(torch_names.canonical_names(authors_csn, 'F'), 'F')
+    assert found['train.distance'] == 'euclidean' and not found['model.normalize'] and found['model.embed_dim'] == 24
+    config, _ = small('csn', **found)
+    _, *shapes = build_shapes(config, 3)
+    params, _ = torch_names.fill_from_torch('csn', *shapes, authors_csn)
+    np.testing.assert_array_equal(params['head']['fc']['bias'], authors_csn[f'{torch_names.OWN_FC}bias'])
+    authors_csn[f'{torch_names.EMBED_FC}bias'] = params['head']['fc']['bias']
+    with pytest.raises(InputError, match=r"'embeddingnet\.embed_fc\.bias' has the place of another"):
+        torch_names.fill_from_torch('csn', *shapes, authors_csn)
+
+
+def test_csn_by_its_own_authors_is_exported_as_it_was_imported(authors_csn, tmp_path):
+    save_file(authors_csn, tmp_path / 'm.safetensors')
+    importing.import_checkpoint(fashionai.get_config(), tmp_path / 'run', tmp_path / 'm.safetensors')
+    file, *_ = export(tmp_path / 'run', 'best', 'float32', tmp_path / 'out', 'torch')
     back = read_tensors(file)
-    assert back.keys() == tensors.keys()
-    for name, array in tensors.items():
+    assert back.keys() == authors_csn.keys()
+    for name, array in authors_csn.items():
         np.testing.assert_array_equal(back[name], array)
 
 
-def test_an_imported_checkpoint_says_what_it_is_and_keeps_an_older_run(tmp_path):
+def test_an_imported_checkpoint_describes_itself_and_keeps_an_older_run(tmp_path):
     config, tensors = small()
-    write_state_dict(tmp_path / 'm.pth', tensors)
+    file = tmp_path / 'm.safetensors'
+    save_file(tensors, file)
     config.data.attributes = ('a', 'b', 'c')
-    meta = importing.import_checkpoint(config, tmp_path / 'run', tmp_path / 'm.pth')
-    assert meta['attributes'] == ['a', 'b', 'c'] and meta['imported']['file'] == 'm.pth'
+    meta = importing.import_checkpoint(config, tmp_path / 'run', file)
+    assert meta['attributes'] == ['a', 'b', 'c'] and meta['imported']['file'] == 'm.safetensors'
     assert json.loads((tmp_path / 'run/config.json').read_text())['model']['trunk_width'] == 8
-    with pytest.raises(InputError, match='run holds a run already; name another --workdir'):
-        importing.import_checkpoint(config, tmp_path / 'run', tmp_path / 'm.pth')
+    with pytest.raises(InputError, match='run already has a run; name another --workdir'):
+        importing.import_checkpoint(config, tmp_path / 'run', file)
     config.data.attributes = ('a', 'a', 'b')
-    with pytest.raises(InputError, match='has a name twice: a, a, b'):
-        importing.import_checkpoint(config, tmp_path / 'other', tmp_path / 'm.pth')
+    with pytest.raises(InputError, match='has duplicate names: a, a, b'):
+        importing.import_checkpoint(config, tmp_path / 'other', file)
     config.data.attributes = ('a', 'b')
-    nameless = importing.import_checkpoint(config, tmp_path / 'other', tmp_path / 'm.pth')
+    nameless = importing.import_checkpoint(config, tmp_path / 'other', file)
     assert nameless['attributes'] == ['attribute_0', 'attribute_1', 'attribute_2']
     assert '--config.data.attributes=' in importing.summary(nameless, tmp_path / 'other')
 
 
-@pytest.mark.parametrize('change,says', [
-    (lambda t: t.pop('embeddingnet.backbonenet.layer2.0.conv1.weight'), "lacks what a network asen has as 'trunk.layer2.0.conv1"),
-    (lambda t: t.update({'embeddingnet.extra.weight': np.zeros(3, np.float32)}), "'embeddingnet.extra.weight' has no place"),
-    (lambda t: t.update({'embeddingnet.fc1.weight': t['embeddingnet.fc1.weight'].T}), "'embeddingnet.fc1.weight' is"),
-    (lambda t: t['embeddingnet.fc1.weight'].fill(np.nan), "'embeddingnet.fc1.weight' has numbers that are not finite"),
-    (lambda t: t.update({'embeddingnet.mask_fc1.extra': t['embeddingnet.mask_fc1.weight']}), "'embeddingnet.mask_fc1.extra' has no place"),
-    (lambda t: t.update({'embeddingnet.embeddingnet.bn1.bias': t['embeddingnet.backbonenet.bn1.bias']}), "'embeddingnet.embeddingnet.bn1.bias' has no"),
-    (lambda t: t.update({'module.embeddingnet.fc1.bias': t['embeddingnet.fc1.bias']}), "the tensor 'embeddingnet.fc1.bias' twice"),
-    (lambda t: t.update({'embeddingnet.mask_fc1.weight': np.zeros((8, 0), np.float32)}), "'mask_fc1.weight' of no size"),
-    (lambda t: t.update({'embeddingnet.feature_fc.weight': np.float32(1)}), "'embeddingnet.feature_fc.weight' is"),
-    (lambda t: t.update({'embeddingnet.fc1.bias': np.zeros(16, np.int64)}), "'embeddingnet.fc1.bias' has the type int64"),
-    (lambda t: [t.pop(f'embeddingnet.mask_fc{i}.weight') for i in (1, 2)], 'is no checkpoint of ASEN, ASEN v2 or CSN'),
-    (lambda t: [t.pop(name) for name in list(t) if 'layer3' in name], 'has no ResNet-18, 34 or 50'),
-    (lambda t: t.update({'choices.global.attrnet.attr_embedding.weight': np.zeros((3, 4), np.float32)}), 'ASEN\\+\\+'),
-])  # fmt: skip
-def test_a_wrong_checkpoint_is_refused_by_name_and_leaves_nothing(change, says, tmp_path):
+def test_a_checkpoint_of_pytorch_without_a_network_is_refused(tmp_path):
+    file = ROOT / 'tests/golden/torch/zip.pth.tar'
+    with pytest.raises(InputError, match=f'{file} is not a checkpoint of ASEN'):
+        importing.import_checkpoint(fashionai.get_config(), tmp_path / 'run', file)
+
+
+def test_pytorch_loads_the_checkpoint_that_is_exported(tmp_path):
+    torch = pytest.importorskip('torch')
+    _, tensors = small()
+    path = write_torch_checkpoint(tmp_path / 'model_best.pth.tar', tensors, 0.5)
+    loaded = torch.load(path, weights_only=True)
+    assert loaded['epoch'] == 0 and loaded['prec'] == 0.5 and loaded['state_dict'].keys() == tensors.keys()
+    for name, array in read_tensors(path).items():
+        np.testing.assert_array_equal(array, tensors[name])
+        np.testing.assert_array_equal(loaded['state_dict'][name].numpy(), tensors[name])
+
+
+def test_without_torch_the_export_says_what_else_to_use(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'torch', None)
+    with pytest.raises(InputError, match=r'pip install torch, or use model\.safetensors'):
+        write_torch_checkpoint(tmp_path / 'model_best.pth.tar', {}, 0.5)
+    assert not list(tmp_path.iterdir())
+
+
+ZEROS = np.zeros((3, 4), np.float32)
+WRONG_TENSORS = [  # changes by name below embeddingnet. (None removes what contains the name), and the error
+    ({'layer2.0.conv1': None}, "lacks what a network asen has as 'trunk.layer2.0.conv1"),
+    ({'extra.weight': ZEROS}, "'embeddingnet.extra.weight' has no place"),
+    ({'mask_fc1.extra': ZEROS}, "'embeddingnet.mask_fc1.extra' has no place"),
+    ({'embeddingnet.bn1.bias': ZEROS}, "'embeddingnet.embeddingnet.bn1.bias' has no place"),
+    ({'fc1.weight': ZEROS}, "'embeddingnet.fc1.weight' is (3, 4)"),
+    ({'feature_fc.weight': ZEROS[0]}, "'embeddingnet.feature_fc.weight' is (4,)"),
+    ({'mask_fc1.weight': np.zeros((8, 0), np.float32)}, "an empty tensor 'mask_fc1.weight'"),
+    ({'fc1.bias': np.full(16, np.nan, np.float32)}, "'embeddingnet.fc1.bias' has values that are not finite"),
+    ({'fc1.bias': np.zeros(16, np.int64)}, "'embeddingnet.fc1.bias' has dtype int64"),
+    ({'mask_fc': None}, 'is not a checkpoint of ASEN, ASEN v2 or CSN'),
+    ({'layer3': None}, 'has no ResNet-18, 34 or 50'),
+]
+
+
+@pytest.mark.parametrize('changes,says', WRONG_TENSORS)
+def test_a_wrong_checkpoint_is_refused_by_name_and_leaves_nothing(changes, says, tmp_path):
     config, tensors = small()
-    change(tensors)
-    write_state_dict(tmp_path / 'm.pth', tensors)
-    with pytest.raises(InputError, match=says) as caught:
-        importing.import_checkpoint(config, tmp_path / 'run', tmp_path / 'm.pth')
-    assert str(tmp_path / 'm.pth') in str(caught.value) and not (tmp_path / 'run').exists()
+    for name, array in changes.items():
+        if array is None:
+            tensors = {known: tensors[known] for known in tensors if name not in known}
+        else:
+            tensors[f'embeddingnet.{name}'] = array
+    assert_import_is_refused(config, tensors, says, tmp_path)
 
 
-def test_exports_hold_a_description_and_a_card(tmp_path):
+def test_two_names_of_one_tensor_and_other_networks_are_refused(tmp_path):
+    config, tensors = small()
+    twice = tensors | {'module.embeddingnet.fc1.bias': tensors['embeddingnet.fc1.bias']}
+    assert_import_is_refused(config, twice, "the tensor 'embeddingnet.fc1.bias' twice", tmp_path)
+    assert_import_is_refused(
+        config, tensors | {'choices.global.attrnet.attr_embedding.weight': ZEROS}, 'ASEN++', tmp_path
+    )
+
+
+def assert_import_is_refused(config, tensors, says, folder):
+    save_file(tensors, folder / 'm.safetensors')
+    with pytest.raises(InputError, match=re.escape(says)) as caught:
+        importing.import_checkpoint(config, folder / 'run', folder / 'm.safetensors')
+    assert str(folder / 'm.safetensors') in str(caught.value) and not (folder / 'run').exists()
+
+
+def test_exports_include_a_description_and_a_card(tmp_path):
     config, tensors = small('csn', **{'model.masks': 'fixed', 'model.embed_dim': 24})
-    write_state_dict(tmp_path / 'm.pth', tensors)
+    save_file(tensors, tmp_path / 'm.safetensors')
     config.data.attributes = ('a', 'b', 'c')
-    importing.import_checkpoint(config, tmp_path / 'run', tmp_path / 'm.pth')
+    importing.import_checkpoint(config, tmp_path / 'run', tmp_path / 'm.safetensors')
     result = {
-        'dataset': 'synthetic', 'split': 'test', 'checkpoint_step': 0, 'map': {'overall': 0.5}, 'chance_map': {'overall': 0.25},
-        'triplet_accuracy': {'overall': None}, 'dropped': {'queries': 2, 'candidates': 0}, 'caveat': 'Drawn anew.',
-    }  # fmt: skip
+        'dataset': 'synthetic',
+        'split': 'test',
+        'checkpoint_step': 0,
+        'map': {'overall': 0.5},
+        'chance_map': {'overall': 0.25},
+        'triplet_accuracy': {'overall': None},
+        'dropped': {'queries': 2, 'candidates': 0},
+        'caveat': 'Regenerated lists.',
+    }
     (tmp_path / 'run/eval_test.json').write_text(json.dumps(result))
     (tmp_path / 'run/eval_valid.json').write_text(json.dumps(result | {'split': 'valid', 'checkpoint_step': 9}))
     written = export(tmp_path / 'run', 'best', 'float32', tmp_path / 'out', 'jax')
@@ -216,11 +269,11 @@ def test_exports_hold_a_description_and_a_card(tmp_path):
     assert described['outputs'] == {'embeddings': ['batch', '3', '24']}
     card = (tmp_path / 'out/model_card.md').read_text()
     assert card.startswith('---\nlibrary_name: jax\n') and card.split('---')[1].count('\n') > 5
-    for part in ('## Data', '## Recipe', '## Figures', '## Limits', '| synthetic test | 50.00 | 25.00 | - |', 'Drawn anew.',
-                 '2 queries and 0 candidates', 'imported from `m.pth`'):  # fmt: skip
+    parts = ['## Data', '## Recipe', '## Limits', '2 queries and 0 candidates', 'imported from `m.safetensors`']
+    for part in ['## Figures', '| synthetic test | 50.00 | 25.00 | - |', 'Regenerated lists.', *parts]:
         assert part in card
-    assert 'valid' not in card  # another step's figures
-    assert described['dataset'] is None and 'not known: the weights were imported' in card
+    assert 'valid' not in card  # those figures are of another step
+    assert described['dataset'] is None and 'unknown: the weights were imported' in card
     del result['checkpoint_step']
     for damaged in ('{', '[]', '{"map": 1}', json.dumps(result)):
         (tmp_path / 'run/eval_valid.json').write_text(damaged)
@@ -229,22 +282,22 @@ def test_exports_hold_a_description_and_a_card(tmp_path):
     assert not (tmp_path / 'new').exists()
 
 
-def test_training_goes_on_from_an_imported_checkpoint(config, tmp_path, capsys):
-    """Without names its attributes are only counted; other data, and another number of attributes, are refused."""
+def test_training_continues_from_an_imported_checkpoint(config, tmp_path, capsys):
+    """Attributes without names are matched by their number; a dataset with another number is refused."""
     _, *shapes = build_shapes(config, NUM_SYNTHETIC)
     rng = np.random.default_rng(0)
     trees = jax.tree.map(lambda shape: rng.uniform(0.1, 0.2, shape.shape).astype(np.float32), shapes)
-    write_state_dict(tmp_path / 'm.pth', torch_names.to_torch('asen_v2', *trees, NUM_SYNTHETIC))
-    importing.import_checkpoint(config, tmp_path / 'run', tmp_path / 'm.pth')
+    save_file(torch_names.to_torch('asen_v2', *trees, NUM_SYNTHETIC), tmp_path / 'm.safetensors')
+    importing.import_checkpoint(config, tmp_path / 'run', tmp_path / 'm.safetensors')
     config.train.num_epochs, records = 1, prepare(config)
     result = train_and_evaluate(config, tmp_path / 'run', records)
     assert 'after step 0 of 4' in capsys.readouterr().out
     assert result['checkpoint_step'] == 4 and 'attribute_0' not in result['map']['per_attribute']
     export(tmp_path / 'run', 'best', 'float32', tmp_path / 'out', 'jax')
     card = (tmp_path / 'out/model_card.md').read_text()
-    assert 'step 4; all weights imported from `m.pth`' in card and 'drawn garments' in card
-    write_state_dict(tmp_path / 'm.pth', torch_names.to_torch('asen_v2', *three_attributes(trees), 3))
-    importing.import_checkpoint(config, tmp_path / 'other', tmp_path / 'm.pth')
+    assert 'step 4; all weights imported from `m.safetensors`' in card and 'drawings of garments' in card
+    save_file(torch_names.to_torch('asen_v2', *three_attributes(trees), 3), tmp_path / 'm.safetensors')
+    importing.import_checkpoint(config, tmp_path / 'other', tmp_path / 'm.safetensors')
     with pytest.raises(InputError, match='was trained on the attributes attribute_0, attribute_1, attribute_2, but'):
         train_and_evaluate(config, tmp_path / 'other', records)
 
