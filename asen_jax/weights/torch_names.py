@@ -1,12 +1,13 @@
-"""PyTorch state dicts of the original networks, by name: every source key is used or listed as unused, every target filled.
+"""Convert between PyTorch state dicts of the original networks and our parameters.
 
-Names are those of the authors' checkpoints: `embeddingnet.` is their triplet network's only part, and ASEN's copy of CSN has
-a part of that name again. CSN's own authors keep the last layer in the trunk, as `fc_embed`.
+Every tensor must be used or listed as unused, and every parameter filled. The names are those of the authors' checkpoints:
+everything is below `embeddingnet.`, the only part of their triplet network, and ASEN's copy of CSN repeats that name inside.
+CSN's own authors keep the last layer in the trunk, as `fc_embed`.
 """
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -16,10 +17,11 @@ from asen_jax.errors import InputError
 from asen_jax.models.csn import section_masks
 
 UNUSED = re.compile(r'(^|\.)fc\.(weight|bias)$|num_batches_tracked$')  # the trunk's own classifier, and counters
+ASEN_TRUNK, CSN_TRUNK = 'embeddingnet.backbonenet.', 'embeddingnet.embeddingnet.'
+SHORTCUT = {'downsample.0': 'shortcut.conv', 'downsample.1': 'shortcut.bn'}
+LEAVES = ('weight', 'bias', 'running_mean', 'running_var')
 
-TRUNKS = ('embeddingnet.backbonenet.', 'embeddingnet.embeddingnet.')  # ASEN's name for it, CSN's name for it
-
-# the original's head names -> (our path, how the tensor turns)
+# the original's head names -> (our path, layout of the tensor)
 _TABLE, _LINEAR, _CONV = 'table', 'linear', 'conv'
 HEADS = {
     'asen': {
@@ -43,13 +45,13 @@ HEADS = {
     'csn': {'embed_fc': ('fc', _LINEAR), 'masks': ('', _TABLE)},
     'triplet': {'embed_fc': ('fc', _LINEAR)},
 }
-OWN_FC = 'embeddingnet.embeddingnet.fc_embed.'  # CSN's last layer by its own authors
-EMBED_FC = 'embeddingnet.embed_fc.'  # and by ASEN's
+OWN_FC = 'embeddingnet.embeddingnet.fc_embed.'  # the last layer of CSN in its authors' checkpoints
+EMBED_FC = 'embeddingnet.embed_fc.'  # the same layer in ASEN's copy
 BLOCKS_OF_LAYER3 = {('conv3', 6): 'resnet50', ('conv2', 6): 'resnet34', ('conv2', 2): 'resnet18'}
 
 
 def our_path(network: str, key: str) -> tuple[str, str] | None:
-    """Where the PyTorch tensor `key` belongs, as ('head.fc.kernel', kind of transform); None where it has no place."""
+    """Our path for the PyTorch tensor `key`, and its layout, such as ('head.fc.kernel', 'linear'); None if there is none."""
     key = key.replace(OWN_FC, EMBED_FC)
     prefix = _trunk_prefix(network)
     if key.startswith(prefix):
@@ -65,8 +67,9 @@ def our_path(network: str, key: str) -> tuple[str, str] | None:
 
 
 def _trunk_path(key: str) -> tuple[str, str]:
-    key = key.replace('downsample.0', 'shortcut.conv').replace('downsample.1', 'shortcut.bn')
     module, _, leaf = key.rpartition('.')
+    for theirs, ours in SHORTCUT.items():
+        module = module.replace(theirs, ours)
     is_norm = module.rpartition('.')[2].startswith('bn')
     return f'trunk.{module}.{_leaf(leaf, is_norm)}', _TABLE if is_norm else _CONV
 
@@ -78,7 +81,7 @@ def _leaf(leaf: str, is_norm: bool) -> str:
 
 
 def _turn(array: np.ndarray, kind: str, back: bool = False) -> np.ndarray:
-    """PyTorch's layout to ours, or back: OIHW to HWIO, [out, in] to [in, out]."""
+    """From PyTorch's layout to ours, or `back`: OIHW to HWIO, [out, in] to [in, out]."""
     if kind == _CONV:
         return array.transpose(3, 2, 0, 1) if back else array.transpose(2, 3, 1, 0)
     return array.T if kind == _LINEAR else array
@@ -91,9 +94,9 @@ def flatten(tree: dict) -> dict[str, Any]:
 
 
 def canonical_names(tensors: Mapping[str, np.ndarray], file: str) -> dict[str, np.ndarray]:
-    """The same tensors under the names of the table above, also where `module.` or `embeddingnet.` was added or left away.
+    """The same tensors under the authors' names, even if the prefix `module.` was added or `embeddingnet.` removed.
 
-    Raises InputError, naming `file`, where that leaves two tensors one name.
+    Raises InputError, naming `file`, if two tensors get the same name.
     """
     names = {name: name.removeprefix('module.') for name in tensors}
     if not all(name.startswith(('embeddingnet.', 'choices.')) for name in names.values()):
@@ -105,28 +108,31 @@ def canonical_names(tensors: Mapping[str, np.ndarray], file: str) -> dict[str, n
 
 
 def recognize(tensors: Mapping[str, np.ndarray], file: str) -> tuple[dict[str, Any], int]:
-    """The fields of config.model (and train.distance) that a checkpoint's names and shapes tell, and its number of attributes.
+    """The config fields that the names and shapes of a checkpoint's tensors determine, and its number of attributes.
 
-    `tensors` have canonical names; raises InputError, naming `file`, where it is none of the networks.
+    `tensors` have canonical names. Raises InputError, naming `file`, if they belong to none of the networks.
     """
     shapes = {name.removeprefix('embeddingnet.'): np.shape(array) for name, array in tensors.items()}
     if any(name.startswith('choices.') for name in shapes):
-        raise InputError(f'{file} is a checkpoint of ASEN++, a network that is not built here yet; import another.')
+        raise InputError(
+            f'{file} is a checkpoint of ASEN++, which is not implemented yet; import a checkpoint of another network.'
+        )
     own = any(name.startswith(OWN_FC) for name in tensors)
     marks = {'mask_fc1.weight': ('asen', 1), 'attr_embedding.weight': ('asen_v2', 0), 'masks.weight': ('csn', 0)}
-    marks['mask_fc2.weight'] = 'asen', 1  # where spatial attention is ablated
+    marks['mask_fc2.weight'] = 'asen', 1  # without spatial attention
     found = [(name, *mark) for name, mark in marks.items() if len(shapes.get(name, ())) == 2]
     if not found:
         known = ', '.join(marks)
-        raise InputError(f'{file} is no checkpoint of ASEN, ASEN v2 or CSN: it has none of {known}.')
+        raise InputError(f'{file} is not a checkpoint of ASEN, ASEN v2 or CSN: it has none of {known}.')
     if empty := [name for name, shape in shapes.items() if 0 in shape]:
-        raise InputError(f'{file} has a tensor {empty[0]!r} of no size, {shapes[empty[0]]}; import a whole checkpoint.')
+        raise InputError(
+            f'{file} has an empty tensor {empty[0]!r} with shape {shapes[empty[0]]}; import a complete checkpoint.'
+        )
     name, network, axis = found[0]
     fields = {'model.name': network, **_recognize_trunk(shapes, file), 'model.normalize': not own}
     fields['train.distance'] = 'euclidean' if own else 'cosine'
-    last = {'asen': 'feature_fc.weight', 'csn': 'embeddingnet.fc_embed.weight' if own else 'embed_fc.weight'}.get(
-        network
-    )
+    last = {'asen': 'feature_fc.weight', 'csn': 'embeddingnet.fc_embed.weight' if own else 'embed_fc.weight'}
+    last = last.get(network)
     if len(shapes.get(last, ())) == 2:
         fields['model.embed_dim'] = shapes[last][0]
     if network == 'csn':
@@ -150,35 +156,42 @@ def _recognize_trunk(shapes: Mapping[str, tuple], file: str) -> dict[str, Any]:
     return {'model.trunk': trunk, 'model.trunk_width': stem[0]}
 
 
-def fill_from_torch(network: str, params: dict, batch_stats: dict, state_dict: Mapping[str, np.ndarray]):
-    """`params` and `batch_stats` (arrays, or only their shapes) with the values of the original's `state_dict`, all of them.
+def fill_from_torch(
+    network: str, params: dict, batch_stats: dict, state_dict: Mapping[str, np.ndarray]
+) -> tuple[dict, dict]:
+    """`params` and `batch_stats` (arrays or shapes) with every value replaced by that of the original's `state_dict`.
 
-    Raises InputError with the first key that has no place, the first shape that differs, or the first place not filled.
+    Raises InputError naming the first tensor that has no place or the wrong shape, or the first parameter that is missing.
     """
-    fixed = (
-        network == 'csn' and 'masks' not in params['head']
-    )  # then they are no parameter, but a constant of the network
     places = {key: our_path(network, key) for key in state_dict if not UNUSED.search(key)}
-    if fixed:
+    if _has_fixed_masks(network, params):
         places.pop('embeddingnet.masks.weight', None)
     return _fill(params, batch_stats, state_dict, places, f'a network {network}')
 
 
-def fill_trunk(params: dict, batch_stats: dict, tensors: Mapping[str, np.ndarray], trunk: str):
-    """`params` and `batch_stats` with a trunk of torchvision's names (timm's are the same); layer4 and fc are not used."""
+def fill_trunk(params: dict, batch_stats: dict, tensors: Mapping[str, np.ndarray], trunk: str) -> tuple[dict, dict]:
+    """({'trunk': parameters}, {'trunk': batch statistics}) from `tensors` with the names that torchvision and timm use.
+
+    `layer4` and `fc` are not used. Raises InputError as `fill_from_torch` does.
+    """
     places = {name: _trunk_path(name) for name in tensors if not UNUSED.search(name) and not name.startswith('layer4.')}
     parts = {'trunk': params['trunk']}, {'trunk': batch_stats['trunk']}
-    filled = _fill(*parts, tensors, places, f'a trunk {trunk}')
-    return tuple({**whole, **part} for whole, part in zip((params, batch_stats), filled, strict=True))
+    return _fill(*parts, tensors, places, f'a trunk {trunk}')
 
 
-def _fill(params: dict, batch_stats: dict, tensors: Mapping, places: Mapping[str, tuple[str, str] | None], what: str):
-    """Put each tensor into its place; all of both must match."""
+def _fill(
+    params: dict,
+    batch_stats: dict,
+    tensors: Mapping[str, np.ndarray],
+    places: Mapping[str, tuple[str, str] | None],
+    what: str,
+) -> tuple[dict, dict]:
+    """Copies of both trees with each tensor in its place; `what` names the network in errors."""
     targets, filled = {**flatten(params), **flatten(batch_stats)}, {}
     for key, place in places.items():
         if place is None or place[0] not in targets:
             raise InputError(
-                f"The checkpoint's tensor {key!r} has no place in {what}; choose the network it was made for."
+                f"The checkpoint's tensor {key!r} has no place in {what}; choose the network it was saved from."
             )
         path, kind = place
         array = np.asarray(tensors[key])
@@ -187,20 +200,20 @@ def _fill(params: dict, batch_stats: dict, tensors: Mapping, places: Mapping[str
             wanted = _turn(np.empty(targets[path].shape, bool), kind, back=True).shape
             raise InputError(f"The checkpoint's tensor {key!r} is {array.shape}, but {what} has {wanted} there.")
         if not np.issubdtype(array.dtype, np.floating):
-            raise InputError(
-                f"The checkpoint's tensor {key!r} has the type {array.dtype}, but {what} has numbers there."
-            )
+            raise InputError(f"The checkpoint's tensor {key!r} has dtype {array.dtype}, but {what} has floats there.")
         if path in filled:
-            raise InputError(f"The checkpoint's tensor {key!r} has the place of another; keep one of the two.")
+            raise InputError(f"The checkpoint's tensor {key!r} has the place of another tensor; keep one of the two.")
         with np.errstate(over='ignore'):
             filled[path] = turned.astype(np.float32)
         if not np.isfinite(filled[path]).all():
-            raise InputError(f"The checkpoint's tensor {key!r} has numbers that are not finite; take an earlier one.")
+            raise InputError(
+                f"The checkpoint's tensor {key!r} has values that are not finite; use an earlier checkpoint."
+            )
     missing = sorted(targets.keys() - filled.keys())
     if missing:
         others = f', and {len(missing) - 1} others' if len(missing) > 1 else ''
         raise InputError(
-            f'The checkpoint lacks what {what} has as {missing[0]!r}{others}; choose the network it was made for.'
+            f'The checkpoint lacks what {what} has as {missing[0]!r}{others}; choose the network it was saved from.'
         )
     return unflatten(params, filled), unflatten(batch_stats, filled)
 
@@ -208,55 +221,56 @@ def _fill(params: dict, batch_stats: dict, tensors: Mapping, places: Mapping[str
 def to_torch(
     network: str, params: dict, batch_stats: dict, num_attributes: int, own_csn: bool = False
 ) -> dict[str, np.ndarray]:
-    """The original's state dict of a network of ours: every name that its strict load asks for, the unused ones as zeros.
+    """The original's state dict for our network, with every name that loading it strictly requires.
 
-    Unused are the trunk's classifier `fc` and the batch norms' `num_batches_tracked`. With `own_csn` it is CSN's by its own
-    authors, whose trunk has `fc_embed` in the place of `fc`.
+    The tensors that are unused, the trunk's classifier `fc` and each `num_batches_tracked`, are zeros. With `own_csn`, the
+    names are those of CSN's own authors, whose trunk has `fc_embed` in place of `fc`.
     """
-    state = {}
-    for path, array in {**flatten(params), **flatten(batch_stats)}.items():
-        module, leaf, kind = _torch_place(network, path)
-        array = np.asarray(array)
-        state[f'{module}.{leaf}'] = np.ascontiguousarray(_turn(array, kind, back=True) if array.ndim > 1 else array)
-        if leaf == 'running_var':
-            state[f'{module}.num_batches_tracked'] = np.zeros((), np.int64)
-    if network == 'csn' and 'masks' not in params['head']:
+    arrays = {**flatten(params), **flatten(batch_stats)}
+    keys, state = _torch_keys(network, arrays), {}
+    for path, array in arrays.items():
+        key, kind = keys[path]
+        state[key] = np.ascontiguousarray(_turn(np.asarray(array), kind, back=True))
+        if key.endswith('.running_var'):
+            state[key.replace('running_var', 'num_batches_tracked')] = np.zeros((), np.int64)
+    if _has_fixed_masks(network, params):
         dim = params['head']['fc']['bias'].size
         state['embeddingnet.masks.weight'] = np.asarray(section_masks(num_attributes, dim, outside=0.0))
     if own_csn:
         return {name.replace(EMBED_FC, OWN_FC): array for name, array in state.items()}
     prefix = _trunk_prefix(network)
     expansion = 4 if f'{prefix}layer1.0.conv3.weight' in state else 1
-    in_dim = (
-        8 * state[f'{prefix}conv1.weight'].shape[0] * expansion
-    )  # what layer4, which the original cuts off, would give
+    # the number of channels that layer4, which the original cuts off, would return
+    in_dim = 8 * state[f'{prefix}conv1.weight'].shape[0] * expansion
     return state | {
         f'{prefix}fc.weight': np.zeros((1000, in_dim), np.float32),
         f'{prefix}fc.bias': np.zeros(1000, np.float32),
     }
 
 
-def _torch_place(network: str, path: str) -> tuple[str, str, str]:
-    """(module, leaf, kind of transform) of our path: the way back of `our_path`."""
-    part, _, rest = path.partition('.')
-    module, _, leaf = rest.rpartition('.')
-    names = {'mean': 'running_mean', 'var': 'running_var', 'bias': 'bias'}
-    leaf = names.get(leaf, 'weight')
-    if part == 'trunk':
-        module = module.replace('shortcut.conv', 'downsample.0').replace('shortcut.bn', 'downsample.1')
-        return _trunk_prefix(network) + module, leaf, _CONV
-    for name, (place, kind) in HEADS[network].items():
-        if place == module:
-            return f'embeddingnet.{name}', leaf, kind
-    raise KeyError(path)
+def _torch_keys(network: str, paths: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """The inverse of `our_path` for `paths`: the PyTorch name and the layout of each."""
+    modules = {f'embeddingnet.{name}' for name in HEADS[network]}
+    for module in {path.rpartition('.')[0] for path in paths if path.startswith('trunk.')}:
+        module = module.removeprefix('trunk.')
+        for theirs, ours in SHORTCUT.items():
+            module = module.replace(ours, theirs)
+        modules.add(_trunk_prefix(network) + module)
+    places = {f'{module}.{leaf}': our_path(network, f'{module}.{leaf}') for module in modules for leaf in LEAVES}
+    return {place[0]: (key, place[1]) for key, place in places.items() if place is not None}
+
+
+def _has_fixed_masks(network: str, params: dict) -> bool:
+    """Whether the masks are a constant of the network instead of parameters."""
+    return network == 'csn' and 'masks' not in params['head']
 
 
 def _trunk_prefix(network: str) -> str:
-    return TRUNKS[1] if network in ('csn', 'triplet') else TRUNKS[0]
+    return CSN_TRUNK if network in ('csn', 'triplet') else ASEN_TRUNK
 
 
 def unflatten(like: dict, values: Mapping[str, Any]) -> dict:
-    """The tree `like` with the leaves that `flatten` names in `values`."""
+    """A tree like `like` whose leaves are those in `values`, under the names that `flatten` gives."""
 
     def pick(path, _):
         return values['.'.join(str(step.key) for step in path)]
