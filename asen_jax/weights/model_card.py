@@ -1,38 +1,49 @@
-"""The model card of an export, in the layout of Hugging Face: data, recipe, figures, limits."""
+"""The model card of an export, in the format of the Hugging Face Hub: data, recipe, results and limits."""
 
 import json
 from pathlib import Path
 
 from asen_jax.errors import InputError
 
-DATASETS = {  # names, and the terms that stay with weights trained on them
-    'fashionai': ('FashionAI (Tianchi 231671)', 'research use; the photos may not be passed on'),
-    'darn': ('DARN (Huang et al., ICCV 2015)', 'photos of shops; research use'),
-    'deepfashion': ('DeepFashion, category and attribute prediction', 'non-commercial research use'),
+DATASETS = {  # name, and the terms that also apply to weights trained on it
+    'fashionai': ('FashionAI (Tianchi 231671)', 'research use; the photos must not be redistributed'),
+    'darn': ('DARN (Huang et al., ICCV 2015)', 'photos from shops; research use'),
+    'deepfashion': ('DeepFashion, Category and Attribute Prediction Benchmark', 'non-commercial research use'),
     'zappos50k': ('UT-Zappos50K', 'academic, non-commercial use'),
     'catalog': ("the owner's photos", "the owner's terms"),
-    'synthetic': ('drawn garments', 'none'),
+    'synthetic': ('generated drawings of garments', 'none'),
 }
-UNKNOWN = 'not known: the weights were imported without them', 'those of their source'
+UNKNOWN = 'unknown: the weights were imported, and their file does not name it', 'those of the source of the weights'
 PAPERS = {
     'asen': 'ASEN: Ma et al., AAAI 2020, arXiv 2002.02814',
-    'asen_v2': "ASEN, second version of its authors' repository: Ma et al., AAAI 2020, arXiv 2002.02814",
+    'asen_v2': "ASEN, second version in its authors' repository: Ma et al., AAAI 2020, arXiv 2002.02814",
     'csn': 'CSN: Veit et al., CVPR 2017, arXiv 1603.07810',
     'triplet': 'a plain triplet network, as in Ma et al., AAAI 2020, arXiv 2002.02814',
 }
 
+CARD_METADATA = """---
+library_name: {library}
+pipeline_tag: image-feature-extraction
+license: other
+license_name: terms-of-the-data
+tags:
+- fashion
+- image-retrieval
+- attribute-specific-similarity
+---
+"""
 LIMITS = (
-    '- Similar means: the same value of an attribute of the training data; other attributes and values are unknown to it.',
-    '- Photos unlike the training data (other kinds of clothes, several people, drawings) give vectors all the same.',
-    '- Every photo has a vector under every attribute, also where the attribute does not show in it.',
-    '- Not meant for telling who somebody is, nor anything about the people in the photos.',
+    '- Similar means having the same value of an attribute of the training data; it knows no other attributes or values.',
+    '- It also embeds photos unlike the training data (other garments, several people, drawings), without a warning.',
+    '- Every photo gets a vector for every attribute, even if the attribute is not visible in the photo.',
+    '- Not meant for identifying people in photos or inferring anything about them.',
 )
 
 
 def read_figures(meta: dict, workdir: Path) -> list[dict]:
-    """The evaluations of this very checkpoint, `eval_test.json` and `eval_valid.json` in `workdir`.
+    """The contents of `eval_test.json` and `eval_valid.json` in `workdir`, if they evaluate the checkpoint of `meta`.
 
-    Raises InputError where one is damaged.
+    Raises InputError if one of them is damaged.
     """
     found = []
     for path in (Path(workdir) / f'eval_{split}.json' for split in ('test', 'valid')):
@@ -47,49 +58,53 @@ def read_figures(meta: dict, workdir: Path) -> list[dict]:
 
 
 def known_dataset(meta: dict) -> str | None:
-    """What a checkpoint was trained on; an imported one does not say."""
+    """The name of the dataset that a checkpoint was trained on, or None if it was only imported."""
     return None if meta['fingerprint'] is None else meta['dataset']
 
 
 def make_card(meta: dict, figures: list[dict], target: str) -> str:
-    """YAML between two lines of dashes, then Markdown."""
-    config, name = meta['config'], meta['config']['name']
+    """YAML between two lines of dashes, then Markdown; `target` is 'jax' or 'torch'."""
     known = known_dataset(meta)
     dataset, terms = DATASETS.get(known, (known, 'not stated')) if known else UNKNOWN
-    lines = [
-        '---', 'library_name: ' + ('jax' if target == 'jax' else 'pytorch'), 'pipeline_tag: image-feature-extraction',
-        'license: other', 'license_name: terms-of-the-data', 'tags:', '- fashion', '- image-retrieval',
-        '- attribute-specific-similarity', '---', '', f'# {name}', '',
-        'Attribute-specific fashion similarity: for a photo and each attribute a vector in which photos with the same value of '
-        'that attribute are neighbors.', '',
-        f'- Network: {PAPERS[config["model"]["name"]]}; trunk {config["model"]["trunk"]}.',
-        f'- Attributes: {", ".join(meta["attributes"])}.',
-        f'- Input: {config["data"]["image_size"]} x {config["data"]["image_size"]} RGB pixels ({config["data"]["fit"]}).',
-        '', '## Data', '', f'{dataset}; terms: {terms}.',
-    ]  # fmt: skip
-    lines += ['', '## Recipe', '', *_recipe(meta), '', '## Figures', '', *_table(figures)]
-    lines += ['', '## Limits', '', *LIMITS]
-    return '\n'.join(lines) + '\n'
+    config = meta['config']
+    model, data = config['model'], config['data']
+    return '\n'.join(
+        [
+            CARD_METADATA.format(library='pytorch' if target == 'torch' else 'jax'),
+            f'# {config["name"]}',
+            '',
+            'Attribute-specific fashion similarity: one vector per attribute for each photo. Photos with the same value of an '
+            'attribute are neighbors among the vectors of that attribute.',
+            '',
+            f'- Network: {PAPERS[model["name"]]}; trunk {model["trunk"]}.',
+            f'- Attributes: {", ".join(meta["attributes"])}.',
+            f'- Input: {data["image_size"]} x {data["image_size"]} RGB pixels ({data["fit"]}).',
+            '',
+            *('## Data', '', f'{dataset}; terms: {terms}.', ''),
+            *('## Recipe', '', _recipe(meta), ''),
+            *('## Figures', '', *_table(figures), ''),
+            *('## Limits', '', *LIMITS, ''),
+        ]
+    )
 
 
-def _recipe(meta: dict) -> list[str]:
+def _recipe(meta: dict) -> str:
     source = meta.get('imported')
-    begin = f'imported from `{source["file"]}` (SHA-256 `{source["sha256"]}`)' if source else ''
+    imported = f'imported from `{source["file"]}` (SHA-256 `{source["sha256"]}`)' if source else ''
     if source and not meta['step']:
-        return [f'Not trained here: {begin}.']
+        return f'Not trained here: {imported}.'
     train, optim, init = (meta['config'][group] for group in ('train', 'optim', 'init'))
-    return [
-        f'{train["loss"]} loss (margin {train["margin"]}, {train["distance"]}), Adam, learning rate {optim["learning_rate"]}, '
-        f'times {optim["decay_rate"]} every {optim["decay_every_epochs"]} epochs; {train["batch_size"]} triplets a step, step '
-        f'{meta["step"]}; '
-        + (f'all weights {begin}' if source else f'trunk from {init["trunk"]}')
-        + f'; seed {meta["config"]["seed"]}.'
-    ]
+    start = f'all weights {imported}' if source else f'trunk from {init["trunk"]}'
+    return (
+        f'{train["loss"]} loss (margin {train["margin"]}, {train["distance"]}); Adam, learning rate '
+        f'{optim["learning_rate"]}, multiplied by {optim["decay_rate"]} every {optim["decay_every_epochs"]} epochs; '
+        f'{train["batch_size"]} triplets per step, step {meta["step"]}; {start}; seed {meta["config"]["seed"]}.'
+    )
 
 
 def _table(figures: list[dict]) -> list[str]:
     if not figures:
-        return ['Not measured: run `--mode eval` on the workdir, then export again.']
+        return ['Not measured: run `--mode eval` on the workdir and export again.']
     lines = ['| split | MAP | chance | triplet accuracy |', '| --- | --- | --- | --- |']
     for result in figures:
         cells = [result[kind]['overall'] for kind in ('map', 'chance_map', 'triplet_accuracy')]
@@ -100,9 +115,8 @@ def _table(figures: list[dict]) -> list[str]:
     for result in figures:
         lost = result['dropped']
         if lost['queries'] or lost['candidates']:
-            lines.append(
-                f'{result["split"]}: {lost["queries"]} queries and {lost["candidates"]} candidates went with lost photos.'
-            )
+            counts = f'{lost["queries"]} queries and {lost["candidates"]} candidates'
+            lines.append(f'{result["split"]}: {counts} were left out, because their photos are missing.')
         if result.get('caveat'):
             lines.append(result['caveat'])
     return lines
