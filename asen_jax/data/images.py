@@ -167,5 +167,5 @@ def jitter_crop(image: Image.Image, rng: np.random.Generator, strength: float) -
     if strength <= 0:
         return image
     width, height = (max(1, round(side * (1 - rng.uniform(0, strength)))) for side in image.size)
-    left, top = rng.integers(0, image.width - width + 1), rng.integers(0, image.height - height + 1)
+    left, top = int(rng.integers(0, image.width - width + 1)), int(rng.integers(0, image.height - height + 1))
     return image.crop((left, top, left + width, top + height))

@@ -197,9 +197,9 @@ def _write_part(part: Path, batches: Iterable[Sequence[ListedPhoto]], results: I
         if result.heatmaps is not None:
             arrays['heatmaps'].append(result.heatmaps)
         bar.update(len(batch))
-    arrays = {name: np.concatenate(many) for name, many in arrays.items() if many}
+    content: Any = {name: np.concatenate(many) for name, many in arrays.items() if many}
     with write_atomically(part) as file:
-        np.savez(file, paths=np.array(paths, np.str_), skipped=np.array(skipped, np.str_), **arrays)
+        np.savez(file, paths=np.array(paths, np.str_), skipped=np.array(skipped, np.str_), **content)
 
 
 def _read(part: Path, name: str) -> np.ndarray:

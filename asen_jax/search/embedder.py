@@ -171,7 +171,7 @@ class Embedder:
     ) -> np.ndarray:
         """The vectors or the heatmaps of all photos in one array."""
         photos = self._pair(images, boxes)
-        shape = self.heatmap_shape if heatmaps else (self.dim,)
+        shape = (self.heatmap_shape or ()) if heatmaps else (self.dim,)
         result = np.zeros((len(photos), len(self._find(attributes)), *shape), np.float32)
         starts = range(0, len(photos), self.batch_size)
         batches = (photos[start : start + self.batch_size] for start in starts)
@@ -181,7 +181,7 @@ class Embedder:
                     photo, _ = photos[start + position]
                     name = os.fspath(photo) if isinstance(photo, str | os.PathLike) else f'images[{start + position}]'
                     raise InputError(f'{name}: {why}.')
-                part = embedded.heatmaps if heatmaps else embedded.vectors
+                part = embedded.vectors if embedded.heatmaps is None else embedded.heatmaps
                 result[start : start + len(part)] = part
         return result
 

@@ -4,7 +4,7 @@ import contextlib
 import json
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +28,9 @@ from asen_jax.training.resume import check_same_run, restore_state
 from asen_jax.training.signals import StopRequest
 from asen_jax.training.step import TrainState, create_state, make_train_step
 from asen_jax.training.tracking import Meter, Tracker
-from asen_jax.weights.trunks import fill_trunk, read_trunk
+from asen_jax.weights.trunks import read_trunk
+
+Trunk = tuple[dict, dict]  # parameters and batch statistics under the key `trunk`; empty where a run starts without
 
 
 class Run(NamedTuple):
@@ -49,10 +51,10 @@ class Run(NamedTuple):
     imported: dict | None  # where the weights came from, if training started from an import
 
 
-def check_config(config: ConfigDict, workdir: Path) -> Mapping[str, np.ndarray] | None:
+def check_config(config: ConfigDict, workdir: Path) -> Trunk:
     """Refuse, with InputError, everything about `config` that can be refused without the data.
 
-    Returns the weights of the pretrained trunk from which a fresh run starts, so that they are read only once.
+    Returns the pretrained trunk from which a new run starts, so that it is read only once.
     """
     check_loss(config)
     LoadOptions.from_config(config)
@@ -60,11 +62,8 @@ def check_config(config: ConfigDict, workdir: Path) -> Mapping[str, np.ndarray] 
     _, params, batch_stats = build_shapes(config, num_attributes=2)
     with Checkpoints(workdir, read_only=True) as checkpoints:
         if 'latest' in checkpoints.steps():
-            return None
-    trunk = read_trunk(config)
-    if trunk is not None:
-        fill_trunk(config, params, batch_stats, trunk)
-    return trunk
+            return {}, {}
+    return read_trunk(config, params, batch_stats)
 
 
 def check_loss(config: ConfigDict) -> None:
@@ -83,7 +82,7 @@ def check_loss(config: ConfigDict) -> None:
 
 
 def train_and_evaluate(
-    config: ConfigDict, workdir: Path, records_directory: Path, trunk: Mapping[str, np.ndarray] | None = None
+    config: ConfigDict, workdir: Path, records_directory: Path, trunk: Trunk | None = None
 ) -> dict | None:
     """Train on prepared records, or resume `workdir`; returns the best checkpoint's test figures, if there is a test split.
 
@@ -114,7 +113,7 @@ def start(
     records: Records,
     checkpoints: Checkpoints,
     stop: StopRequest,
-    trunk: Mapping[str, np.ndarray] | None,
+    trunk: Trunk,
 ) -> tuple[Run, TrainState]:
     """Build the network, the step and the state: fresh, or from the latest checkpoint."""
     mesh = sharding.make_mesh(config.mesh.model)
@@ -122,13 +121,10 @@ def start(
     schedule = make_schedule(config, epoch_steps)
     optimizer = make_optimizer(schedule)
     structure, params, batch_stats = build_model(config, len(records.attributes))
-    state = create_state(params, batch_stats, optimizer)
+    state = create_state(params | trunk[0], batch_stats | trunk[1], optimizer)
     shardings = sharding.state_shardings(state, mesh)
     imported, resumed = None, checkpoints.steps().get('latest')
     if resumed is None:
-        if trunk is not None:
-            params, batch_stats = fill_trunk(config, params, batch_stats, trunk)
-            state = create_state(params, batch_stats, optimizer)
         state = jax.device_put(state, shardings)
     else:
         meta = checkpoints.read_meta('latest')

@@ -1,6 +1,5 @@
 """Import a PyTorch checkpoint of the original networks as a checkpoint of ours, which every mode can use."""
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from asen_jax import files
 from asen_jax.checkpoint import KINDS, Checkpoints
 from asen_jax.errors import InputError
 from asen_jax.models import build_shapes
+from asen_jax.network import unnamed_attributes
 from asen_jax.weights.tensor_files import read_tensors
 from asen_jax.weights.torch_names import canonical_names, fill_from_torch, recognize
 
@@ -31,14 +31,12 @@ def import_checkpoint(config: ConfigDict, workdir: Path, file: Path) -> dict:
             f'config.data.attributes has duplicate names: {", ".join(names)}; give each attribute its own.'
         )
     if len(names) != num_attributes:
-        names = [f'attribute_{number}' for number in range(num_attributes)]
-    _, *shapes = build_shapes(config, num_attributes)
+        names = unnamed_attributes(num_attributes)
+    _, params, batch_stats = build_shapes(config, num_attributes)
     try:
-        params, batch_stats = fill_from_torch(config.model.name, *shapes, tensors)
+        params, batch_stats = fill_from_torch(config.model.name, params, batch_stats, tensors)
     except InputError as error:
         raise InputError(f'{file}: {error}') from error
-    with file.open('rb') as opened:
-        digest = hashlib.file_digest(opened, 'sha256').hexdigest()
     meta = {
         'step': 0,
         'score': None,
@@ -47,7 +45,7 @@ def import_checkpoint(config: ConfigDict, workdir: Path, file: Path) -> dict:
         'attributes': names,
         'values': [[] for _ in names],
         'fingerprint': None,
-        'imported': {'file': file.name, 'sha256': digest},
+        'imported': {'file': file.name, 'sha256': files.sha256(file)},
     }
     _write(config, Path(workdir), params, batch_stats, meta)
     return meta
@@ -70,7 +68,7 @@ def summary(meta: dict, workdir: Path) -> str:
     model, attributes = meta['config']['model'], meta['attributes']
     network = f'{model["name"]} on {model["trunk"]}, {len(attributes)} attributes ({", ".join(attributes)})'
     lines = [f'imported {meta["imported"]["file"]}: {network}']
-    if attributes[0] == 'attribute_0':
+    if attributes == unnamed_attributes(len(attributes)):
         lines.append(
             'their names are unknown: pass --config.data.attributes=NAME,NAME,... in the order of the checkpoint'
         )

@@ -132,9 +132,9 @@ def recognize(tensors: Mapping[str, np.ndarray], file: str) -> tuple[dict[str, A
     fields = {'model.name': network, **_recognize_trunk(shapes, file), 'model.normalize': not own}
     fields['train.distance'] = 'euclidean' if own else 'cosine'
     last = {'asen': 'feature_fc.weight', 'csn': 'embeddingnet.fc_embed.weight' if own else 'embed_fc.weight'}
-    last = last.get(network)
-    if len(shapes.get(last, ())) == 2:
-        fields['model.embed_dim'] = shapes[last][0]
+    last_shape = shapes.get(last.get(network, ''), ())
+    if len(last_shape) == 2:
+        fields['model.embed_dim'] = last_shape[0]
     if network == 'csn':
         masks = np.asarray(tensors['embeddingnet.masks.weight'])
         fixed = masks.shape[1] >= len(masks) and np.array_equal(masks, section_masks(*masks.shape, outside=0.0))

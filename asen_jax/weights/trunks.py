@@ -1,11 +1,11 @@
 """Load the trunk that `config.init.trunk` names: torchvision's ImageNet weights, a file, or a Hugging Face repository."""
 
-import hashlib
 import re
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from asen_jax import files
 from asen_jax.errors import InputError
 from asen_jax.weights.tensor_files import read_tensors
 from asen_jax.weights.torch_names import fill_trunk
@@ -69,8 +69,7 @@ def _check_name(path: Path) -> None:
     named = re.search(r'-([0-9a-f]{8})\.pth$', path.name)
     if named is None or named[1].isdigit():  # eight decimal digits are a date
         return
-    with path.open('rb') as file:
-        digest = hashlib.file_digest(file, 'sha256').hexdigest()
+    digest = files.sha256(path)
     if not digest.startswith(named[1]):
         raise InputError(
             f'{path} is damaged: its SHA-256 starts with {digest[:8]}, but its name says {named[1]}; download it again.'

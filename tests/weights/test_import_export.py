@@ -26,7 +26,7 @@ from tests.golden import recipe
 from tests.models.test_parity import GOLDEN, MASKS, SHAPES
 
 NUM_SYNTHETIC = len(ATTRIBUTES)
-README = (ROOT / 'README.md').read_text()
+DOCS = (ROOT / 'docs' / 'weights.md').read_text()
 
 
 def original(case):
@@ -80,7 +80,7 @@ def test_a_checkpoint_of_the_original_is_imported_and_exported(case, tmp_path):
 def run_export(folder, images):
     """The result of the README's example, in a process that cannot import asen_jax."""
     export(folder / 'run', 'latest', 'float32', folder / 'export', 'jax')
-    lines = README.partition('<!-- export example -->\n```python\n')[2].partition('```')[0]
+    lines = DOCS.partition('<!-- export example -->\n```python\n')[2].partition('```')[0]
     guard = 'import sys; sys.modules["asen_jax"] = None\n'
     (folder / 'example.py').write_text(guard + lines)
     np.save(folder / 'photos.npy', images)
