@@ -35,8 +35,8 @@ def get_config(variant: str = 'asen_v2') -> ConfigDict:
     config.train.loss = 'contrastive'
     config.mesh.cpu_devices = 2
     config.optim.learning_rate = 1e-3
-    config.optim.decay_rate = 0.8
+    config.optim.decay_rate = 0.85
     config.train.batch_size = 16
-    config.train.num_epochs = 6
+    config.train.num_epochs = 8
     config.eval.cross_attribute = True
     return config

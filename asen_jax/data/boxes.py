@@ -48,14 +48,14 @@ def parse_box(cells: Mapping[str, str], where: str) -> Box | None:
     return left - 1, top - 1, right, bottom
 
 
-def clip_box(box: Sequence[float], size: tuple[int, int]) -> Box:
+def clip_box(box: Sequence[float | int], size: tuple[int, int]) -> Box:
     """`box`, clipped to a photo of `size` (width, height).
 
     Raises ValueError if it is not four numbers, is empty, or reaches more than OVERHANG beyond the photo.
     """
     if len(box) != 4 or not all(map(math.isfinite, box)):
         raise ValueError(f'the box {box} is not four numbers: left, top, right, bottom')
-    left, top, right, bottom = box
+    left, top, right, bottom = map(float, box)
     width, height = size
     empty = right <= left or bottom <= top
     beyond = max(-left, -top, right - width, bottom - height) > OVERHANG

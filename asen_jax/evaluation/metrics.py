@@ -6,7 +6,7 @@ ranked once, and is relevant to a query for any of its values.
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -114,11 +114,11 @@ def retrieval_metrics(
     for start in range(0, len(queries), QUERY_BLOCK):
         part = slice(start, start + QUERY_BLOCK)
         relevance = rank_relevance(queries[part], candidates, query_values[part], candidate_values, distance)
-        block: dict[str, np.ndarray] = {'ap': average_precision(relevance)}
+        block: dict[str, Any] = {'ap': average_precision(relevance)}
         for k in ks:
             top = relevance[:, :k]
             block[f'recall@{k}'] = top.any(axis=1).astype(np.float64)
-            block[f'precision@{k}'] = np.asarray(top.sum(axis=1) / max(top.shape[1], 1))
+            block[f'precision@{k}'] = top.sum(axis=1) / max(top.shape[1], 1)
         blocks.append(block)
     names = ['ap', *(f'{kind}@{k}' for k in ks for kind in ('recall', 'precision'))]
     return {name: np.concatenate([b[name] for b in blocks]) if blocks else np.zeros(0) for name in names}

@@ -88,8 +88,8 @@ def test_a_run_writes_the_files_of_the_contract(unbroken):
     wanted = {'loss', 'triplet_accuracy', 'learning_rate', 'gradient_norm', 'data_wait_seconds', 'triplets_per_second'}
     assert {f'train_{name}' for name in wanted} <= lines[0].keys()
     assert {'valid_map', 'valid_chance_map', 'valid_triplet_accuracy'} <= lines[2].keys()
-    assert lines[0]['train_learning_rate'] == pytest.approx(2e-3)
-    assert lines[-2]['train_learning_rate'] == pytest.approx(2e-3 * 0.8)
+    assert lines[0]['train_learning_rate'] == pytest.approx(1e-3)
+    assert lines[-2]['train_learning_rate'] == pytest.approx(1e-3 * 0.85)
 
 
 def test_best_is_kept_by_valid_map_and_names_its_values(unbroken):
@@ -166,7 +166,7 @@ def test_epochs_and_learning_rate_may_change(unbroken, config, tmp_path):
     config.train.num_epochs, config.optim.decay_rate = 2, 1.0
     run(config, tmp_path)
     assert arrays_of(tmp_path)[0] == 8
-    assert lines_of(tmp_path)[-2]['train_learning_rate'] == pytest.approx(2e-3)
+    assert lines_of(tmp_path)[-2]['train_learning_rate'] == pytest.approx(1e-3)
 
 
 def test_a_nan_stops_with_a_sentence_and_keeps_the_last_checkpoint(config, tmp_path, monkeypatch):
