@@ -298,7 +298,9 @@ def test_training_continues_from_an_imported_checkpoint(config, tmp_path, capsys
     assert 'step 4; all weights imported from `m.safetensors`' in card and 'drawings of garments' in card
     save_file(torch_names.to_torch('asen_v2', *three_attributes(trees), 3), tmp_path / 'm.safetensors')
     importing.import_checkpoint(config, tmp_path / 'other', tmp_path / 'm.safetensors')
-    with pytest.raises(InputError, match='has the attributes attribute_0, attribute_1, attribute_2, in this order, but'):
+    with pytest.raises(
+        InputError, match='has the attributes attribute_0, attribute_1, attribute_2, in this order, but'
+    ):
         train_and_evaluate(config, tmp_path / 'other', records)
 
 
