@@ -109,10 +109,11 @@ def embed_files(
         paths = [path for part in chunks for path in _read(part, 'paths').tolist()]
         skipped = [line for part in chunks for line in _read(part, 'skipped').tolist()]
         if paths:
-            with write_atomically(skipped_file) as file:
-                file.writelines(os.fsencode(f'{line}\n') for line in skipped)
-            if not skipped:
-                skipped_file.unlink()
+            if skipped:
+                with write_atomically(skipped_file) as file:
+                    file.writelines(os.fsencode(f'{line}\n') for line in skipped)
+            else:
+                skipped_file.unlink(missing_ok=True)
             _assemble(output, list(chunks), paths, embedder.attributes, heatmaps)
     if not paths:
         raise InputError(f'None of the {len(photos)} photos of {images} can be used; {skipped[0].replace(TAB, ": ")}.')
