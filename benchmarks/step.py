@@ -1,12 +1,12 @@
-"""Our train step and evaluation pass beside the same network in PyTorch, alternating in one process.
+"""Time our train step and evaluation against the same network in PyTorch, in one process.
 
     pip install torch
     python benchmarks/step.py [--network asen_v2] [--batch 8] [--size 224] [--steps 5] [--device cpu]
-    python benchmarks/step.py --compare-gradients    # no timing: how far float32 gradients are from float64's, in both
+    python benchmarks/step.py --compare-gradients    # no timing: compare float32 gradients with float64 ones
 
-Both start from the same weights and photos (uint8, already on the device); nothing is timed before loss, gradient norm
-and vectors agree. PyTorch passes the three roles one after the other, as the original does; ours folds them into one
-pass with each role's own batch statistics.
+Both start from the same weights and the same photos (uint8, already on the device), and nothing is timed until loss,
+gradient norm, and vectors agree. PyTorch runs the three roles one after the other, as the original does; ours folds them
+into one pass that keeps batch statistics per role.
 """
 
 import argparse
@@ -44,31 +44,32 @@ from asen_jax.training.optimizer import make_optimizer, make_schedule
 from asen_jax.training.step import create_state, make_train_step
 from asen_jax.weights.torch_names import fill_from_torch, flatten, our_path
 from configs import fashionai
+from tests.golden import recipe
 
 NUM_ATTRIBUTES = 8  # FashionAI's
-ROOT = Path(__file__).resolve().parents[1]
-REFERENCES = (ROOT / 'tests' / 'golden', ROOT.parent / 'shared' / 'reference')  # the original's weights and figures
-REFERENCE = next((folder for folder in REFERENCES if (folder / 'recipe.py').exists()), None)
-SAME_LOSS, SAME_VECTORS, SAME_NORM = 1e-5, 1e-5, 1e-2  # the last is relative: see --compare-gradients
+GOLDEN = Path(recipe.__file__).parent  # figures of the original
+GOLDEN_SIZE = 224  # side of the photos behind them, in pixels
+# Largest accepted differences; that of the norm is relative, and --compare-gradients shows why it is so large.
+SAME_LOSS, SAME_VECTORS, SAME_NORM = 1e-5, 1e-5, 1e-2
 
 
 class Side(NamedTuple):
-    """One framework's two measured calls, which return when the device is done, and what the check asks besides."""
+    """One framework's two timed calls, which return when the device is done, and the gradient norm to check."""
 
     train_step: Callable[[], Any]  # -> loss
-    embed: Callable[[], Any]  # -> vectors of all photos under all attributes
+    embed: Callable[[], Any]  # -> vectors of all photos under every attribute
     gradient_norm: Callable[[], float]  # of the last step
 
 
 class Batch(NamedTuple):
-    """Triplets in the host's memory."""
+    """Triplets in host memory."""
 
     images: np.ndarray  # uint8 [b, 3, h, w, 3]
     attribute: np.ndarray  # [b]
 
 
 def main(argv: list[str]) -> int:
-    """Measure or compare; the exit status: 0 done, 1 the two do not compute the same, 2 it cannot run here."""
+    """Measure or compare; returns 0 on success, 1 if the two sides do not agree, 2 if it cannot run here."""
     args = parse(argv)
     try:
         check_devices(args.device)
@@ -87,28 +88,30 @@ def main(argv: list[str]) -> int:
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--network', choices=('asen', 'asen_v2'), default='asen_v2')
-    parser.add_argument('--batch', type=int, default=8, help='triplets a step')
-    parser.add_argument('--size', type=int, default=224, help='pixels, side of the photos')
-    parser.add_argument('--steps', type=int, default=5, help='measured calls of each')
+    parser.add_argument('--batch', type=int, default=8, help='triplets per step')
+    parser.add_argument('--size', type=int, default=224, help='side of the photos in pixels')
+    parser.add_argument('--steps', type=int, default=5, help='timed calls per framework')
     parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
     parser.add_argument(
-        '--precision', choices=('float32', 'tensorfloat32'), default='float32',
-        help="ours; PyTorch's is its default: on a GPU TF32 in convolutions, float32 in matrix products",
-    )  # fmt: skip
-    parser.add_argument('--channels-last', action='store_true', help="PyTorch's other memory layout")
-    parser.add_argument('--compare-gradients', action='store_true', help='compare gradient norms instead of measuring')
+        '--precision',
+        choices=('float32', 'tensorfloat32'),
+        default='float32',
+        help='of asen_jax; PyTorch keeps its default, which on a GPU is TF32 in convolutions and float32 in matrix products',
+    )
+    parser.add_argument('--channels-last', action='store_true', help='use the channels_last memory layout in PyTorch')
+    parser.add_argument('--compare-gradients', action='store_true', help='compare gradients instead of timing')
     args = parser.parse_args(argv[1:])
     if args.batch < 1 or args.steps < 1 or args.size < 32:
-        parser.error('--batch and --steps are at least 1, --size at least 32.')
+        parser.error('--batch and --steps must be at least 1, and --size at least 32.')
     if args.compare_gradients and args.size % 7:
-        parser.error("--compare-gradients draws the reference's photos, 7 blocks a side: --size is a multiple of 7.")
+        parser.error('--compare-gradients draws photos of 7 x 7 blocks; --size must be a multiple of 7.')
     return args
 
 
 def check_devices(device: str) -> None:
-    """PyTorch is there, and both frameworks have the device."""
+    """Raises InputError unless PyTorch is installed and both frameworks see the device."""
     if torch is None:
-        raise InputError('PyTorch is what we compare with and is not installed here: pip install torch')
+        raise InputError('PyTorch, which this command compares with, is not installed: pip install torch')
     if device == 'cpu':
         jax.config.update('jax_platforms', 'cpu')
     elif not torch.cuda.is_available():
@@ -118,14 +121,14 @@ def check_devices(device: str) -> None:
 
 
 def describe(args: argparse.Namespace) -> str:
-    """What runs, on which hardware, with which versions."""
+    """The network, the hardware, and the versions."""
     if args.device == 'cuda':
         hardware = torch.cuda.get_device_name(0)
     else:
         path = Path('/proc/cpuinfo')
         found = re.search(r'model name\s*:\s*(.*)', path.read_text()) if path.exists() else None
         name = found[1] if found else platform.processor()
-        hardware = f'{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads of PyTorch'
+        hardware = f'{name}, {os.cpu_count()} cores, {torch.get_num_threads()} PyTorch threads'
     versions = ', '.join(f'{name} {importlib.metadata.version(name)}' for name in ('torch', 'jax', 'jaxlib', 'flax'))
     layout = 'channels_last' if args.channels_last else 'contiguous'
     what = f'{args.network}, photos of {args.size} px, ours {args.precision}, PyTorch {layout}'
@@ -133,7 +136,7 @@ def describe(args: argparse.Namespace) -> str:
 
 
 def measure(args: argparse.Namespace, config) -> int:
-    """Check that both compute the same, then print the table."""
+    """Check that the two sides agree, then print the table of timings."""
     network = torch_asen.make_network(args.network, NUM_ATTRIBUTES, args.device, args.channels_last)
     state_dict = torch_asen.numpy_state(network)
     batch = noise(args.batch, args.size)
@@ -152,13 +155,13 @@ def measure(args: argparse.Namespace, config) -> int:
 
 
 def noise(count: int, size: int) -> Batch:
-    """Triplets of nothing in particular."""
+    """Triplets of random pixels."""
     images = np.random.default_rng(0).integers(0, 256, (count, 3, size, size, 3), np.uint8)
     return Batch(images, np.arange(count) % NUM_ATTRIBUTES)
 
 
 def make_our_side(config, state_dict: dict[str, np.ndarray], batch: Batch) -> Side:
-    """The product's own compiled step and embedder, on one device, from the weights in `state_dict`."""
+    """The library's own compiled step and embedder on one device, with the weights in `state_dict`."""
     axes = (jax.sharding.AxisType.Auto,) * 2
     mesh = jax.make_mesh((1, 1), ('data', 'model'), axes, devices=jax.devices()[:1])
     model, params, stats = build_model(config, NUM_ATTRIBUTES)
@@ -185,20 +188,21 @@ def make_our_side(config, state_dict: dict[str, np.ndarray], batch: Batch) -> Si
 
 
 def check_same(theirs: Side, ours: Side) -> bool:
-    """Whether vectors, first loss and its gradient norm agree, in float32; says how far apart they are."""
+    """Whether the vectors, the first loss, and its gradient norm agree in float32; prints the differences."""
     with torch_asen.exact_float32():
         vectors = np.abs(theirs.embed().cpu().numpy() - np.asarray(ours.embed())).max()
         their_loss, our_loss = float(theirs.train_step()), float(ours.train_step())
     loss, norm = abs(their_loss - our_loss), abs(ours.gradient_norm() / theirs.gradient_norm() - 1)
-    print(f'first loss {their_loss:.6f}; apart: loss {loss:.1e}, gradient norm {norm:.1e} of it, vectors {vectors:.1e}')
+    print(f'first loss {their_loss:.6f}')
+    print(f'differences: loss {loss:.1e}, gradient norm {norm:.1e} (relative), vectors {vectors:.1e}')
     if loss <= SAME_LOSS and vectors <= SAME_VECTORS and norm <= SAME_NORM:
         return True
-    print('step.py: the two do not compute the same; nothing was measured.', file=sys.stderr)
+    print('step.py: the two sides do not agree, so nothing was timed.', file=sys.stderr)
     return False
 
 
 def time_pairs(theirs: Callable, ours: Callable, count: int) -> list[tuple[float, float]]:
-    """Seconds of `count` calls of each, one after the other, the first of a pair in turn; one pair before warms up."""
+    """Seconds of `count` pairs of calls, after one untimed pair; the two sides take turns at going first."""
     pairs = []
     for number in range(count + 1):
         seconds = {}
@@ -211,7 +215,7 @@ def time_pairs(theirs: Callable, ours: Callable, count: int) -> list[tuple[float
 
 
 def print_row(name: str, items: int, pairs: list[tuple[float, float]]) -> None:
-    """Items a second of each, and how many times as fast ours is: medians over the pairs."""
+    """Items per second of each side and the speed of ours relative to theirs, as medians over the pairs."""
     theirs, ours = (items / statistics.median(column) for column in zip(*pairs, strict=True))
     ratios = sorted(their / our for their, our in pairs)
     spread = f'{statistics.median(ratios):.2f} ({ratios[0]:.2f} - {ratios[-1]:.2f})'
@@ -219,38 +223,32 @@ def print_row(name: str, items: int, pairs: list[tuple[float, float]]) -> None:
 
 
 def compare_gradients(args: argparse.Namespace, config) -> None:
-    """Per-parameter gradient norms of the first step in float32 of both and in PyTorch's float64, pair by pair."""
+    """Print how far the first step's gradients in float32, of both sides, are from each other and from float64's."""
     network = torch_asen.make_network(args.network, NUM_ATTRIBUTES, args.device, args.channels_last)
-    batch = reference_batch(network, args.size)
+    batch = golden_batch(network, args.size)
     state_dict = torch_asen.numpy_state(network)
     found, flips, count = torch_asen.gradients_of_both_types(network, *batch, config.train.margin)
     gradients = {run: in_our_names(config, state_dict | named) for run, named in found.items()}
     gradients[f'asen_jax {args.precision}'] = our_gradients(config, state_dict, batch)
-    print(f'ReLU outputs that are on in only one of PyTorch float32 and float64: {flips:,} of {count:,}')
+    print(f'ReLU outputs above zero in only one of PyTorch float32 and float64: {flips:,} of {count:,}')
     print_gradients(gradients, stored_norms(args))
 
 
-def reference_batch(network: 'torch_asen.Network', size: int) -> Batch:
-    """The reference's first training batch, its weights put into `network`; noise without its recipe."""
-    if REFERENCE is None:
-        print('No recipe.py in', ' or '.join(map(str, REFERENCES)), '- random weights and photos instead')
-        return noise(4, size)
-    sys.path.insert(0, str(REFERENCE))
-    import recipe
-
+def golden_batch(network: 'torch_asen.Network', size: int) -> Batch:
+    """The training batch of the golden figures; also fills `network` with their weights."""
     torch_asen.fill(network, lambda name, shape: recipe.make_tensor(1, name, shape))
     anchors, negatives, positives = recipe.make_images(1001, 12, size).reshape(3, 4, size, size, 3)
     return Batch(np.stack([anchors, positives, negatives], axis=1), np.array([0, 3, 5, 7]))
 
 
 def in_our_names(config, state_dict: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A state dict's tensors, or gradients in their place, in our names and layouts, exact enough for norms."""
+    """A state dict, or gradients under its names, as float64 arrays in our names and layouts."""
     params, _ = fill_from_torch(config.model.name, *build_model(config, NUM_ATTRIBUTES)[1:], state_dict)
     return {name: array.astype(np.float64) for name, array in flatten(params).items()}
 
 
 def our_gradients(config, state_dict: dict[str, np.ndarray], batch: Batch) -> dict[str, np.ndarray]:
-    """The gradients of the same step as `asen_jax.training.step` takes it."""
+    """Our gradients of the same step."""
     model, params, stats = build_model(config, NUM_ATTRIBUTES)
     params, stats = fill_from_torch(config.model.name, params, stats, state_dict)
 
@@ -264,21 +262,23 @@ def our_gradients(config, state_dict: dict[str, np.ndarray], batch: Batch) -> di
 
 
 def stored_norms(args: argparse.Namespace) -> dict[str, float]:
-    """The original's own gradient norms in our names, where they are at hand and the photos have their size."""
-    if REFERENCE is None or args.size != 224:
+    """The original's own gradient norms in our names; empty if --size is not that of the golden photos."""
+    if args.size != GOLDEN_SIZE:
         return {}
-    with np.load(REFERENCE / f'{args.network}.npz') as stored:
+    with np.load(GOLDEN / f'{args.network}.npz') as stored:
         names = [our_path(args.network, str(name))[0] for name in stored['grad_names']]
         return dict(zip(names, stored['grad_norms'], strict=True))
 
 
 def print_gradients(gradients: dict[str, dict], stored: dict[str, float]) -> None:
-    """How far apart norms are, and the gradients themselves, pair by pair, relative to the second of the pair."""
+    """Print one row per pair of runs: differences of norms and of gradients, relative to the pair's second run."""
     theirs, exact, replayed, ours = gradients
     norms = {side: {name: np.linalg.norm(g) for name, g in named.items()} for side, named in gradients.items()}
     names = [name for name, norm in norms[exact].items() if norm > 1e-6 * np.median(list(norms[exact].values()))]
     zero = sorted(norms[exact].keys() - names)
-    print(f'{len(names)} parameters; left out, as their gradient is nothing but rounding: {", ".join(zero) or "none"}')
+    print(
+        f'{len(names)} parameters; left out because their gradient is only rounding error: {", ".join(zero) or "none"}'
+    )
     print(f'\n{"relative difference of":<42}{"norms: largest":>16}{"90 %":>9}{"gradients: largest":>21}{"90 %":>9}')
     for first, second in ((theirs, exact), (ours, exact), (ours, theirs), (theirs, replayed)):
         norm = {name: abs(norms[first][name] / norms[second][name] - 1) for name in names}
@@ -290,7 +290,7 @@ def print_gradients(gradients: dict[str, dict], stored: dict[str, float]) -> Non
 
 
 def print_spread(pair: str, norm: dict[str, float], rest: str) -> None:
-    """A row of it; its last word is the parameter whose norm is furthest apart."""
+    """Print one row, which ends in the parameter whose norm differs most."""
     values = list(norm.values())
     print(f'{pair:<42}{max(values):>16.1e}{np.percentile(values, 90):>9.1e}{rest:<30}   {max(norm, key=norm.get)}')
 

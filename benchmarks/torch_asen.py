@@ -1,7 +1,7 @@
-"""ASEN and ASEN v2 in PyTorch, to measure ours against: the published parameter names, and each role passed on its own.
+"""ASEN and ASEN v2 in PyTorch, for comparison: the published parameter names, and one forward pass per role.
 
-Written from the paper's equations (Ma et al., AAAI 2020) and the names in a checkpoint; `asen_jax.weights.torch_names` reads its
-state dict. ResNet-50 up to layer3 is part of it, without the unused classifier.
+Written from the paper's equations (Ma et al., AAAI 2020) and the names in a published checkpoint, so that
+`asen_jax.weights.torch_names` can read its state dict. The trunk is ResNet-50 up to layer3, without the unused classifier.
 """
 
 import contextlib
@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-ROLE_ORDER = (0, 2, 1)  # of axis anchor, positive, negative: the original passes anchor, negative, positive
+# The original passes anchor, negative, positive; photos are stored as anchor, positive, negative.
+ROLE_ORDER = (0, 2, 1)
 
 
 class Bottleneck(nn.Module):
@@ -69,7 +70,7 @@ def attend(features, scores):
 
 
 class Asen(nn.Module):
-    """v1: spatial attention by a tanh'd 1x1 convolution, one-hot attributes, and a last linear layer."""
+    """v1: spatial attention from a 1x1 convolution and tanh, one-hot attributes, and a final linear layer."""
 
     def __init__(self, num_attributes: int):
         super().__init__()
@@ -97,7 +98,7 @@ class Asen(nn.Module):
 
 
 class AsenV2(nn.Module):
-    """v2: one attribute table, a scaled product as spatial score, batch norm on its 1x1 convolution, no last layer."""
+    """v2: one attribute table, a scaled dot product as spatial score, batch norm after the 1x1 convolution, no final layer."""
 
     def __init__(self, num_attributes: int):
         super().__init__()
@@ -129,7 +130,7 @@ def l2_normalize(x):
 
 
 class Network(nn.Module):
-    """The network that trains: a photo's vector comes from `embeddingnet`, as a checkpoint's names have it."""
+    """The network that is trained; it holds `embeddingnet`, as the names in a checkpoint require."""
 
     def __init__(self, name: str, num_attributes: int, memory_format=torch.contiguous_format):
         super().__init__()
@@ -138,7 +139,7 @@ class Network(nn.Module):
         self.to(memory_format=memory_format)
 
     def normalize_pixels(self, images):
-        """uint8 [n, h, w, 3] -> (pixel / 255 - mean) / std as [n, 3, h, w] in the network's own type and layout."""
+        """uint8 [n, h, w, 3] -> (pixel / 255 - mean) / std as [n, 3, h, w] in the network's type and memory layout."""
         like = self.embeddingnet.backbonenet.conv1.weight
         mean, std = (torch.tensor(values, dtype=like.dtype, device=like.device) for values in (MEAN, STD))
         pixels = (images.to(like.dtype) / 255.0 - mean) / std
@@ -150,27 +151,27 @@ class Network(nn.Module):
         return net.under(net.project(self.normalize_pixels(images)), attribute)
 
     def embed_all(self, images):
-        """Vectors [n, a, d] under every attribute, from one pass of the trunk."""
+        """Vectors [n, a, d] under every attribute, from one pass through the trunk."""
         net = self.embeddingnet
         projected = net.project(self.normalize_pixels(images))
         numbers = torch.arange(net.num_attributes, device=images.device)
         return torch.stack([net.under(projected, number.expand(len(images))) for number in numbers], dim=1)
 
     def triplet_loss(self, images, attribute, margin: float):
-        """mean(max(0, margin - cos(anchor, positive) + cos(anchor, negative))) of [n, 3, h, w, 3], role after role."""
+        """mean(max(0, margin - cos(anchor, positive) + cos(anchor, negative))) of [n, 3, h, w, 3], one role at a time."""
         vectors = {role: self(images[:, role], attribute) for role in ROLE_ORDER}
         near, far = (F.cosine_similarity(vectors[0], vectors[role]) for role in (1, 2))
         return (margin - near + far).clamp(min=0).mean()
 
 
 def make_network(name: str, num_attributes: int, device: str, channels_last: bool) -> Network:
-    """The network on its device, always from the same random numbers."""
+    """The network on its device, always with the same random weights."""
     torch.manual_seed(0)
     return Network(name, num_attributes, torch.channels_last if channels_last else torch.contiguous_format).to(device)
 
 
 def fill(network: Network, make_tensor) -> None:
-    """Put `make_tensor(name, shape)` into every place of the network's state dict."""
+    """Set every tensor of the network's state dict to `make_tensor(name, shape)`."""
     arrays = {name: make_tensor(name, tuple(tensor.shape)) for name, tensor in network.state_dict().items()}
     network.load_state_dict({name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()})
 
@@ -181,9 +182,10 @@ def numpy_state(network: Network) -> dict[str, np.ndarray]:
 
 
 def make_calls(network: Network, images: np.ndarray, attribute: np.ndarray, learning_rate: float, margin: float):
-    """(train step -> loss, evaluation -> vectors, last step's gradient norm), photos on the network's device.
+    """Three functions: a train step that returns the loss, an evaluation that returns vectors, the last step's gradient norm.
 
-    The step is the original's: three passes, one backward, Adam. Evaluation passes the trunk once for all attributes.
+    The step is the original's: three forward passes, one backward pass, Adam. Evaluation runs the trunk once for all
+    attributes. The photos are copied to the network's device beforehand.
     """
     device = next(network.parameters()).device
     images, attribute = torch.from_numpy(images).to(device), torch.from_numpy(attribute).to(device)
@@ -215,7 +217,7 @@ def make_calls(network: Network, images: np.ndarray, attribute: np.ndarray, lear
 
 @contextlib.contextmanager
 def exact_float32():
-    """Convolutions without TF32 on a GPU, where it is PyTorch's default; the default comes back."""
+    """Turns off TF32 in convolutions, PyTorch's default on a GPU, and restores the setting afterwards."""
     before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
     try:
         yield
@@ -224,9 +226,9 @@ def exact_float32():
 
 
 def gradients(network: Network, images, attribute, margin: float, replay=None):
-    """One step's gradients by name, in the network's type, and of every ReLU's output whether it is above zero.
+    """One step's gradients by name, and for each ReLU a mask of the outputs above zero.
 
-    With `replay`, such signs of another run, every ReLU lets through what it let through there.
+    With `replay`, the masks of another run, each ReLU passes exactly the elements that it passed in that run.
     """
     signs, replay = [], iter(replay) if replay else None
 
@@ -237,7 +239,7 @@ def gradients(network: Network, images, attribute, margin: float, replay=None):
     relus = [module for module in network.train().modules() if isinstance(module, nn.ReLU)]
     hooks = [relu.register_forward_hook(watch) for relu in relus]
     for relu in relus:
-        relu.inplace = False  # what comes in is needed
+        relu.inplace = False  # the hook needs the input
     network.zero_grad()
     network.triplet_loss(images, attribute, margin).backward()
     for hook in hooks:
@@ -246,9 +248,10 @@ def gradients(network: Network, images, attribute, margin: float, replay=None):
 
 
 def gradients_of_both_types(network: Network, images: np.ndarray, attribute: np.ndarray, margin: float):
-    """({run: gradients by name}, ReLU outputs on in only one of float32 and float64, number of ReLU outputs).
+    """Gradients by name of three runs, the number of ReLU outputs that flip, and the number of ReLU outputs.
 
-    The runs are float32, float64, and float64 with float32's ReLUs: what remains without the ReLUs that flip.
+    An output flips if it is above zero in only one of float32 and float64. The third run is float64 with the ReLU masks of
+    float32, which leaves only rounding error between it and the first.
     """
     device = next(network.parameters()).device
     batch = torch.from_numpy(images).to(device), torch.from_numpy(attribute).to(device)

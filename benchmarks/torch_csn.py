@@ -1,10 +1,10 @@
-"""CSN as its own authors train it, in PyTorch: writes the figures that tests/test_csn_original.py holds ours against.
+"""CSN as its authors train it, in PyTorch: writes the figures that tests/training/test_csn_original.py compares ours with.
 
     pip install torch
     python benchmarks/torch_csn.py tests/golden/csn_original.npz
 
-ResNet-18 up to layer3, average pool, fc to 64, a mask row per attribute, Euclidean distance, three Adam steps of the
-triplet loss and the two norms. Written from the paper's equations (Veit et al., CVPR 2017) and the constants of the
+ResNet-18 up to layer3, average pooling, a linear layer to 64, one mask per attribute, Euclidean distance, and three Adam
+steps on the triplet loss and the two norms. Written from the paper's equations (Veit et al., CVPR 2017) and the constants of the
 authors' repository; weights and photos are those of tests/golden/recipe.py.
 """
 
@@ -23,7 +23,7 @@ from tests.golden import recipe
 NUM_ATTRIBUTES, DIM, SIZE = 4, 64, 112
 ATTRIBUTES = np.array([0, 1, 2, 3])
 MARGIN, EMBEDDING_NORM, MASK_NORM, LEARNING_RATE = 0.2, 5e-3, 5e-4, 5e-5 * 0.985
-ROLE_ORDER = (0, 1, 2)  # photos come as anchors, negatives, positives
+ROLE_ORDER = (0, 1, 2)  # photos are stored as anchors, negatives, positives
 
 
 class Block(nn.Module):
@@ -62,7 +62,7 @@ STAGES = ((64, 1), (128, 2), (256, 2))
 
 
 class Net(nn.Module):
-    """The trunk, its pooled projection, and the masks; names as in ASEN's copy of CSN, which asen_jax.weights.torch_names reads."""
+    """The trunk, its pooled projection, and the masks, under the names that asen_jax.weights.torch_names reads."""
 
     def __init__(self, learned: bool):
         super().__init__()
@@ -80,7 +80,7 @@ class Net(nn.Module):
 
 
 def make_net(learned: bool) -> Net:
-    """With the recipe's weights; fixed masks are sections."""
+    """The network with the recipe's weights; each fixed mask selects its own section of the vector."""
     net = Net(learned)
     state = {name: recipe.make_tensor(1, name, tuple(tensor.shape)) for name, tensor in net.state_dict().items()}
     if not learned:
@@ -92,7 +92,7 @@ def make_net(learned: bool) -> Net:
 
 
 def loss_of(net: Net, images, attribute):
-    """The triplet loss of distances, and both norms; each role on its own through the net."""
+    """The triplet loss on distances plus both norms; one forward pass per role."""
     parts = [net(images[role], attribute) for role in ROLE_ORDER]
     anchor, negative, positive = (part[0] for part in parts)
     far, near = (F.pairwise_distance(anchor, other) for other in (negative, positive))
@@ -103,7 +103,7 @@ def loss_of(net: Net, images, attribute):
 
 
 def figures(learned: bool) -> dict[str, np.ndarray]:
-    """Eval-mode vectors, the losses of three steps, the gradient norms of the first."""
+    """Vectors in eval mode, the losses of three steps, and the gradient norms of the first."""
     net, attribute = make_net(learned), torch.from_numpy(ATTRIBUTES)
     photos = recipe.normalize(recipe.make_images(1001, 12, SIZE)).transpose(0, 3, 1, 2).reshape(3, 4, 3, SIZE, SIZE)
     images = torch.from_numpy(np.ascontiguousarray(photos))
