@@ -1,4 +1,4 @@
-"""Eight devices compute what one does, with one program and no photo moved between them."""
+"""Eight devices compute the same as one, with one program and without moving photos between devices."""
 
 import re
 
@@ -16,7 +16,7 @@ STEPS = 4
 
 
 def make_run(devices, loss='triplet', model_axis=1):
-    """(step, state) of a small ASEN v2, batch norm per role, on so many devices."""
+    """(step, state, mesh) of a small ASEN v2 with batch norm per role, on that many devices."""
     config = fashionai.get_config('asen_v2')
     config.model.trunk, config.model.trunk_width, config.train.loss = 'resnet18', 8, loss
     mesh = sharding.make_mesh(model_axis, jax.devices()[:devices])
@@ -44,7 +44,7 @@ def train(devices, **options):
 
 
 @pytest.mark.parametrize('loss', ['triplet', 'contrastive'])
-def test_eight_devices_give_the_losses_of_one_and_compile_once(loss):
+def test_eight_devices_match_one_and_compile_once(loss):
     _, alone, expected = train(1, loss=loss)
     step, state, losses = train(8, loss=loss)
     np.testing.assert_allclose(losses, expected, rtol=0, atol=1e-5)
@@ -61,17 +61,17 @@ def test_wide_matrices_can_be_sharded_over_the_model_axis():
     assert kernel.sharding.shard_shape(kernel.shape) == (512, 256)
 
 
-def test_no_photo_is_gathered():
+def test_no_photo_moves_between_devices():
     step, state, mesh = make_run(8)
     program = step.lower(state, make_batch(0, mesh)).compile().as_text()
     gathers = re.findall(r'= (\S+) all-gather', program)
     assert not [shape for shape in gathers if re.search(r'\[\d+,(3,)?32,32,3]|\[\d+,16,16,\d+]', shape)], gathers
     assert 'all-reduce' in program
-    convolved = {int(rows) for rows in re.findall(r'f32\[(\d+),16,16,8]\S* convolution', program)}
-    assert convolved == {6}  # 16 triplets of 3 photos on 8 devices
+    photos_per_device = {int(rows) for rows in re.findall(r'f32\[(\d+),16,16,8]\S* convolution', program)}
+    assert photos_per_device == {6}  # 16 triplets of 3 photos on 8 devices
 
 
-def test_batches_and_meshes_that_do_not_divide_evenly_are_refused():
+def test_batches_and_meshes_that_do_not_divide_evenly_are_rejected():
     mesh = sharding.make_mesh(devices=jax.devices()[:8])
     with pytest.raises(InputError, match=r'config\.train\.batch_size is 12.*use a multiple of 8'):
         sharding.check_batch_size(12, mesh)

@@ -1,4 +1,4 @@
-"""Batches from records: the same for any number of workers and any start, and exact padding."""
+"""Batches do not depend on the number of workers or the starting step, and the last one is padded and masked."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from asen_jax.errors import InputError
 
 
 def take(iterator, count):
-    """The first `count` batches, copied out of shared memory."""
+    """The first `count` batches, copied from shared memory; closes the iterator."""
     taken = []
     for _ in range(count):
         taken.append({name: np.array(part) for name, part in next(iterator).items()})
@@ -16,14 +16,14 @@ def take(iterator, count):
     return taken
 
 
-def assert_same(some, others):
-    assert len(some) == len(others)
-    for one, other in zip(some, others, strict=True):
-        for name in one:
-            np.testing.assert_array_equal(one[name], other[name])
+def assert_same(actual, expected):
+    assert len(actual) == len(expected)
+    for batch, other in zip(actual, expected, strict=True):
+        for name in batch:
+            np.testing.assert_array_equal(batch[name], other[name])
 
 
-def test_batches_have_the_contracts_shapes(records, config):
+def test_batches_have_the_documented_shapes(records, config):
     batch = take(batches.train_batches(records, config), 1)[0]
     assert batch['images'].shape == (8, 3, 32, 32, 3)
     assert batch['images'].dtype == np.uint8
@@ -33,7 +33,7 @@ def test_batches_have_the_contracts_shapes(records, config):
     assert batch['photo'].shape == (8, 3)
 
 
-def test_a_batch_shows_the_photos_of_its_triplets(records, config):
+def test_a_batch_holds_the_photos_and_labels_of_its_triplets(records, config):
     config.data.flip = False
     batch = take(batches.train_batches(records, config), 1)[0]
     source = batches.TripletSource(records, config, 32)
@@ -49,25 +49,25 @@ def test_a_batch_shows_the_photos_of_its_triplets(records, config):
         assert (batch['labels'][row, 0, table[3]] & batch['labels'][row, 1, table[3]]).any()
 
 
-def test_a_run_may_start_at_any_step(records, config):
+def test_training_can_start_at_any_step(records, config):
     whole = take(batches.train_batches(records, config), 8)
     assert_same(take(batches.train_batches(records, config, 3), 5), whole[3:])
 
 
-def test_batches_do_not_depend_on_workers(records, config):
+def test_batches_do_not_depend_on_the_number_of_workers(records, config):
     alone = take(batches.train_batches(records, config), 4)
     config.data.num_workers = 2
     assert_same(take(batches.train_batches(records, config), 4), alone)
 
 
-def test_epochs_and_seeds_draw_other_triplets(records, config):
+def test_each_epoch_and_seed_draws_different_triplets(records, config):
     source = batches.TripletSource(records, config, 32)
     assert not np.array_equal(source.table(0), source.table(1))
     config.seed = 1
     assert not np.array_equal(source.table(0), batches.TripletSource(records, config, 32).table(0))
 
 
-def test_a_fixed_list_is_shuffled_each_epoch_and_never_redrawn(records, config):
+def test_a_fixed_list_is_reshuffled_each_epoch_but_not_redrawn(records, config):
     config.data.triplets = 'fixed'
     config.data.num_triplets = records.splits['train_triplets']
     steps = batches.steps_per_epoch(records, config)
@@ -80,7 +80,7 @@ def test_a_fixed_list_is_shuffled_each_epoch_and_never_redrawn(records, config):
     assert not np.array_equal(source.table(0), source.table(1))
 
 
-def test_flips_mirror_each_photo_on_its_own(records, config):
+def test_each_photo_is_flipped_independently(records, config):
     config.data.flip = False
     plain = take(batches.train_batches(records, config), 1)[0]['images']
     config.data.flip = True
@@ -101,15 +101,15 @@ def test_evaluation_pads_the_last_batch_and_masks_it(records, config):
     assert not last['mask'][2:].any()
 
 
-def test_attribute_boxes_lie_in_the_networks_square(records, config):
+def test_attribute_boxes_are_in_pixels_of_the_resized_photo(records, config):
     batch = take(batches.eval_batches(records, 'test', np.arange(4), config), 1)[0]
     record = prepared.open_split(records.directory, 'test')[0]
     for attribute, box in zip(record['attributes'], record['attribute_boxes'], strict=True):
-        np.testing.assert_allclose(batch['boxes'][0, attribute], box, atol=1e-4)  # 32 pixels drawn, 32 shown
+        np.testing.assert_allclose(batch['boxes'][0, attribute], box, atol=1e-4)  # photos of 32 pixels are not resized
     assert np.isnan(batch['boxes'][0]).all(axis=1).sum() == 6 - len(record['attributes'])
 
 
-def test_labels_are_those_of_the_records(records):
+def test_labels_match_the_records(records):
     labels = prepared.read_labels(records, 'train')
     expected = [
         (index, attribute, value)
@@ -124,14 +124,14 @@ def test_a_folder_without_records_is_named(tmp_path):
         prepared.open_records(tmp_path)
 
 
-def test_an_epoch_smaller_than_a_batch_is_refused(records, config):
+def test_an_epoch_smaller_than_a_batch_is_rejected(records, config):
     config.data.num_triplets = 7
     with pytest.raises(InputError, match=r'fewer than config\.train\.batch_size \(8\)'):
         batches.steps_per_epoch(records, config)
 
 
 @pytest.mark.parametrize('field,value', [('fit', 'squash'), ('triplets', 'old')])
-def test_unknown_words_are_named(records, config, field, value):
+def test_unknown_options_are_rejected_by_name(records, config, field, value):
     config.data[field] = value
     with pytest.raises(InputError, match=rf"config\.data\.{field} is '{value}'"):
         batches.steps_per_epoch(records, config)

@@ -1,4 +1,4 @@
-"""CSN by its own authors (configs/zappos50k.py:csn_original) against a PyTorch step: benchmarks/torch_csn.py wrote it."""
+"""CSN as its authors train it (configs/zappos50k.py:csn_original) matches PyTorch; benchmarks/torch_csn.py wrote the figures."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ ATTRIBUTES = np.arange(4, dtype=np.int32)
 
 @pytest.fixture(scope='module', params=['fixed', 'learned'])
 def case(request):
-    """The figures for one kind of masks, and our network with the same weights."""
+    """The figures for one kind of mask, and our network with the same weights."""
     with np.load(GOLDEN) as arrays:
         golden = {name.partition('_')[2]: arrays[name] for name in arrays if name.startswith(request.param)}
     config = zappos50k.get_config('csn_original')
@@ -36,7 +36,7 @@ def case(request):
 
 
 def trunk_shapes():
-    """ResNet-18 up to layer3 under PyTorch's names."""
+    """The shapes of ResNet-18 up to layer3, under PyTorch's names."""
     shapes = {'conv1.weight': (64, 3, 7, 7)}
     norms, in_dim = {'bn1': 64}, 64
     for stage, dim in enumerate((64, 128, 256), 1):
@@ -56,15 +56,15 @@ def photos():
     return recipe.make_images(1001, 12, 112).reshape(3, 4, 112, 112, 3)
 
 
-def test_vectors_are_pytorchs_and_not_normalized(case):
+def test_vectors_match_pytorch_and_are_not_normalized(case):
     golden, _, model, params, stats = case
     vectors, heatmaps = jax.jit(lambda p, s, x: embed_all(model, p, s, x))(params, stats, photos()[0])
     np.testing.assert_allclose(np.asarray(vectors)[range(4), ATTRIBUTES], golden['embeddings'], rtol=0, atol=2e-5)
-    assert np.abs(golden['embeddings']).max() > 1  # so that 2e-5 says something
+    assert np.abs(golden['embeddings']).max() > 1  # not unit vectors
     assert heatmaps is None
 
 
-def test_three_steps_of_its_own_losses_are_pytorchs(case):
+def test_three_steps_match_pytorch(case):
     golden, config, model, params, stats = case
     anchor, negative, positive = photos()
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
@@ -75,23 +75,26 @@ def test_three_steps_of_its_own_losses_are_pytorchs(case):
         state, metrics = step(state, batch)
         losses.append(float(metrics['loss']))
         if number == 0:
-            gradients = {
-                path: 10 * np.linalg.norm(mu) for path, mu in flatten(jax.device_get(state.opt_state[0].mu)).items()
-            }
+            moments = flatten(jax.device_get(state.opt_state[0].mu))
+            gradients = {path: 10 * np.linalg.norm(moment) for path, moment in moments.items()}
     np.testing.assert_allclose(losses, golden['losses'], rtol=1e-4)
     assert len(gradients) == len(golden['grad_names'])
-    ours = np.array([gradients[our_path('csn', str(name))[0]] for name in golden['grad_names']])
+    paths = [our_path('csn', str(name))[0] for name in golden['grad_names']]
+    ours = np.array([gradients[path] for path in paths])
     np.testing.assert_allclose(ours, golden['grad_norms'], rtol=6e-3)
-    of_head = np.array([our_path('csn', str(name))[0].startswith('head.') for name in golden['grad_names']])
-    np.testing.assert_allclose(ours[of_head], golden['grad_norms'][of_head], rtol=1e-3)
+    in_head = np.array([path.startswith('head.') for path in paths])
+    np.testing.assert_allclose(ours[in_head], golden['grad_norms'][in_head], rtol=1e-3)
 
 
-@pytest.mark.parametrize('field,value,match', [
-    ('train.distance', 'euclid', 'config.train.distance is .euclid.; it is one of cosine, euclidean'),
-    ('train.loss', 'contrastive', 'contrastive compares by cosine'),
-    ('model.name', 'asen', 'embedding_norm is 0.005, but it belongs to the triplet loss of csn'),
-])  # fmt: skip
-def test_a_loss_that_cannot_be_is_refused(field, value, match):
+@pytest.mark.parametrize(
+    'field,value,match',
+    [
+        ('train.distance', 'euclid', 'config.train.distance is .euclid.; it is one of cosine, euclidean'),
+        ('train.loss', 'contrastive', 'contrastive compares by cosine'),
+        ('model.name', 'asen', 'embedding_norm is 0.005, but it belongs to the triplet loss of csn'),
+    ],
+)
+def test_an_invalid_loss_is_rejected(field, value, match):
     config = zappos50k.get_config('csn_original')
     config.update_from_flattened_dict({field: value})
     with pytest.raises(InputError, match=match):

@@ -1,4 +1,4 @@
-"""Losses against their formulas written out one by one."""
+"""Each loss matches its formula, written out."""
 
 import jax
 import jax.numpy as jnp
@@ -17,19 +17,19 @@ def test_cosine_similarity_divides_by_both_norms():
     np.testing.assert_allclose(losses.cosine_similarity(a, b), [np.sqrt(0.5), -1], rtol=1e-6)
 
 
-def test_triplet_loss_is_a_hinge_on_each_triplet():
+def test_triplet_loss_is_a_hinge_per_triplet():
     near, far = jnp.array([0.9, 0.5, 0.5]), jnp.array([0.1, 0.4, 0.5])
     np.testing.assert_allclose(losses.triplet_loss(near, far, 0.2), [0, 0.1, 0.2], atol=1e-6)
 
 
-def test_triplet_loss_pulls_the_positive_and_pushes_the_negative():
+def test_triplet_loss_pulls_positives_closer_and_pushes_negatives_away():
     slope = jax.grad(lambda near, far: losses.triplet_loss(near, far, 0.2).mean(), argnums=(0, 1))
     near, far = slope(jnp.array([0.5, 0.9]), jnp.array([0.5, 0.1]))
     np.testing.assert_array_equal(near, [-0.5, 0])
     np.testing.assert_array_equal(far, [0.5, 0])
 
 
-def test_contrastive_loss_is_the_sum_written_out():
+def test_contrastive_loss_matches_its_formula():
     rng = np.random.default_rng(0)
     embedding = unit(rng, 5, 2, 4)
     values = np.array([[{0}, {1}], [{0, 1}, set()], [{1}, {1}], [set(), {0}], [{0}, {1}]])
@@ -49,7 +49,7 @@ def test_contrastive_loss_is_the_sum_written_out():
         np.testing.assert_allclose(ours[i, attribute], expected, rtol=1e-5)
 
 
-def test_contrastive_loss_has_a_finite_gradient_where_an_attribute_is_hardly_labeled():
+def test_contrastive_loss_has_a_finite_gradient_if_an_attribute_has_one_label():
     labels = jnp.zeros((3, 2, 2), jnp.uint8).at[:, 0, 0].set(1).at[0, 1, 0].set(1)
     embedding = jnp.asarray(unit(np.random.default_rng(1), 3, 2, 4))
     slope = jax.grad(lambda e: jnp.nanmean(losses.contrastive_loss(e, labels, jnp.arange(3), 0.1)))(embedding)
@@ -67,7 +67,7 @@ def test_a_photo_drawn_twice_is_not_its_own_positive():
     np.testing.assert_allclose(twice[:2, 0], [once[0, 0]] * 2, rtol=1e-5)
 
 
-def test_negative_distance_is_pytorchs_pairwise_distance():
+def test_negative_distance_matches_pytorchs_pairwise_distance():
     a, b = jnp.array([[3.0, 0.0], [1.0, 1.0]]), jnp.array([[0.0, 4.0], [1.0, 1.0]])
     np.testing.assert_allclose(losses.negative_distance(a, b), [-5, -np.sqrt(2) * 1e-6], rtol=1e-5)
     slope = jax.grad(lambda a: losses.negative_distance(a, b).sum())(a)
@@ -75,7 +75,7 @@ def test_negative_distance_is_pytorchs_pairwise_distance():
     assert np.isfinite(slope).all()
 
 
-def test_csns_norms_are_means_over_roles():
+def test_csn_norms_are_means_over_roles():
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(4, 3, 5)).astype(np.float32)
     frobenius = np.mean([np.linalg.norm(rows[:, role]) for role in range(3)]) / 2  # sqrt of a batch of 4

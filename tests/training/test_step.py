@@ -12,7 +12,7 @@ from tests.conftest import make_step
 
 
 def make_run(loss):
-    """(step, state, batch) of a small ASEN on sixteen random triplets."""
+    """(step, state, batch) for a small ASEN and sixteen random triplets."""
     config = fashionai.get_config()
     config.model.trunk, config.model.trunk_width, config.model.embed_dim = 'resnet18', 8, 16
     config.optim.learning_rate, config.train.loss = 1e-3, loss
@@ -50,15 +50,13 @@ def test_every_parameter_is_trained():
     step, state, batch = make_run('triplet')
     before = jax.device_get(state.params)
     state, _ = step(state, batch)
-    for path, moved in jax.tree_util.tree_leaves_with_path(
-        jax.tree.map(lambda a, b: np.any(a != b), before, state.params)
-    ):
-        name = jax.tree_util.keystr(path)
-        assert moved, name
+    changed = jax.tree.map(lambda old, new: np.any(old != new), before, state.params)
+    for path, has_changed in jax.tree.leaves_with_path(changed):
+        assert has_changed, jax.tree_util.keystr(path)
 
 
-def test_the_schedule_is_steplr():
-    config = fashionai.get_config('asen_v2')  # x0.9 every 3 epochs
+def test_the_schedule_matches_steplr():
+    config = fashionai.get_config('asen_v2')  # times 0.9 every 3 epochs
     schedule = make_schedule(config, steps_per_epoch=10)
     rates = [float(schedule(step)) for step in (0, 29, 30, 59, 60)]
     np.testing.assert_allclose(rates, [1e-4, 1e-4, 9e-5, 9e-5, 8.1e-5], rtol=1e-6)
