@@ -126,7 +126,7 @@ class PathParser(flags.ArgumentParser):
 
     def parse(self, argument: str) -> str:
         if not argument:
-            raise ValueError('the path is empty; write one, or leave the flag out.')
+            raise ValueError('the path is empty; write one, or omit the flag.')
         return str(_expand_home(argument))
 
 

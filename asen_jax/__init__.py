@@ -1,4 +1,4 @@
-"""Attribute-specific fashion similarity (ASEN) in JAX/Flax; `Embedder` gives vectors of any photos."""
+"""Attribute-specific fashion similarity (ASEN) in JAX/Flax; `Embedder` embeds any photos."""
 
 import importlib
 
@@ -6,7 +6,7 @@ __all__ = ['Embedder']
 
 
 def __getattr__(name: str):
-    """`asen_jax.Embedder`, imported when it is asked for: JAX takes seconds, and builders of records do without."""
+    """`asen_jax.Embedder`, imported on first use: importing JAX takes seconds, and record builders do not need it."""
     if name == 'Embedder':
         return importlib.import_module('asen_jax.search.embedder').Embedder
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

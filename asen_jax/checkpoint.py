@@ -1,6 +1,6 @@
 """Checkpoints of a workdir, each saved whole or not at all: `latest`, which resume reads, and `best` by valid score.
 
-They take two Orbax managers, because one manager refuses to save a step twice. A checkpoint has the items params, batch_stats
+Each has its own Orbax manager, because one manager refuses to save a step twice. A checkpoint has the items params, batch_stats
 and opt_state, which can be restored one by one, and meta (JSON: step, score, config, attributes, values, ...).
 """
 
@@ -64,7 +64,7 @@ class Checkpoints:
         return {kind: step for kind, step in steps.items() if step is not None}
 
     def find(self, which: str) -> tuple[str, int]:
-        """(manager, step) of `best`, `latest` or a step; raises InputError where there is none."""
+        """(manager, step) of `best`, `latest` or a step; raises InputError if there is none."""
         steps = self.steps()
         for kind, step in steps.items():
             if which in (kind, str(step)):
@@ -95,7 +95,7 @@ class Checkpoints:
 
 
 def abstract_like(tree: Any, shardings: Any) -> Any:
-    """The shapes and dtypes of `tree` with the given shardings, so that a checkpoint of 8 devices loads on one, and back."""
+    """The shapes and dtypes of `tree` with the given shardings, so that a checkpoint from 8 devices loads on one, and vice versa."""
 
     def describe(leaf, sharding):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
@@ -104,7 +104,7 @@ def abstract_like(tree: Any, shardings: Any) -> Any:
 
 
 def _score(metrics: dict[str, float]) -> float:
-    """The metric by which `best` is kept; NaN would win, so it counts as the lowest."""
+    """The score that decides which checkpoint `best` keeps; NaN counts as the lowest, since it would otherwise win."""
     return metrics['score'] if math.isfinite(metrics['score']) else -math.inf
 
 

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def write_atomically(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """A binary file that appears as `path` once it is complete and on disk; after an error `path` is as it was.
+    """A binary file that appears as `path` once it is complete and on disk; after an error `path` is unchanged.
 
     An OSError names `path`.
     """
@@ -53,9 +53,9 @@ def write_json(path: str | os.PathLike, content: Any, indent: int = 2) -> None:
 
 @contextlib.contextmanager
 def lock(path: str | os.PathLike, busy: str, wait: bool = False) -> Iterator[None]:
-    """Hold the lock file `path`, which the operating system releases when this process ends, however that ends.
+    """Hold the lock file `path`, which the operating system releases when this process ends, however it ends.
 
-    Where another process holds it, raises InputError with the sentence `busy`; with `wait`, logs that sentence and waits.
+    If another process holds it, raises InputError with the message `busy`; with `wait`, logs the message and waits.
     """
     held = FileLock(path)
     try:

@@ -39,10 +39,10 @@ class TrainedNetwork(NamedTuple):
 def load_network(
     checkpoints: Checkpoints | Path, which: str, precision: str | None, mesh: jax.sharding.Mesh
 ) -> TrainedNetwork:
-    """The network of the checkpoint `which` (best, latest, or a step) of an open or a named workdir.
+    """The network of the checkpoint `which` (best, latest, or a step) in a workdir, which may already be open.
 
-    It is built from the config in the checkpoint; only the `precision` of the arithmetic is the caller's to choose.
-    Raises InputError where there is no such checkpoint, or it is damaged.
+    It is built from the config in the checkpoint; only `precision`, that of the arithmetic, can be chosen.
+    Raises InputError if there is no such checkpoint, or if it is damaged.
     """
     if not isinstance(checkpoints, Checkpoints):
         with Checkpoints(checkpoints, read_only=True) as opened:
@@ -57,7 +57,7 @@ def load_network(
 
 
 def make_embedder(structure: Structure, mesh: jax.sharding.Mesh) -> Callable[[dict, dict], Embed]:
-    """`embed_all`, compiled once for all arrays of this structure: bind(params, batch_stats) returns the `Embed` of these."""
+    """`embed_all`, compiled once for all arrays of this structure: bind(params, batch_stats) returns the `Embed` for them."""
     compiled = jax.jit(functools.partial(embed_all, structure))
 
     def bind(params: dict, batch_stats: dict) -> Embed:
@@ -76,7 +76,7 @@ def config_as_trained(meta: dict, config: ConfigDict) -> ConfigDict:
     trained = ConfigDict(meta['config'])
     for group, field in (name.split('.') for name in TRAINED_FIELDS):
         if config[group][field] != trained[group][field]:
-            print(f'config.{group}.{field} is {trained[group][field]!r}, as the checkpoint was trained')
+            print(f'config.{group}.{field} is {trained[group][field]!r}, as in the training of the checkpoint')
             config[group][field] = trained[group][field]
     return config
 
@@ -103,5 +103,5 @@ def attribute_names(config: ConfigDict, meta: dict, in_data: Sequence[str], work
 
 
 def unnamed_attributes(count: int) -> list[str]:
-    """What the attributes of a network are called that was imported without their names."""
+    """The attribute names of a network that was imported without any."""
     return [f'attribute_{number}' for number in range(count)]

@@ -14,7 +14,7 @@ MIN_SHARDED_DIM = 512  # narrower outputs are not worth sharding over 'model'
 def split_cpu(count: int) -> None:
     """Split this machine's CPU into `count` devices, before JAX is first used; GPUs are not affected.
 
-    XLA runs narrow convolutions on one core; with one device per half of the batch, two cores work.
+    XLA runs narrow convolutions on one core; with two devices, each takes half of the batch and both cores work.
     """
     if count > 1 and 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
         jax.config.update('jax_num_cpu_devices', count)
@@ -35,7 +35,7 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
 
 
 def batch_sharding_for(mesh: jax.sharding.Mesh, batch_size: int) -> NamedSharding:
-    """`batch_sharding` where `batch_size` divides evenly over the devices, else the whole batch on each."""
+    """`batch_sharding` if the devices divide `batch_size` evenly, else the whole batch on each."""
     return replicated(mesh) if batch_size % mesh.shape['data'] else batch_sharding(mesh)
 
 
@@ -58,7 +58,7 @@ def state_shardings(tree, mesh: jax.sharding.Mesh):
 
 
 def check_batch_size(batch_size: int, mesh: jax.sharding.Mesh) -> None:
-    """Raise InputError where a batch does not split evenly over the devices of 'data'."""
+    """Raise InputError if a batch does not split evenly over the devices of 'data'."""
     devices = mesh.shape['data']
     if batch_size % devices:
         raise InputError(

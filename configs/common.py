@@ -108,13 +108,15 @@ def describe_fields() -> list[tuple[str, str, str]]:
 
 
 def check_numbers(config: ConfigDict) -> None:
-    """Refuse numbers out of range: sizes, periods and rates must be above zero, except for those in MAY_BE_ZERO."""
+    """Reject numbers that are out of range: sizes, periods and rates must be above zero, except for those in MAY_BE_ZERO."""
     for field, *_ in describe_fields():
         value, zero_allowed = config[field], field in MAY_BE_ZERO
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
-        if not (value >= 0 if zero_allowed else value > 0):  # also refuses nan
+        if not (value >= 0 if zero_allowed else value > 0):  # also rejects nan
             least = 'zero or more' if zero_allowed else 'above zero'
             raise InputError(f'config.{field} is {value}; it must be {least}.')
     if config.data.jitter >= 1:
-        raise InputError(f'config.data.jitter is {config.data.jitter}; crops keep something only below 1.')
+        raise InputError(
+            f'config.data.jitter is {config.data.jitter}; it must be below 1, so that crops keep something.'
+        )

@@ -25,10 +25,10 @@ class Look(NamedTuple):
 
 
 def check_photos(raw: RawDataset, missing: str = 'error', broken: str = 'error') -> RawDataset:
-    """Decode every photo. A missing or broken one is an error, or is left out where its policy is 'skip'.
+    """Decode every photo. A missing or broken one is an error, or is left out if its policy is 'skip'.
 
     Lists are renumbered to the photos that remain; `skipped` and `dropped` record what was left out. Boxes are clipped
-    to their photo. If only some photos of a source have a box, the others get the whole photo as theirs.
+    to their photo. If only some photos of a source have a box, the box of the others is the whole photo.
     """
     policies = {'missing': missing, 'broken': broken}
     for kind, policy in policies.items():
@@ -100,7 +100,7 @@ def _name(photo: Photo) -> str:
 
 
 def _with_box(photo: Photo, size: tuple[int, int], boxed: bool) -> Photo:
-    """`photo` with its box clipped to it; with `boxed`, a photo without a box gets all of itself."""
+    """`photo` with its box clipped to it; with `boxed`, a photo without a box gets one around all of it."""
     if photo.bbox is None:
         return photo._replace(bbox=(0.0, 0.0, float(size[0]), float(size[1]))) if boxed else photo
     try:
@@ -110,7 +110,7 @@ def _with_box(photo: Photo, size: tuple[int, int], boxed: bool) -> Photo:
 
 
 def _note_skipped(kept: RawDataset, raw: RawDataset, skipped: list[dict]) -> RawDataset:
-    """`kept` with a record of the photos that were skipped, and of the list entries that went with them."""
+    """`kept` with a record of the photos that were skipped, and of the list entries dropped with them."""
     dropped, notes = {}, list(raw.notes)
     for split in raw.queries:
         lost = {
@@ -120,9 +120,9 @@ def _note_skipped(kept: RawDataset, raw: RawDataset, skipped: list[dict]) -> Raw
         dropped[split] = lost
         if any(lost.values()):
             notes.append(
-                f'{split}: {lost["queries"]} queries and {lost["candidates"]} candidates went with skipped photos'
+                f'{split}: {lost["queries"]} queries and {lost["candidates"]} candidates were dropped with skipped photos'
             )
     for split in raw.triplets:
         if gone := len(raw.triplets[split]) - len(kept.triplets[split]):
-            notes.append(f'{split}: {gone:,} triplets went with skipped photos')
+            notes.append(f'{split}: {gone:,} triplets were dropped with skipped photos')
     return kept._replace(skipped=tuple(skipped), dropped=dropped, notes=tuple(notes))

@@ -1,6 +1,6 @@
 """Builds a dataset's records from the raw files in `data.manual_dir`, or finds them already built in `data.dir`.
 
-Beside the records lie `prepare.json` (what was read, and what was skipped and why), `skipped.txt` (one skipped photo per
+The records come with `prepare.json` (what was read, and what was skipped and why), `skipped.txt` (one skipped photo per
 line) and `arrays.npz` (all labels and lists, without the photos). Everything is written to a folder `incomplete` and
 then moved into place at once, so that no reader sees half of it and a failure leaves earlier records as they were.
 """
@@ -51,7 +51,7 @@ def read_source(config: ConfigDict) -> Source:
 
 
 def build_records(source: Source) -> Path:
-    """The directory with the records of `source`, built if need be; raises InputError if a photo cannot be used.
+    """The directory with the records of `source`, built if needed; raises InputError if a photo cannot be used.
 
     If another process is building the same dataset, this one waits for it.
     """
@@ -142,7 +142,7 @@ def _write_records(module: ModuleType, raw: RawDataset, target: Path) -> Path:
 
 
 def _write_files(raw: RawDataset, built: Path, description: str) -> None:
-    """Write the files that lie beside the records, prepare.json last.
+    """Write the files beside the records, prepare.json last.
 
     Its `fingerprint` distinguishes records that differ in anything, including the photos that were skipped.
     """

@@ -48,14 +48,16 @@ class RawDataset(NamedTuple):
     queries: Mapping[str, Int[np.ndarray, 'n 3']] = NO_ENTRIES  # valid, test: index, attribute, value
     candidates: Mapping[str, Int[np.ndarray, 'n 3']] = NO_ENTRIES
     triplets: Mapping[str, Int[np.ndarray, 'n 4']] = NO_ENTRIES  # anchor, positive, negative, attribute
-    notes: tuple[str, ...] = ()  # lines for a person
+    notes: tuple[str, ...] = ()  # remarks for the user
     skipped: tuple[dict, ...] = ()  # {'image_id', 'why', 'path'} of photos left out
     caveat: str = ''  # a remark that must accompany every figure from these records
-    dropped: Mapping[str, dict] = NO_ENTRIES  # {split: {'queries', 'candidates'}}: how many went with those photos
+    dropped: Mapping[str, dict] = (
+        NO_ENTRIES  # {split: {'queries', 'candidates'}}: how many were dropped with those photos
+    )
 
 
 def keep_photos(raw: RawDataset, keep: Mapping[str, Sequence[bool]]) -> RawDataset:
-    """Leave out photos with the list entries that point to them, and renumber the other entries."""
+    """Leave out photos and the list entries that point to them, and renumber the other entries."""
     position = {split: np.where(keep[split], np.cumsum(keep[split]) - 1, -1) for split in raw.photos}
 
     def remap(lists, columns):
@@ -126,7 +128,7 @@ def with_triplets(raw: RawDataset) -> RawDataset:
             continue
         try:
             index = make_index(labels)
-        except InputError as error:  # not a mistake of the user's: a small split may allow no triplet
+        except InputError as error:  # not the user's mistake: a small split may allow no triplet
             notes.append(f'{split}: {error}')
             continue
         total = min(MAX_TRIPLETS[split], TRIPLETS_PER_LABEL * len(labels.photo))
@@ -228,7 +230,7 @@ def shard_iterators(raw: RawDataset) -> dict[str, list[Callable[[], Iterator]]]:
 def write_arrays(raw: RawDataset, path: Path) -> None:
     """Write all labels as `<split>_photo`, `_attribute`, `_value`, and lists as `<split>_query`, `_candidate`, `_triplets`.
 
-    They repeat the records because reading is fast: 440,000 triplets take a moment, but most of a minute one by one.
+    They repeat the records because they are fast to read: 440,000 triplets take a moment here, and most of a minute there.
     """
     arrays = {}
     for split in SPLITS:
@@ -271,6 +273,6 @@ def _list_fields(names: Sequence[str], index: int, row: Int[np.ndarray, ' n']) -
 
 
 def _has_boxes(raw: RawDataset) -> tuple[bool, bool]:
-    """Whether some photo has a box of its garment, and whether some photo has boxes of its labels."""
+    """Whether any photo has a box for its garment, and whether any has boxes for its labels."""
     photos = [photo for many in raw.photos.values() for photo in many]
     return any(p.bbox is not None for p in photos), any(p.attribute_boxes is not None for p in photos)

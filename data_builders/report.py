@@ -1,4 +1,4 @@
-"""What prepare.json says about a dataset's records, and the same as text for a person."""
+"""What prepare.json says about a dataset's records, and the same as text for the user."""
 
 import json
 from pathlib import Path
@@ -48,7 +48,7 @@ def count_unanswered(query: Int[np.ndarray, 'n 3'], candidate: Int[np.ndarray, '
 
 
 def summary(prepared: Path) -> str:
-    """prepare.json as text for a person, with chance MAP in percent."""
+    """prepare.json as text for the user, with chance MAP in percent."""
     content = json.loads((Path(prepared) / 'prepare.json').read_text())
     skipped = content['skipped']
     lines = [f'{content["dataset"]}: {prepared}', '']

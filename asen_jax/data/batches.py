@@ -18,7 +18,7 @@ from asen_jax.data.triplets import TripletIndex, draw_triplets, make_index
 from asen_jax.errors import InputError
 
 READ_THREADS = 2  # batches loaded at the same time in one process
-READ_AHEAD = 4  # batches; Grain's default of 500 fills the memory
+READ_AHEAD = 4  # batches; Grain's default of 500 fills up the memory
 
 Element = dict[str, Any]  # arrays and NumPy scalars
 
@@ -35,7 +35,7 @@ class TripletSource:
         self.num_epochs, self.options = config.train.num_epochs, LoadOptions.from_config(config)
         self.flip, self.jitter = config.data.flip, config.data.jitter
         self.strict_negatives = config.data.strict_negatives
-        self.label_shape = None  # [attributes, values] where the loss needs every label of the photos
+        self.label_shape = None  # [attributes, values] if the loss needs every label of the photos
         if config.train.loss == 'contrastive':
             self.label_shape = len(records.attributes), max(map(len, records.values))
             if not len(read_labels(records, 'train').photo):
@@ -79,7 +79,7 @@ class TripletSource:
 
 
 def make_train_index(records: Records) -> TripletIndex:
-    """The index from which training draws its triplets; raises InputError where the train split has no photos or no labels."""
+    """The index from which training draws its triplets; raises InputError if the train split has no photos or labels."""
     if 'train' not in records.splits:
         raise InputError(
             f'{records.directory} has no train photos; prepare.json there says which photos were read and which were skipped.'
@@ -87,7 +87,7 @@ def make_train_index(records: Records) -> TripletIndex:
     labels = read_labels(records, 'train')
     if not len(labels.photo):
         raise InputError(
-            f'{records.directory} has triplets but no labels to draw others from; set config.data.triplets=fixed.'
+            f'{records.directory} has triplets but no labels, from which new triplets are drawn; set config.data.triplets=fixed.'
         )
     return make_index(labels)
 
@@ -100,7 +100,7 @@ def steps_per_epoch(records: Records, config: ConfigDict) -> int:
     if config.data.triplets == 'fixed':
         num_triplets = min(num_triplets, records.splits.get('train_triplets', 0))
     elif config.data.triplets != 'fresh':
-        raise InputError(f'config.data.triplets is {config.data.triplets!r}; it is fresh or fixed.')
+        raise InputError(f'config.data.triplets is {config.data.triplets!r}; it must be fresh or fixed.')
     if num_triplets < config.train.batch_size:
         raise InputError(
             f'An epoch has {num_triplets} triplets, fewer than config.train.batch_size ({config.train.batch_size}); '
@@ -122,7 +122,7 @@ def train_batches(records: Records, config: ConfigDict, start_step: int = 0) -> 
 
 
 class EvalSource:
-    """Photos of a split for evaluation: those of `indices`, then masked repeats of the last up to a full batch."""
+    """The photos `indices` of a split, for evaluation; masked repeats of the last one fill up the last batch."""
 
     def __init__(self, records: Records, split: str, indices: Int[np.ndarray, ' photos'], config: ConfigDict):
         self.directory, self.split, self.indices = records.directory, split, np.asarray(indices)
@@ -170,7 +170,7 @@ def _iterate(dataset: grain.MapDataset, num_workers: int) -> Generator[dict[str,
 
 
 def _die_with_parent(worker_index: int, worker_count: int) -> None:
-    """End this worker with its trainer: if that is killed, the worker would otherwise run forever and hold shared memory."""
+    """End this worker if its trainer is killed; otherwise it would run forever and hold shared memory."""
     parent = os.getppid()
 
     def watch():

@@ -1,4 +1,4 @@
-"""Garment boxes: how a CSV file writes them, and how they must lie in their photo. Standard library only."""
+"""Garment boxes: how a CSV file writes them, and where they may lie in their photo. Standard library only."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from asen_jax.errors import InputError
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels, 0-based, half-open
 
 BOX_COLUMNS = ('x1', 'y1', 'x2', 'y2')  # the first and the last pixel, counted from 1
-OVERHANG = 1.0  # pixels that a box may reach beyond its photo: counting from 0 and from 1 is easily confused
+OVERHANG = 1.0  # pixels that a box may reach beyond its photo: since counting from 0 and from 1 is easily confused
 
 
 def has_boxes(columns: Sequence[str], where: str) -> bool:

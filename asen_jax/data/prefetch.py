@@ -8,10 +8,10 @@ Item = TypeVar('Item')
 
 
 def prefetch(items: Iterable[Item], count: int) -> Iterator[Item]:
-    """The same items, each taken from `items` while the caller still has the one `count` places before it.
+    """The same items, but requested from `items` `count` places ahead of the caller.
 
-    Where taking an item starts work (a decode in another thread, a batch on the device), that work overlaps with the
-    caller's.
+    If requesting an item starts work (decoding in another thread, a batch on the device), that work overlaps with the
+    caller's own.
     """
     started = deque()
     for item in items:

@@ -33,7 +33,7 @@ class Records(NamedTuple):
 
 
 def open_records(directory: str | os.PathLike) -> Records:
-    """Open a prepared directory; raises InputError where it holds no records."""
+    """Open a prepared directory; raises InputError if it holds no records."""
     directory = str(Path(directory))
     try:
         builder = tfds.builder_from_directory(directory)
@@ -67,7 +67,7 @@ def open_split(directory: str, split: str) -> Any:
 
 
 def read_rows(records: Records, split: str) -> Int[np.ndarray, 'rows fields']:
-    """The rows of a list; none where it is absent.
+    """The rows of a list; empty if the list is absent.
 
     `<split>_query` and `<split>_candidate` have (index, attribute, value), `<split>_triplets` (anchor, positive, negative,
     attribute).
@@ -101,13 +101,13 @@ class LoadOptions(NamedTuple):
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> 'LoadOptions':
-        """Raises InputError where `config.data.fit` is unknown."""
+        """Raises InputError if `config.data.fit` is unknown."""
         if config.data.fit not in images.FITS:
-            raise InputError(f'config.data.fit is {config.data.fit!r}; it is one of {", ".join(images.FITS)}.')
+            raise InputError(f'config.data.fit is {config.data.fit!r}; it must be one of {", ".join(images.FITS)}.')
         return cls(config.data.image_size, config.data.fit, config.data.crop_to_bbox)
 
     def open(self, record: Mapping[str, Any]) -> images.Opened:
-        """The record's photo, decoded, and cropped to its garment's box with `crop_to_bbox`."""
+        """The record's photo, decoded; with `crop_to_bbox`, also cropped to its garment's box."""
         box = record.get('bbox') if self.crop_to_bbox else None
         return images.open_photo(record['image'], None if box is None else tuple(box))
 

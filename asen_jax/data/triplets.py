@@ -1,7 +1,7 @@
 """Triplets of photos drawn from labels; numpy only, so that builders draw exactly as training does.
 
 A label is an entry (photo, attribute, value). ASEN draws an attribute uniformly, then one of its values uniformly. Anchor
-and positive are two different photos with that value; the negative is uniform over the attribute's entries with another.
+and positive are two different photos with that value; the negative is uniform over the attribute's entries with another value.
 """
 
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int
 
 from asen_jax.errors import InputError
 
-STRICT_ROUNDS = 1000  # draws before a strict negative is given up
+STRICT_ROUNDS = 1000  # draws before giving up on a strict negative
 
 
 class Labels(NamedTuple):
@@ -37,7 +37,7 @@ class TripletIndex(NamedTuple):
 
 
 def make_index(labels: Labels) -> TripletIndex:
-    """Sort labels for drawing; raises InputError where they allow no triplet.
+    """Sort labels for drawing; raises InputError if they allow no triplet.
 
     A value with fewer than two photos, or without another value to contrast with, supplies no anchor. The PyTorch
     original loops forever on a value with fewer than two photos.
@@ -94,7 +94,7 @@ def _draw_negatives(
     group: Int[np.ndarray, ' triplets'],
     rng: np.random.Generator,
 ) -> Int[np.ndarray, ' triplets']:
-    """Entries uniform over the attribute's others: draw among (all - group) and step over the group's block."""
+    """Entries drawn uniformly from the attribute's other values: draw from (all - group) and skip the group's block."""
     size, start = index.group_size[group], index.group_start[group]
     first = index.attribute_start[which]
     negative = first + rng.integers(0, index.attribute_size[which] - size)
@@ -116,7 +116,7 @@ def _draw_strict_negatives(
             return negative
     entry = index.group_start[group[wrong[0]]]
     raise InputError(
-        f'data.strict_negatives: attribute {index.labels.attribute[entry]} has hardly a photo without value '
+        f'data.strict_negatives: attribute {index.labels.attribute[entry]} has almost no photos without value '
         f'{index.labels.value[entry]}; turn strict_negatives off.'
     )
 

@@ -22,7 +22,7 @@ MAX_EXAMPLES, NUM_NEAREST = 8, 6  # of the picture
 
 
 class Targets(NamedTuple):
-    """What a split asks: rows (index, attribute, value) and (anchor, positive, negative, attribute)."""
+    """What a split evaluates: rows (index, attribute, value) and (anchor, positive, negative, attribute)."""
 
     query: Int[np.ndarray, 'queries 3']
     candidate: Int[np.ndarray, 'candidates 3']
@@ -37,7 +37,7 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(config: ConfigDict, records: Records, split: str, embed: Embed, step: int) -> Evaluation:
-    """Every figure of `split` under `embed`, a network of `step`; raises InputError where the split has no targets."""
+    """Every figure of `split` for the network `embed` after `step` steps; raises InputError if the split has no targets."""
     if not has_targets(records, split):
         raise InputError(
             f'{records.directory} has no queries and no triplets in its {split} split; name another --split.'
@@ -78,7 +78,7 @@ def evaluate_network(
 
 
 def match_attributes(config: ConfigDict, meta: dict, records: Records, workdir: Path, embed: Embed) -> Embed:
-    """`embed` with the attributes of `records`, in their order; raises InputError where the network has others."""
+    """`embed` with the attributes of `records`, in their order; raises InputError if the network has different ones."""
     known = attribute_names(config, meta, records.attributes, workdir)
     if list(records.attributes) == known:
         return embed
@@ -131,7 +131,7 @@ def rank_examples(config: ConfigDict, records: Records, split: str, embed: Embed
 
 
 def _embed_split(config: ConfigDict, records: Records, split: str, embed: Embed, targets: Targets) -> Vectors:
-    """The vectors that the targets need, of unit length where they are compared by cosine."""
+    """The vectors that the targets need, scaled to unit length if they are compared by cosine."""
     wanted = _wanted(records, split, targets, config.eval.cross_attribute)
     batches = eval_batches(records, split, np.flatnonzero(wanted.any(axis=1)), config)
     vectors = collect_vectors(embed, batches, wanted, f'embed {split}')._replace(distance=config.train.distance)
@@ -186,7 +186,7 @@ def _rank(targets: Targets, vectors: Vectors, attribute: int, under: int) -> dic
 
 
 def _triplet_accuracy(records: Records, triplets: Int[np.ndarray, 'triplets 4'], vectors: Vectors) -> dict:
-    """The fraction of triplets whose anchor is strictly nearer to its positive; in `overall` every triplet counts alike."""
+    """The fraction of triplets whose anchor is strictly nearer to its positive; `overall` weights every triplet equally."""
     figures = {}
     for attribute, name in enumerate(records.attributes):
         rows = triplets[triplets[:, 3] == attribute]
@@ -198,7 +198,7 @@ def _triplet_accuracy(records: Records, triplets: Int[np.ndarray, 'triplets 4'],
 
 
 def _selectivity(records: Records, targets: Targets, vectors: Vectors, result: dict) -> dict:
-    """How much of a vector's knowledge belongs to its own attribute: (own - cross) / (own - chance).
+    """How specific vectors are to their own attribute: (own - cross) / (own - chance).
 
     `cross` ranks one attribute's queries by another's vectors, averaged over the ordered pairs; own and chance are plain
     means over the attributes.
@@ -219,7 +219,7 @@ def _selectivity(records: Records, targets: Targets, vectors: Vectors, result: d
 
 
 def _attention(records: Records, vectors: Vectors) -> dict:
-    """On how many labels the attention peaks inside the label's box, beside the fraction of the input that the boxes cover."""
+    """The fraction of labels whose attention peaks inside their box, and the fraction of the input that the boxes cover."""
     labeled = ~np.isnan(vectors.peak_in_box)
 
     def means(select) -> dict:

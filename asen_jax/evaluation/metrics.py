@@ -41,7 +41,7 @@ def count_candidates(rows: Int[np.ndarray, 'rows 3']) -> int:
 def nearness(
     queries: Float[np.ndarray, 'queries dim'], candidates: Float[np.ndarray, 'candidates dim'], distance: str = 'cosine'
 ) -> Float[np.ndarray, 'queries candidates']:
-    """Scores that order each query's candidates, the nearest highest.
+    """Scores that rank each query's candidates, highest for the nearest.
 
     'cosine' is q.c, the cosine of unit vectors. 'euclidean' is q.c - ||c||^2 / 2, which falls as ||q - c|| grows.
     """

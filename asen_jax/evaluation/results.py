@@ -1,4 +1,4 @@
-"""Evaluation results as a person reads them and as files keep them."""
+"""Evaluation results as tables for the user and as JSON files."""
 
 from pathlib import Path
 
@@ -15,8 +15,8 @@ def write_result(workdir: Path, result: dict) -> Path:
 
 
 def score(result: dict) -> float:
-    """The number by which `best` is chosen: MAP, or triplet accuracy where no query has an answer."""
-    answered = result['chance_map']['overall']  # None without queries, 0 where no query has an answer
+    """The score that decides which checkpoint is best: MAP, or triplet accuracy if no query has an answer."""
+    answered = result['chance_map']['overall']  # None without queries, 0 if no query has an answer
     return result['map']['overall'] if answered else result['triplet_accuracy']['overall'] or 0.0
 
 
@@ -50,7 +50,7 @@ def format_table(result: dict) -> str:
 
 
 def _remarks(result: dict) -> list[str]:
-    """The lines below the table, each where it applies."""
+    """The lines below the table that apply to this result."""
     lines = []
     for kind, title in (('recall_at_k', 'recall@'), ('precision_at_k', 'precision@')):
         if result[kind]['1'] is not None:
@@ -69,7 +69,7 @@ def _remarks(result: dict) -> list[str]:
     lost = result['dropped']
     if lost['queries'] or lost['candidates']:
         lines.append(
-            f'dropped with their photo: {lost["queries"]} queries, {lost["candidates"]} candidates ({lost["list_file"]})'
+            f'dropped because their photo was skipped: {lost["queries"]} queries, {lost["candidates"]} candidates ({lost["list_file"]})'
         )
     if result['caveat']:
         lines.append(result['caveat'])

@@ -1,4 +1,4 @@
-"""The vectors of a split's photos: each photo goes through the trunk once, however many attributes are asked of it."""
+"""The vectors of a split's photos: each photo goes through the trunk once, however many attributes are needed."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
@@ -14,14 +14,14 @@ from asen_jax.network import Embed
 class Vectors(NamedTuple):
     """The wanted vectors of some photos, and where the attention of each (photo, attribute) peaked."""
 
-    rows: Int[np.ndarray, 'photos attributes']  # row of `vectors`, or -1 where none was wanted
+    rows: Int[np.ndarray, 'photos attributes']  # row of `vectors`, or -1 if none was wanted
     vectors: Float[np.ndarray, 'wanted dim']
-    peak_in_box: Float[np.ndarray, 'photos attributes']  # 1 inside the label's box, 0 outside, NaN without box
-    box_share: Float[np.ndarray, 'photos attributes']  # fraction of the input that the box covers, NaN without box
+    peak_in_box: Float[np.ndarray, 'photos attributes']  # 1 inside the label's box, 0 outside, NaN without a box
+    box_share: Float[np.ndarray, 'photos attributes']  # fraction of the input that the box covers, NaN without a box
     distance: str = 'cosine'  # how vectors are compared: config.train.distance
 
     def of(self, index: Int[np.ndarray, ' n'], attribute: int) -> Float[np.ndarray, 'n dim']:
-        """The vectors of the photos `index` under one attribute; raises ValueError where one was not wanted."""
+        """The vectors of the photos `index` under one attribute; raises ValueError if one was not wanted."""
         rows = self.rows[index, attribute]
         if (rows < 0).any():
             raise ValueError(f'a vector under attribute {attribute} was never collected')
@@ -58,7 +58,7 @@ def collect_vectors(
 def score_attention(
     heatmaps: Float[np.ndarray, 'n a h w'], boxes: Float[np.ndarray, 'n a 4'], size: int
 ) -> tuple[Float[np.ndarray, 'n a'], Float[np.ndarray, 'n a']]:
-    """Whether the center of the hottest cell lies in the label's box, and the box's fraction of the input; NaN without box."""
+    """Whether the center of the hottest cell lies in the label's box, and the box's fraction of the input; NaN without a box."""
     count, num_attributes, height, width = heatmaps.shape
     hottest = heatmaps.reshape(count, num_attributes, -1).argmax(axis=-1)
     y, x = (hottest // width + 0.5) * size / height, (hottest % width + 0.5) * size / width

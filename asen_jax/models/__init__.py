@@ -61,11 +61,11 @@ def build_head(
             return CsnHead(trunk_dim, options.embed_dim, num_attributes, options.masks, **make)
         case 'triplet':
             return TripletHead(trunk_dim, options.embed_dim, **make)
-    raise InputError(f'config.model.name is {options.name!r}; it is one of asen, asen_v2, csn, triplet.')
+    raise InputError(f'config.model.name is {options.name!r}; it must be one of asen, asen_v2, csn, triplet.')
 
 
 def build_shapes(config: ConfigDict, num_attributes: int) -> tuple[Structure, dict, dict]:
-    """`build_model` with shapes in place of arrays, for a network that will be filled: drawing weights takes seconds."""
+    """`build_model` with shapes instead of arrays, for weights that come from a file: drawing random ones takes seconds."""
     structures = []
 
     def build():

@@ -1,4 +1,4 @@
-"""The heads of ASEN and ASEN v2 (Ma et al., AAAI 2020): where an attribute shows, and which channels describe it."""
+"""The heads of ASEN and ASEN v2 (Ma et al., AAAI 2020): where an attribute is visible, and which channels describe it."""
 
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -12,7 +12,7 @@ from asen_jax.models.resnet import average_pool
 class AsenHead(nnx.Module):
     """fc(channel(spatial(x, c), c)).
 
-    The paper's ablations: without spatial attention an average pool takes its place, without channel attention nothing does.
+    In the paper's ablations, an average pool replaces spatial attention, and nothing replaces channel attention.
     """
 
     def __init__(

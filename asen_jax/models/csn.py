@@ -18,7 +18,7 @@ def section_masks(num_attributes: int, dim: int, outside: float) -> Float[Array,
     """Disjoint masks: 1 in the attribute's own `dim // num_attributes` channels, `outside` elsewhere."""
     if dim < num_attributes:
         raise InputError(
-            f'config.model.embed_dim is {dim}, too small for one section for each of {num_attributes} attributes; raise it.'
+            f'config.model.embed_dim is {dim}, too small to give each of {num_attributes} attributes a section; raise it.'
         )
     owner = np.arange(dim) // (dim // num_attributes)
     return jnp.asarray(np.where(owner == np.arange(num_attributes)[:, None], 1.0, outside), jnp.float32)
@@ -35,7 +35,7 @@ class CsnHead(nnx.Module):
         self, trunk_dim: int, embed_dim: int, num_attributes: int, masks: str, *, numerics: Numerics, rngs: nnx.Rngs
     ):
         if masks not in MASKS:
-            raise InputError(f'config.model.masks is {masks!r}; it is one of {", ".join(MASKS)}.')
+            raise InputError(f'config.model.masks is {masks!r}; it must be one of {", ".join(MASKS)}.')
         self.fc = linear(trunk_dim, embed_dim, numerics=numerics, rngs=rngs)
         self.num_attributes, self.embed_dim = num_attributes, embed_dim
         if masks == 'learned':

@@ -6,10 +6,10 @@ from jaxtyping import Array, Float
 
 
 class HeadOutput(NamedTuple):
-    """A head's answer for photos under attributes."""
+    """A head's output for photos under attributes."""
 
     embedding: Float[Array, 'n d']  # not yet normalized
-    heatmap: Float[Array, 'n h w'] | None = None  # the spatial attention, where the head has one
+    heatmap: Float[Array, 'n h w'] | None = None  # the spatial attention, if the head has one
     extras: dict[str, Float[Array, 'n d']] | None = None  # what only this head's losses need, by name
 
 

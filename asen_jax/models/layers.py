@@ -37,7 +37,7 @@ def numerics(precision: str) -> Numerics:
         'bfloat16': Numerics(jnp.bfloat16, lax.Precision.DEFAULT),
     }
     if precision not in table:
-        raise InputError(f'config.precision is {precision!r}; it is one of {", ".join(table)}.')
+        raise InputError(f'config.precision is {precision!r}; it must be one of {", ".join(table)}.')
     return table[precision]
 
 

@@ -62,7 +62,7 @@ class ResNet(nnx.Module):
 
     def __init__(self, name: str, width: int = 64, *, numerics: Numerics, rngs: nnx.Rngs):
         if name not in BLOCKS:
-            raise InputError(f'config.model.trunk is {name!r}; it is one of {", ".join(BLOCKS)}.')
+            raise InputError(f'config.model.trunk is {name!r}; it must be one of {", ".join(BLOCKS)}.')
         block = Bottleneck if name == 'resnet50' else BasicBlock
         make = {'numerics': numerics, 'rngs': rngs}
         self.conv1, self.bn1 = Conv(3, width, 7, stride=2, trunk=True, **make), BatchNorm(width)

@@ -163,7 +163,7 @@ class Embedder:
                 near = difflib.get_close_matches(str(name), self.attributes, 1)
                 hint = f'did you mean {near[0]!r}? It' if near else 'it'
                 known = ', '.join(map(repr, self.attributes))
-                raise InputError(f'The network has no attribute {name!r}; {hint} knows {known}.')
+                raise InputError(f'The network has no attribute {name!r}; {hint} has {known}.')
         return [self.attributes.index(name) for name in names]
 
     def _collect(
@@ -186,14 +186,14 @@ class Embedder:
         return result
 
     def _pair(self, images: Iterable, boxes: Iterable | None) -> list[tuple]:
-        """Each photo with its box. A single photo is refused, since it would be read as a sequence of letters or rows."""
+        """Each photo with its box. Rejects a single photo, which would be read as a sequence of letters or rows."""
         if isinstance(images, str | os.PathLike | Image.Image) or getattr(images, 'ndim', None) == 3:
-            raise InputError('images is a single photo; put it into a list: [photo].')
+            raise InputError('images is a single photo; put it in a list: [photo].')
         photos = list(images)
         if boxes is None and photos and self.crop_to_bbox:
             warnings.warn(
-                'The network was trained with data.crop_to_bbox, but no boxes were given: photos are taken whole. '
-                'Pass boxes=, with None for each photo that should be taken whole.',
+                'The network was trained with data.crop_to_bbox, but no boxes were given: whole photos are used. '
+                'Pass boxes=, with None for each photo that should be used whole.',
                 stacklevel=4,
             )
         boxes = [None] * len(photos) if boxes is None else list(boxes)

@@ -30,7 +30,7 @@ from asen_jax.training.step import TrainState, create_state, make_train_step
 from asen_jax.training.tracking import Meter, Tracker
 from asen_jax.weights.trunks import read_trunk
 
-Trunk = tuple[dict, dict]  # parameters and batch statistics under the key `trunk`; empty where a run starts without
+Trunk = tuple[dict, dict]  # parameters and batch statistics under the key `trunk`; empty if a run starts without one
 
 
 class Run(NamedTuple):
@@ -52,7 +52,7 @@ class Run(NamedTuple):
 
 
 def check_config(config: ConfigDict, workdir: Path) -> Trunk:
-    """Refuse, with InputError, everything about `config` that can be refused without the data.
+    """Raise InputError for everything in `config` that can be seen to be wrong without the data.
 
     Returns the pretrained trunk from which a new run starts, so that it is read only once.
     """
@@ -67,13 +67,13 @@ def check_config(config: ConfigDict, workdir: Path) -> Trunk:
 
 
 def check_loss(config: ConfigDict) -> None:
-    """Refuse a loss that does not exist, or that does not go with the network or the distance."""
+    """Raise InputError if the loss does not exist or does not go with the network or the distance."""
     options = config.train
     for field, known in (('distance', ('cosine', 'euclidean')), ('loss', ('triplet', 'contrastive'))):
         if options[field] not in known:
-            raise InputError(f'config.train.{field} is {options[field]!r}; it is one of {", ".join(known)}.')
+            raise InputError(f'config.train.{field} is {options[field]!r}; it must be one of {", ".join(known)}.')
     if options.loss == 'contrastive' and options.distance != 'cosine':
-        raise InputError('config.train.loss=contrastive compares by cosine; set config.train.distance=cosine.')
+        raise InputError('config.train.loss=contrastive uses the cosine distance; set config.train.distance=cosine.')
     for field in ('embedding_norm', 'mask_norm'):
         if options[field] and (config.model.name != 'csn' or options.loss != 'triplet'):
             raise InputError(
@@ -179,7 +179,7 @@ def train_epoch(run: Run, state: TrainState, batches: Iterator, epoch: int) -> t
 
 
 def progress_bar(run: Run, epoch: int, step: int) -> tqdm:
-    """Triplets of an epoch, with rate and time left; silent where the output is not a terminal."""
+    """A bar of the epoch's triplets with rate and time left; silent if the output is not a terminal."""
     batch_size = run.config.train.batch_size
     done, total = (step - epoch * run.epoch_steps) * batch_size, run.epoch_steps * batch_size
     title = f'epoch {epoch + 1}/{run.config.train.num_epochs}'
@@ -188,7 +188,7 @@ def progress_bar(run: Run, epoch: int, step: int) -> tqdm:
 
 @contextlib.contextmanager
 def naming_last_checkpoint(run: Run) -> Iterator[None]:
-    """Tell the user, where metrics are not finite, which checkpoint remains and what to try."""
+    """If metrics are not finite, tell the user which checkpoint remains and what to try."""
     try:
         yield
     except NumericsError as error:
@@ -247,14 +247,14 @@ def finish_epoch(run: Run, state: TrainState, epoch: int, numbers: dict) -> None
 
 
 def keep_best(run: Run, state: TrainState, score: float) -> None:
-    """Save the checkpoint as `best` if it is, and wait until it is on disk."""
+    """Save the checkpoint as `best` if its score is the highest so far, and wait until it is on disk."""
     step = int(state.step)
     run.checkpoints.save('best', step, state.arrays(), make_meta(run, step, score), score)
     run.checkpoints.wait()
 
 
 def stop_now(run: Run, step: int) -> None:
-    """End the run as a signal asked, once what was saved is on disk; raises StoppedError."""
+    """End the run after a signal, once everything saved is on disk; raises StoppedError."""
     run.checkpoints.wait()
     number = run.stop.signal_number
     assert number is not None
@@ -277,7 +277,7 @@ def make_meta(run: Run, step: int, score: float | None = None) -> dict[str, Any]
 
 
 def test_best(run: Run) -> dict | None:
-    """Evaluate the best checkpoint on the test split and return the figures; None where there is no test split."""
+    """Evaluate the best checkpoint on the test split and return the figures; None if there is no test split."""
     if not has_targets(run.records, 'test'):
         print('no test queries: nothing to test')
         return None

@@ -16,7 +16,7 @@ def cosine_similarity(a: Float[Array, 'n d'], b: Float[Array, 'n d']) -> Float[A
 
 
 def negative_distance(a: Float[Array, 'n d'], b: Float[Array, 'n d']) -> Float[Array, ' n']:
-    """-||a - b + 1e-6||_2, float32: a similarity with which the triplet loss's margin is one of distances (CSN)."""
+    """-||a - b + 1e-6||_2, float32: as a similarity, so that the triplet loss applies its margin to distances (CSN)."""
     return -jnp.linalg.norm(a - b + PAIRWISE_EPSILON, axis=-1)
 
 

@@ -1,4 +1,4 @@
-"""What a run may change when it resumes, and how it finds its state again."""
+"""What may change when a run resumes, and how its state is restored."""
 
 import json
 from pathlib import Path
@@ -16,19 +16,19 @@ from asen_jax.errors import InputError
 from asen_jax.network import attribute_names
 from asen_jax.training.step import TrainState, create_state
 
-# All fields of model and data stay as they are, and those on which the order of the data depends ...
+# No field of model or data may change, nor those on which the order of the data depends ...
 FIXED_FIELDS = ('seed', 'train.batch_size')
 # ... except for these, which change neither the network nor the order of the data.
 FREE_FIELDS = ('data.manual_dir', 'data.dir', 'data.num_workers', 'data.missing', 'data.broken')
 
 
 def is_untrained_import(meta: dict) -> bool:
-    """Whether a checkpoint holds imported weights that have not been trained here: no run to continue, only a start."""
+    """Whether a checkpoint holds imported weights that have not been trained here: a starting point, not a run to continue."""
     return bool(meta.get('imported')) and meta['step'] == 0
 
 
 def check_same_run(config: ConfigDict, records: Records, workdir: Path, checkpoints: Checkpoints) -> None:
-    """Refuse to resume a workdir with another model, other data, another seed or another batch size."""
+    """Refuse to resume a workdir with a different model, data, seed or batch size."""
     if 'latest' not in checkpoints.steps():
         return
     meta = checkpoints.read_meta('latest')
@@ -58,7 +58,9 @@ def _check_records(config: ConfigDict, meta: dict, records: Records, workdir: Pa
             f'{", ".join(records.attributes)}; use the data it was trained on.'
         )
     if meta['fingerprint'] not in (None, records.fingerprint):
-        raise InputError(f'{workdir} was trained on other records than {records.directory}; use another --workdir.')
+        raise InputError(
+            f'{workdir} was trained on records other than those in {records.directory}; use another --workdir.'
+        )
 
 
 def restore_state(

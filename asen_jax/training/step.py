@@ -45,7 +45,7 @@ def make_train_step(
 ) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
     """The compiled step: (state, batch) -> (state, metrics). The state is donated; the batch is split over 'data'.
 
-    `options` is `config.train`; `shardings` are the state's.
+    `options` is `config.train`; `shardings` are those of the state.
     """
     compute_loss = {'triplet': _triplet_loss, 'contrastive': _contrastive_loss}[options.loss]
 
@@ -77,7 +77,7 @@ def _similarities(
 
 
 def _triplet_loss(structure: Structure, params: dict, batch_stats: dict, batch: dict, options: ConfigDict):
-    """The papers' loss: the mean over all triplets (ASEN, equation 9), plus CSN's two norms where they have a weight."""
+    """The papers' loss: the mean over all triplets (ASEN, equation 9), plus CSN's two norms if their weights are not zero."""
     output, stats = embed_triplets(structure, params, batch_stats, batch['images'], batch['attribute'])
     near, far = _similarities(output.embedding, options.distance)
     loss, extras = losses.triplet_loss(near, far, options.margin).mean(), output.extras or {}

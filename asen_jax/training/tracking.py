@@ -24,16 +24,16 @@ class Meter:
         self.reset()
 
     def reset(self) -> None:
-        """Start anew; the metrics that were added last must have been read."""
+        """Start over; the metrics that were added last must have been read."""
         self.sums, self.count, self.waited, self.start = {}, 0, 0.0, time.perf_counter()
 
     def add(self, step: int, metrics: Mapping) -> None:
-        """Take the metrics of `step`, and read those before; raises NumericsError where one is not finite."""
+        """Take the metrics of `step`, and read the previous ones; raises NumericsError if one is not finite."""
         self.flush()
         self._unread = step, metrics
 
     def flush(self) -> None:
-        """Wait for the metrics that were added last, and read them; raises NumericsError where one is not finite."""
+        """Wait for the metrics that were added last, and read them; raises NumericsError if one is not finite."""
         if self._unread is None:
             return
         (step, metrics), self._unread = self._unread, None
@@ -85,7 +85,7 @@ class Tracker:
 
 
 def cut_back(path: Path, last_step: int) -> None:
-    """Remove the lines of `path` after `last_step`, and a line that a kill left incomplete."""
+    """Remove the lines of `path` after `last_step`, and a line that a killed run left incomplete."""
     kept = []
     for line in path.read_text().splitlines():
         try:

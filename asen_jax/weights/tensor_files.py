@@ -35,7 +35,7 @@ IGNORED = re.compile(  # what checkpoints hold beside weights
 
 
 class RefusedError(Exception):
-    """A file that is not read; the message continues a sentence that starts with the file's name."""
+    """A file that cannot be used; the message continues a sentence that starts with the file's name."""
 
 
 class Ignored:
@@ -210,7 +210,9 @@ def _read_legacy(content: bytes) -> dict[str, np.ndarray]:
     """Five pickles (magic number, protocol, system, checkpoint, keys), then each storage after its size in 8 bytes."""
     stream = io.BytesIO(content)
     if _unpickle(stream)[0] != MAGIC or _unpickle(stream)[0] != PROTOCOL:
-        raise RefusedError('is a pickle, but not one of PyTorch; load it with what wrote it and save a state_dict()')
+        raise RefusedError(
+            'is a pickle, but PyTorch did not write it; load it with the program that did, and save a state_dict()'
+        )
     _unpickle(stream)  # its little_endian is ignored, as PyTorch does: the numbers are always little-endian
     (root, storages), (keys, _) = _unpickle(stream), _unpickle(stream)
     contents = {}

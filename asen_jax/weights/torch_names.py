@@ -159,14 +159,14 @@ def _recognize_trunk(shapes: Mapping[str, tuple], file: str) -> dict[str, Any]:
 def fill_from_torch(
     network: str, params: dict, batch_stats: dict, state_dict: Mapping[str, np.ndarray]
 ) -> tuple[dict, dict]:
-    """`params` and `batch_stats` (arrays or shapes) with every value replaced by that of the original's `state_dict`.
+    """`params` and `batch_stats` (arrays or shapes) with every value taken from the original's `state_dict`.
 
     Raises InputError naming the first tensor that has no place or the wrong shape, or the first parameter that is missing.
     """
     places = {key: our_path(network, key) for key in state_dict if not UNUSED.search(key)}
     if _has_fixed_masks(network, params):
         places.pop('embeddingnet.masks.weight', None)
-    return _fill(params, batch_stats, state_dict, places, f'a network {network}')
+    return _fill(params, batch_stats, state_dict, places, f'the {network} network')
 
 
 def fill_trunk(params: dict, batch_stats: dict, tensors: Mapping[str, np.ndarray], trunk: str) -> tuple[dict, dict]:
@@ -176,7 +176,7 @@ def fill_trunk(params: dict, batch_stats: dict, tensors: Mapping[str, np.ndarray
     """
     places = {name: _trunk_path(name) for name in tensors if not UNUSED.search(name) and not name.startswith('layer4.')}
     parts = {'trunk': params['trunk']}, {'trunk': batch_stats['trunk']}
-    return _fill(*parts, tensors, places, f'a trunk {trunk}')
+    return _fill(*parts, tensors, places, f'the {trunk} trunk')
 
 
 def _fill(
@@ -202,7 +202,9 @@ def _fill(
         if not np.issubdtype(array.dtype, np.floating):
             raise InputError(f"The checkpoint's tensor {key!r} has dtype {array.dtype}, but {what} has floats there.")
         if path in filled:
-            raise InputError(f"The checkpoint's tensor {key!r} has the place of another tensor; keep one of the two.")
+            raise InputError(
+                f"The checkpoint's tensor {key!r} has the same place as another tensor; keep one of the two."
+            )
         with np.errstate(over='ignore'):
             filled[path] = turned.astype(np.float32)
         if not np.isfinite(filled[path]).all():
@@ -211,9 +213,9 @@ def _fill(
             )
     missing = sorted(targets.keys() - filled.keys())
     if missing:
-        others = f', and {len(missing) - 1} others' if len(missing) > 1 else ''
+        others = f' and {len(missing) - 1} others' if len(missing) > 1 else ''
         raise InputError(
-            f'The checkpoint lacks what {what} has as {missing[0]!r}{others}; choose the network it was saved from.'
+            f'The checkpoint has no tensor for {missing[0]!r}{others} of {what}; choose the network it was saved from.'
         )
     return unflatten(params, filled), unflatten(batch_stats, filled)
 

@@ -29,7 +29,7 @@ class Builder(records.RecordsBuilder):
 
 
 def list_files(data: ConfigDict) -> list[Path]:
-    """The files that describe the dataset; when one changes the records are rebuilt."""
+    """The files that describe the dataset; when one changes, the records are rebuilt."""
     return [Path(data.manual_dir).expanduser() / 'labels.csv']
 
 
@@ -123,7 +123,7 @@ def choose_queries(rows: list[Row]) -> Bool[np.ndarray, ' photos']:
 
 
 def make_photo(table: Table, row: Row, numbers: Mapping[str, Mapping[str, int]]) -> Photo:
-    """A row's photo with all its labels; `numbers` holds the attributes, and of each the number of every value."""
+    """A row's photo with all its labels; `numbers` maps each attribute to the numbers of its values."""
     labels = [
         (attribute, number_of[value])
         for attribute, (column, number_of) in enumerate(numbers.items())

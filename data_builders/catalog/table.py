@@ -24,7 +24,7 @@ class Row(NamedTuple):
 
     @property
     def key(self) -> str:
-        """What must stay in one split: the product, or without one the photo itself."""
+        """What must stay in one split: the product or, without one, the photo itself."""
         return self.cells.get('group') or self.cells['path']
 
 
@@ -53,7 +53,7 @@ def read_table(folder: Path) -> Table:
             )
         rows.append(Row(line, dict(zip(columns, cells, strict=True))))
     if not rows:
-        raise InputError(f'{path} lists no photo; {EXAMPLE}.')
+        raise InputError(f'{path} lists no photos; {EXAMPLE}.')
     _check_paths(path, rows)
     _check_splits(path, rows)
     return Table(path, columns, rows)

@@ -28,7 +28,7 @@ from data_builders import annotations
 USER_AGENT = 'asen_jax/0.1 (research; fetches the photos of the published DARN list)'
 MAX_BYTES, MAX_REDIRECTS = 20_000_000, 5  # per photo
 BODY_TIMEOUTS = 3  # how many timeouts a photo may take in all: each part that arrives restarts the timeout
-MAX_RETRY_AFTER = 60.0  # seconds; a host that asks for a longer wait is given up
+MAX_RETRY_AFTER = 60.0  # seconds; a host that asks for a longer wait is abandoned
 GIVE_UP_AFTER = 7  # photos in a row for which a host gives no answer or is busy
 NOT_AN_IMAGE, TOO_LARGE = 'not an image', f'more than {MAX_BYTES // 1_000_000} MB'
 REASONS = {
@@ -37,14 +37,14 @@ REASONS = {
     TimeoutError: 'timed out',
     http.client.IncompleteRead: 'cut short',
 }
-FINAL = ('HTTP 404', 'HTTP 410', NOT_AN_IMAGE, TOO_LARGE, *list(REASONS.values())[:2])  # never asked for again
+FINAL = ('HTTP 404', 'HTTP 410', NOT_AN_IMAGE, TOO_LARGE, *list(REASONS.values())[:2])  # never requested again
 ERRORS = (requests.RequestException, HTTPError, TimeoutError, ValueError, OverflowError)  # the last two: odd headers
 LOST_FILE, LOCK_FILE = 'lost.txt', '.fetch.lock'
 DECODING = threading.Lock()  # one photo's pixels in memory at a time
 
 
 class LostError(Exception):
-    """Why a photo could not be fetched, and as how many failures of its host that counts."""
+    """Why a photo could not be fetched, and how many failures of its host it counts as."""
 
     def __init__(self, why: str, failures: int = 0):
         super().__init__(why)
@@ -122,10 +122,10 @@ def fetch(
 def summary(result: dict) -> str:
     """The result of `fetch` as a sentence."""
     lost, known = sum(result['lost'].values()), result['not_asked']
-    text = f'{result["fetched"]:,} photos fetched, {result["there"]:,} were there, {lost:,} are lost'
+    text = f'{result["fetched"]:,} photos fetched, {result["there"]:,} already present, {lost:,} lost'
     if lost:
         text += f' ({", ".join(f"{count:,} {why}" for why, count in result["lost"].items())})'
-        text += f', {known:,} of them since an earlier run and not asked for again' if known else ''
+        text += f', {known:,} of them in an earlier run and not requested again' if known else ''
         text += f'; {result["lost_file"]} lists them'
     return text + '.'
 
@@ -161,7 +161,7 @@ def host_of(url: str) -> str:
 def open_session(workers: int, per_host: int, pause: float, backoff: float) -> requests.Session:
     """A session that tries a request up to three times, the last time after `backoff` seconds or the Retry-After.
 
-    It does so if the host gives no answer, is busy or reports an error of its own.
+    It tries again if the host gives no answer, is busy, or reports an error of its own.
     """
     logging.getLogger('urllib3').setLevel(logging.ERROR)  # a warning about each retry would break the progress bar
     statuses = (408, 429, *range(500, 600))
@@ -184,9 +184,9 @@ def _fetch_all(
     per_host: int,
     timeout: float,
 ) -> None:
-    """Fetch every photo, and record in `lost` and lost.txt what could not be had.
+    """Fetch every photo, and record in `lost` and lost.txt what could not be fetched.
 
-    After an error or Ctrl-C the requests that are under way are waited for, and no others are made.
+    After an error or Ctrl-C, waits for the requests that are under way and makes no others.
     """
     recording, stop = threading.Lock(), threading.Event()
 
@@ -275,7 +275,7 @@ def _describe(error: BaseException) -> str:
 
 
 def _check_names(urls: dict[str, str], urls_file: Path, folder: Path) -> None:
-    """Refuse URLs of photos that no list of file names contains: fetching them would be in vain."""
+    """Refuse URLs of photos that no list of file names contains: fetching them would be pointless."""
     paths = sorted(folder.glob('filenames_*.txt'))
     known = [name for path in paths for name in annotations.read_filenames(path)]
     if known and urls.keys().isdisjoint(known):

@@ -34,7 +34,7 @@ class Rows(NamedTuple):
 
     @property
     def note(self) -> str:
-        """The dialect of the file, for a person."""
+        """The dialect of the file, for the user."""
         if self.is_global:
             return f"{self.path.name}: attributes are counted from 1, values are DeepFashion's ids of all attributes"
         return f'{self.path.name}: attributes are counted from 0, values are numbered within each attribute'

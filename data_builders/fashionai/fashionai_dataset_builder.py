@@ -25,7 +25,7 @@ class Builder(records.RecordsBuilder):
 
 
 def list_files(data: ConfigDict) -> list[Path]:
-    """The files that describe the dataset; when one changes the records are rebuilt."""
+    """The files that describe the dataset; when one changes, the records are rebuilt."""
     tables = challenge.find_tables(asen_lists.dataset_folder(data, DATASET))
     published = asen_lists.has_train_lists(data, DATASET) or not tables
     return asen_lists.list_files(data, DATASET, None if published else tables)

@@ -1,4 +1,4 @@
-"""Photos of garments, drawn: paper dolls whose clothes have FashionAI's attributes and values.
+"""Drawn photos of garments: paper dolls whose clothes have FashionAI's attributes and values.
 
 A label shows only in its own region: pose, scale, place, colors, patterns, background and the other labels are drawn
 independently of it.

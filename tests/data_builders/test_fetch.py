@@ -134,7 +134,7 @@ def test_whole_photos_are_kept_and_lost_ones_are_listed(shop, listed, tmp_path):
     address = f'http://127.0.0.1:{shop.server_port}'
     assert sorted(lines) == [f'pic/2/c.jpg\t{address}/page/c\tnot an image', f'pic/2/d.jpg\t{address}/gone/d\tHTTP 404']
     assert fetching.summary(result) == (
-        f'2 photos fetched, 0 were there, 2 are lost (1 HTTP 404, 1 not an image); {folder}/lost.txt lists them.'
+        f'2 photos fetched, 0 already present, 2 lost (1 HTTP 404, 1 not an image); {folder}/lost.txt lists them.'
     )
 
 
@@ -151,7 +151,7 @@ def test_a_second_run_asks_only_for_photos_that_may_have_come_back(shop, listed,
     assert (second['fetched'], second['there'], second['not_asked']) == (1, 1, 3)
     lost = {f'pic/{name}.jpg' for name in ('1/b', '1/c', '1/d', '1/f', '2/a', '2/b')}
     assert lost_in(tmp_path / 'DARN').keys() == lost
-    assert '3 of them since an earlier run and not asked for again' in fetching.summary(second)
+    assert '3 of them in an earlier run and not requested again' in fetching.summary(second)
     urls_file.write_text(urls_file.read_text().replace('page/c', 'photo/c'))  # another URL is another chance
     assert run(urls_file)['fetched'] == 1
 

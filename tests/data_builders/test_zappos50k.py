@@ -109,7 +109,7 @@ def test_triplets_of_a_missing_photo_are_dropped(config, folder):
     gone = sum(lost in row for row in rows)
     assert [entry['image_id'] for entry in content['skipped']] == [tree.NAMES[lost]]
     assert content['splits']['test']['triplets'] == 100 - gone
-    assert f'test: {gone} triplets went with skipped photos' in content['notes']
+    assert f'test: {gone} triplets were dropped with skipped photos' in content['notes']
 
 
 def test_training_on_published_lists_scores_triplets(config, tmp_path):

@@ -101,5 +101,7 @@ def test_bfloat16_keeps_statistics_in_float32():
 
 
 def test_an_unknown_precision_is_named():
-    with pytest.raises(InputError, match=r"config\.precision is 'half'; it is one of float32, tensorfloat32, bfloat16"):
+    with pytest.raises(
+        InputError, match=r"config\.precision is 'half'; it must be one of float32, tensorfloat32, bfloat16"
+    ):
         layers.numerics('half')

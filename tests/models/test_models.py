@@ -103,15 +103,17 @@ def test_bfloat16_embeds_nearly_as_float32():
 def test_unknown_names_are_answered_with_the_known_ones(field, value):
     config = small()
     config.model[field] = value
-    with pytest.raises(InputError, match=rf"config\.model\.{field} is '{value}'; it is one of"):
+    with pytest.raises(InputError, match=rf"config\.model\.{field} is '{value}'; it must be one of"):
         build_model(config, 2)
 
 
 def test_every_section_needs_a_channel():
-    with pytest.raises(InputError, match=r'config\.model\.embed_dim is 16, too small for one section for each of 17'):
+    with pytest.raises(
+        InputError, match=r'config\.model\.embed_dim is 16, too small to give each of 17 attributes a section'
+    ):
         embed_all(*build_model(small('csn', masks='fixed'), 17), jnp.zeros((1, 32, 32, 3), jnp.uint8))
 
 
 def test_an_unknown_kind_of_masks_is_named():
-    with pytest.raises(InputError, match=r"config\.model\.masks is 'open'; it is one of learned, sections, fixed"):
+    with pytest.raises(InputError, match=r"config\.model\.masks is 'open'; it must be one of learned, sections, fixed"):
         build_model(small('csn', masks='open'), 2)

@@ -109,9 +109,9 @@ def test_missing_unknown_and_misshapen_tensors_are_rejected_by_name():
     config.model.trunk, config.model.trunk_width = 'resnet18', 8
     _, params, stats = build_shapes(config, num_attributes=8)
     key = 'embeddingnet.feature_fc.weight'
-    with pytest.raises(InputError, match="lacks what a network asen has as 'head"):
+    with pytest.raises(InputError, match="has no tensor for 'head"):
         fill_from_torch('asen', params, stats, {'embeddingnet.feature_fc.bias': np.zeros(1024)})
-    with pytest.raises(InputError, match=r"'embeddingnet\.extra\.weight' has no place in a network asen"):
+    with pytest.raises(InputError, match=r"'embeddingnet\.extra\.weight' has no place in the asen network"):
         fill_from_torch('asen', params, stats, {'embeddingnet.extra.weight': np.zeros(3)})
-    with pytest.raises(InputError, match=rf"'{key}' is \(32, 1024\), but a network asen has \(1024, 32\) there"):
+    with pytest.raises(InputError, match=rf"'{key}' is \(32, 1024\), but the asen network has \(1024, 32\) there"):
         fill_from_torch('asen', params, stats, {key: np.zeros((32, 1024))})

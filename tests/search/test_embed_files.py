@@ -72,7 +72,7 @@ def test_the_mode_writes_what_numpy_would_of_the_embedders_vectors(network, work
     np.savez(tmp_path / 'numpy.npz', **arrays)
     assert output.read_bytes() == (tmp_path / 'numpy.npz').read_bytes()
     first, second, *others = capsys.readouterr().out.splitlines()
-    assert first == 'config.data.image_size is 32, as the checkpoint was trained'
+    assert first == 'config.data.image_size is 32, as in the training of the checkpoint'
     assert second.startswith('11 photos under 3 attributes, 32 numbers each; 11 photos in ')
     assert others == [f'wrote {output}']
     with pytest.raises(InputError, match="no checkpoint 'latest'"):

@@ -66,7 +66,7 @@ def test_photos_are_cropped_to_their_boxes_if_the_network_was_trained_so(network
     np.testing.assert_array_equal(maps, cropping.heatmaps([garment] * 3 + [photo], 'color', boxes=[None] * 4))
     np.testing.assert_array_equal(network.embed(images, boxes=boxes), network.embed(images))
     with pytest.warns(
-        UserWarning, match='trained with data.crop_to_bbox, but no boxes were given: photos are taken whole'
+        UserWarning, match='trained with data.crop_to_bbox, but no boxes were given: whole photos are used'
     ):
         np.testing.assert_array_equal(cropping.embed([photo]), expected[-1:])
     assert cropping.fingerprint != network.fingerprint
@@ -124,7 +124,7 @@ def test_rows_and_attributes_are_those_requested(network, photos):
     np.testing.assert_array_equal(network.heatmaps(photos, ('color', 'neckline')), maps[:, [2, 1]])
     with pytest.raises(InputError, match=r"no attribute 'neck_line'; did you mean 'neckline'\? .*'color'"):
         network.embed(photos, ['color', 'neck_line'])
-    with pytest.raises(InputError, match=r"no attribute 'heel'; it knows 'sleeve_length', 'neckline', 'color'"):
+    with pytest.raises(InputError, match=r"no attribute 'heel'; it has 'sleeve_length', 'neckline', 'color'"):
         network.embed([], 'heel')
     assert network.embed([], 'color').shape == (0, 1, 32)
     assert network.heatmaps([]).shape == (0, 3, 2, 2)
@@ -152,7 +152,7 @@ def test_what_is_not_a_photo_is_named(network, photos, tmp_path):
 
 def test_a_single_photo_is_not_taken_for_a_sequence_of_letters_or_rows(network, photos):
     for single in (photos[0], 'a.jpg'):
-        with pytest.raises(InputError, match='a single photo; put it into a list'):
+        with pytest.raises(InputError, match='a single photo; put it in a list'):
             network.embed(single)
     np.testing.assert_array_equal(network.embed(np.stack([photos[0]] * 2)), network.embed(photos[:1] * 2))
 

@@ -199,7 +199,7 @@ def test_a_published_recipe_never_starts_from_random_weights_silently(config, tm
 @pytest.mark.parametrize('field', ['loss', 'distance'])
 def test_unknown_losses_and_distances_are_named(config, tmp_path, field):
     config.train[field] = 'other'
-    with pytest.raises(InputError, match=rf"config\.train\.{field} is 'other'; it is one of"):
+    with pytest.raises(InputError, match=rf"config\.train\.{field} is 'other'; it must be one of"):
         run(config, tmp_path)
 
 

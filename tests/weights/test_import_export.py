@@ -144,7 +144,7 @@ def test_csn_by_its_own_authors_is_inferred_from_its_last_layer(authors_csn):
     params, _ = torch_names.fill_from_torch('csn', *shapes, authors_csn)
     np.testing.assert_array_equal(params['head']['fc']['bias'], authors_csn[f'{torch_names.OWN_FC}bias'])
     authors_csn[f'{torch_names.EMBED_FC}bias'] = params['head']['fc']['bias']
-    with pytest.raises(InputError, match=r"'embeddingnet\.embed_fc\.bias' has the place of another"):
+    with pytest.raises(InputError, match=r"'embeddingnet\.embed_fc\.bias' has the same place as another"):
         torch_names.fill_from_torch('csn', *shapes, authors_csn)
 
 
@@ -203,7 +203,7 @@ def test_without_torch_the_export_says_what_else_to_use(tmp_path, monkeypatch):
 
 ZEROS = np.zeros((3, 4), np.float32)
 WRONG_TENSORS = [  # changes by name below embeddingnet. (None removes what contains the name), and the error
-    ({'layer2.0.conv1': None}, "lacks what a network asen has as 'trunk.layer2.0.conv1"),
+    ({'layer2.0.conv1': None}, "has no tensor for 'trunk.layer2.0.conv1"),
     ({'extra.weight': ZEROS}, "'embeddingnet.extra.weight' has no place"),
     ({'mask_fc1.extra': ZEROS}, "'embeddingnet.mask_fc1.extra' has no place"),
     ({'embeddingnet.bn1.bias': ZEROS}, "'embeddingnet.embeddingnet.bn1.bias' has no place"),

@@ -297,8 +297,8 @@ OTHER_FILES = {
     b'\x1f\x8b\x08': 'unpack an archive',
     b'\x80': 'damaged or cut short',
     b'PK\x03\x04' + bytes(600): 'damaged or cut short',
-    pickle.dumps({'w': 1}, 2): 'not one of PyTorch',
-    pickle.dumps(MAGIC, 2) + pickle.dumps(1002, 2): 'not one of PyTorch',
+    pickle.dumps({'w': 1}, 2): 'PyTorch did not write it',
+    pickle.dumps(MAGIC, 2) + pickle.dumps(1002, 2): 'PyTorch did not write it',
 }
 
 
