@@ -48,8 +48,8 @@ def load_network(
         with Checkpoints(checkpoints, read_only=True) as opened:
             return load_network(opened, which, precision, mesh)
     meta = checkpoints.read_meta(which)
+    meta['config']['precision'] = precision or meta['config']['precision']
     config = ConfigDict(meta['config'])
-    config.precision = precision or config.precision
     structure, *shapes = build_shapes(config, len(meta['attributes']))
     like = dict(zip(('params', 'batch_stats'), shapes, strict=True))
     restored = checkpoints.restore(which, abstract_like(like, sharding.state_shardings(like, mesh)))

@@ -6,9 +6,9 @@ Command:
 
     python main.py --config configs/synthetic.py
 
-Result: test MAP SYNTHETIC_MAP % over seeds 0 to 4, where chance is 26.37 %.
+Result: test MAP 94.39 +- 1.98 % (92.26 to 96.76) over seeds 0 to 4, where chance is 26.37 %.
 
-Time: SYNTHETIC_TIME on 2 CPU cores.
+Time: 3.4 to 3.8 minutes on 2 CPU cores.
 
 The learning rate matters most: twice this one leaves some attributes at chance with some seeds, because the spatial attention
 settles on a useless place within the first steps.

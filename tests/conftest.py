@@ -7,7 +7,9 @@ os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_p
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 COMPILED = tempfile.TemporaryDirectory(prefix='compiled-')  # the same small programs are compiled many times
-os.environ['JAX_COMPILATION_CACHE_DIR'] = COMPILED.name  # here and in the processes that tests start
+os.environ.setdefault(
+    'JAX_COMPILATION_CACHE_DIR', COMPILED.name
+)  # here, in xdist's workers, and in processes that tests start
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 
 from pathlib import Path

@@ -92,15 +92,24 @@ def make_train_index(records: Records) -> TripletIndex:
     return make_index(labels)
 
 
-def steps_per_epoch(records: Records, config: ConfigDict) -> int:
-    """Full batches in an epoch; the last incomplete one is dropped, so that no batch spans two epochs."""
-    num_triplets = config.data.num_triplets
+def check_triplets(config: ConfigDict) -> None:
+    """Raise InputError if `config` asks for triplets that no data can give."""
+    if config.data.triplets not in ('fresh', 'fixed'):
+        raise InputError(f'config.data.triplets is {config.data.triplets!r}; it must be fresh or fixed.')
     if config.data.triplets == 'fixed' and config.data.strict_negatives:
         raise InputError('config.data.strict_negatives needs data.triplets=fresh; a fixed list is used as it is.')
+    _count_steps(config.data.num_triplets, config)
+
+
+def steps_per_epoch(records: Records, config: ConfigDict) -> int:
+    """Full batches in an epoch; the last incomplete one is dropped, so that no batch spans two epochs."""
+    check_triplets(config)
     if config.data.triplets == 'fixed':
-        num_triplets = min(num_triplets, records.splits.get('train_triplets', 0))
-    elif config.data.triplets != 'fresh':
-        raise InputError(f'config.data.triplets is {config.data.triplets!r}; it must be fresh or fixed.')
+        return _count_steps(min(config.data.num_triplets, records.splits.get('train_triplets', 0)), config)
+    return _count_steps(config.data.num_triplets, config)
+
+
+def _count_steps(num_triplets: int, config: ConfigDict) -> int:
     if num_triplets < config.train.batch_size:
         raise InputError(
             f'An epoch has {num_triplets} triplets, fewer than config.train.batch_size ({config.train.batch_size}); '

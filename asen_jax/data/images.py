@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 MAX_PIXELS = 64_000_000  # a larger photo is refused before its pixels are decoded
 FITS = ('crop', 'pad', 'stretch')
 MAX_ASPECT = 100  # a longer photo is cut to its middle first: resizing all of it could exhaust memory
-BACKGROUND = (255, 255, 255)  # behind transparent pixels and beside a padded photo
+BACKGROUND = (255, 255, 255)  # behind transparent pixels
 
 Box = Sequence  # four numbers: left, top, right, bottom in pixels, 0-based, half-open
 

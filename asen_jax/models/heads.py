@@ -1,4 +1,4 @@
-"""What every head takes and returns, and the layer types that they share."""
+"""What every head takes and returns."""
 
 from typing import NamedTuple
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from asen_jax import files, sharding
 from asen_jax.checkpoint import Checkpoints
-from asen_jax.data.batches import steps_per_epoch, train_batches
+from asen_jax.data.batches import check_triplets, steps_per_epoch, train_batches
 from asen_jax.data.prepared import LoadOptions, Records, has_targets, open_records
 from asen_jax.errors import InputError, NumericsError, StoppedError
 from asen_jax.evaluation import results
@@ -58,6 +58,7 @@ def check_config(config: ConfigDict, workdir: Path) -> Trunk:
     """
     check_loss(config)
     LoadOptions.from_config(config)
+    check_triplets(config)
     sharding.check_batch_size(config.train.batch_size, sharding.make_mesh(config.mesh.model))
     _, params, batch_stats = build_shapes(config, num_attributes=2)
     with Checkpoints(workdir, read_only=True) as checkpoints:

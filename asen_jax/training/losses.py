@@ -1,4 +1,4 @@
-"""Losses per triplet; the caller reduces."""
+"""Losses per triplet or per photo, which the caller averages, and the norms that CSN adds."""
 
 import jax
 import jax.numpy as jnp

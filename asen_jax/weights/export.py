@@ -16,7 +16,7 @@ from asen_jax.models import embed_all
 from asen_jax.network import TrainedNetwork, load_network
 from asen_jax.sharding import make_mesh
 from asen_jax.weights.model_card import known_dataset, make_card, read_figures
-from asen_jax.weights.torch_names import HEADS, flatten, to_torch, unflatten
+from asen_jax.weights.torch_names import flatten, to_torch, unflatten
 
 PLATFORMS = ('cpu', 'cuda')
 CARD = 'model_card.md'
@@ -31,14 +31,13 @@ RESIZE = {
 def export(workdir: Path, which: str, precision: str, output: Path, target: str) -> list[Path]:
     """The files written to the folder `output` for a checkpoint of `workdir`; `target` is 'jax' or 'torch'.
 
-    Raises InputError if there is no such checkpoint, or if the original has no such network.
+    Raises InputError if there is no such checkpoint.
     """
     network = load_network(workdir, which, precision, make_mesh(devices=jax.devices()[:1]))
     card = make_card(network.meta, read_figures(network.meta, Path(workdir)), target)
     output.mkdir(parents=True, exist_ok=True)
     written = _write_torch(network, output) if target == 'torch' else _write_jax(network, output)
-    (output / CARD).write_text(card)
-    return [*written, output / CARD]
+    return [*written, _write(output / CARD, card.encode())]
 
 
 def _write_jax(network: TrainedNetwork, output: Path) -> list[Path]:
@@ -116,8 +115,6 @@ def _write_torch(network: TrainedNetwork, output: Path) -> list[Path]:
     """Write the weights under the original's names and, where torch is installed, the checkpoint that its --resume reads."""
     config, meta = network.meta['config'], network.meta
     name = config['model']['name']
-    if name not in HEADS:
-        raise InputError(f'The original has no network {name}; --format=torch supports {", ".join(HEADS)}.')
     own_csn = name == 'csn' and not config['model']['normalize']
     params, batch_stats = jax.device_get((network.params, network.batch_stats))
     state = to_torch(name, params, batch_stats, len(meta['attributes']), own_csn)

@@ -19,7 +19,7 @@ def import_checkpoint(config: ConfigDict, workdir: Path, file: Path) -> dict:
     """The metadata of the checkpoint that the network in `file` becomes: best and latest, at step 0 of the new `workdir`.
 
     The network, its sizes and its number of attributes are inferred from the file; the rest comes from `config`. The
-    attributes are called as in `config.data.attributes`, in that order, if their number agrees, or else `attribute_0`, ...
+    attributes are called as in `config.data.attributes`, in that order, or else `attribute_0`, ...
     """
     tensors = canonical_names(read_tensors(file), str(file))
     fields, num_attributes = recognize(tensors, str(file))
@@ -30,8 +30,12 @@ def import_checkpoint(config: ConfigDict, workdir: Path, file: Path) -> dict:
         raise InputError(
             f'config.data.attributes has duplicate names: {", ".join(names)}; give each attribute its own.'
         )
-    if len(names) != num_attributes:
-        names = unnamed_attributes(num_attributes)
+    if names and len(names) != num_attributes:
+        raise InputError(
+            f'config.data.attributes names {len(names)} attributes, but {file} has {num_attributes}; '
+            'name all of them in the order of the checkpoint, or none.'
+        )
+    names = names or unnamed_attributes(num_attributes)
     _, params, batch_stats = build_shapes(config, num_attributes)
     try:
         params, batch_stats = fill_from_torch(config.model.name, params, batch_stats, tensors)

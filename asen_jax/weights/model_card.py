@@ -95,8 +95,10 @@ def _recipe(meta: dict) -> str:
         return f'Not trained here: {imported}.'
     train, optim, init = (meta['config'][group] for group in ('train', 'optim', 'init'))
     start = f'all weights {imported}' if source else f'trunk from {init["trunk"]}'
+    triplet = f'margin {train["margin"]}, {train["distance"]}'
+    options = triplet if train['loss'] == 'triplet' else f'temperature {train["temperature"]}'
     return (
-        f'{train["loss"]} loss (margin {train["margin"]}, {train["distance"]}); Adam, learning rate '
+        f'{train["loss"]} loss ({options}); Adam, learning rate '
         f'{optim["learning_rate"]}, multiplied by {optim["decay_rate"]} every {optim["decay_every_epochs"]} epochs; '
         f'{train["batch_size"]} triplets per step, step {meta["step"]}; {start}; seed {meta["config"]["seed"]}.'
     )

@@ -264,7 +264,8 @@ def test_a_full_disk_is_an_error_and_not_a_lost_photo(shop, listed, tmp_path):
 def test_a_killed_or_interrupted_run_resumes(shop, listed, tmp_path, number, most):
     urls_file, folder = listed({f'1/{i}': f'{"gone" if i % 2 else "photo"}/{i}' for i in range(200)}), tmp_path / 'DARN'
     code = (
-        'import pathlib; from data_builders.darn import fetch; '
+        'import pathlib, signal; from data_builders.darn import fetch; '
+        'signal.signal(signal.SIGINT, signal.default_int_handler); '  # background jobs start with it ignored
         f'fetch.fetch(pathlib.Path({str(urls_file)!r}), pathlib.Path({str(folder)!r}), pause=0.02)'
     )
     with subprocess.Popen([sys.executable, '-c', code], cwd=ROOT, stderr=subprocess.DEVNULL) as process:

@@ -196,6 +196,20 @@ def test_a_published_recipe_never_starts_from_random_weights_silently(config, tm
         run(config, tmp_path)
 
 
+@pytest.mark.parametrize(
+    'field,value,match',
+    [
+        ('data.triplets', 'frsh', "config.data.triplets is 'frsh'; it must be fresh or fixed"),
+        ('data.num_triplets', 4, 'An epoch has 4 triplets, fewer than config.train.batch_size'),
+        ('data.fit', 'squash', "config.data.fit is 'squash'"),
+    ],
+)
+def test_a_config_is_refused_before_any_photo_is_decoded(config, tmp_path, field, value, match):
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(InputError, match=match):
+        loop.check_config(config, tmp_path)
+
+
 @pytest.mark.parametrize('field', ['loss', 'distance'])
 def test_unknown_losses_and_distances_are_named(config, tmp_path, field):
     config.train[field] = 'other'

@@ -172,6 +172,9 @@ def test_an_imported_checkpoint_describes_itself_and_keeps_an_older_run(tmp_path
     with pytest.raises(InputError, match='has duplicate names: a, a, b'):
         importing.import_checkpoint(config, tmp_path / 'other', file)
     config.data.attributes = ('a', 'b')
+    with pytest.raises(InputError, match=r'names 2 attributes, but .*m\.safetensors has 3'):
+        importing.import_checkpoint(config, tmp_path / 'other', file)
+    config.data.attributes = ()
     nameless = importing.import_checkpoint(config, tmp_path / 'other', file)
     assert nameless['attributes'] == ['attribute_0', 'attribute_1', 'attribute_2']
     assert '--config.data.attributes=' in importing.summary(nameless, tmp_path / 'other')
