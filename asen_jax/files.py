@@ -25,7 +25,7 @@ def write_atomically(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """
     path = Path(path)
     # beside `path`, since a rename is atomic only within one file system
-    temporary = path.with_name(f'.{path.name[:100]}.{os.getpid()}-{threading.get_ident()}.tmp')
+    temporary = path.with_name(f'.{path.name[:50]}.{os.getpid()}-{threading.get_ident()}.tmp')
     try:
         with temporary.open('wb') as file:
             yield file
@@ -37,7 +37,8 @@ def write_atomically(path: str | os.PathLike) -> Iterator[BinaryIO]:
             error.filename = os.fspath(path)
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it is gone after a success, and an error must not hide the first one
+            temporary.unlink()
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

@@ -88,7 +88,7 @@ def attribute_names(config: ConfigDict, meta: dict, in_data: Sequence[str], work
     Failing that it is assumed to have the order of the data, and a notice says so.
     """
     known = meta['attributes']
-    if known != unnamed_attributes(len(known)):
+    if meta.get('fingerprint') or known != unnamed_attributes(len(known)):
         return known
     if len(config.data.attributes) == len(known):
         return list(config.data.attributes)

@@ -105,7 +105,7 @@ def train_and_evaluate(
                     state, numbers = train_epoch(run, state, batches, epoch)
                     finish_epoch(run, state, epoch, numbers)
             checkpoints.wait()
-        return test_best(run)
+        return evaluate_best(run)
 
 
 def start(
@@ -238,7 +238,8 @@ def finish_epoch(run: Run, state: TrainState, epoch: int, numbers: dict) -> None
     elif due:
         embed = run.bind(state.params, state.batch_stats)
         result = evaluate(config, run.records, 'valid', embed, step).result
-        keep_best(run, state, results.score(result))
+        score = results.score(result)
+        keep_best(run, state, score, score)
         figures = results.headline(result)
         run.tracker.write(step, figures)
         report += [f'{name} {number:.4f}' for name, number in figures.items()]
@@ -247,10 +248,10 @@ def finish_epoch(run: Run, state: TrainState, epoch: int, numbers: dict) -> None
         stop_now(run, step)
 
 
-def keep_best(run: Run, state: TrainState, score: float) -> None:
-    """Save the checkpoint as `best` if its score is the highest so far, and wait until it is on disk."""
+def keep_best(run: Run, state: TrainState, rank: float, score: float | None = None) -> None:
+    """Save the checkpoint as `best` if its `rank` is the highest so far, and wait until it is on disk."""
     step = int(state.step)
-    run.checkpoints.save('best', step, state.arrays(), make_meta(run, step, score), score)
+    run.checkpoints.save('best', step, state.arrays(), make_meta(run, step, score), rank)
     run.checkpoints.wait()
 
 
@@ -277,7 +278,7 @@ def make_meta(run: Run, step: int, score: float | None = None) -> dict[str, Any]
     return meta | ({'imported': run.imported} if run.imported else {})
 
 
-def test_best(run: Run) -> dict | None:
+def evaluate_best(run: Run) -> dict | None:
     """Evaluate the best checkpoint on the test split and return the figures; None if there is no test split."""
     if not has_targets(run.records, 'test'):
         print('no test queries: nothing to test')

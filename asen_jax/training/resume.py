@@ -55,7 +55,7 @@ def _check_records(config: ConfigDict, meta: dict, records: Records, workdir: Pa
     if list(records.attributes) != known:
         raise InputError(
             f'{workdir} has the attributes {", ".join(known)}, in this order, but {records.directory} has '
-            f'{", ".join(records.attributes)}; use the data it was trained on.'
+            f'{", ".join(records.attributes)}; training needs the same attributes in the same order.'
         )
     if meta['fingerprint'] not in (None, records.fingerprint):
         raise InputError(

@@ -74,6 +74,7 @@ def summary(meta: dict, workdir: Path) -> str:
     lines = [f'imported {meta["imported"]["file"]}: {network}']
     if attributes == unnamed_attributes(len(attributes)):
         lines.append(
-            'their names are unknown: pass --config.data.attributes=NAME,NAME,... in the order of the checkpoint'
+            'their names are unknown: import again, into another --workdir, with --config.data.attributes=NAME,NAME,... '
+            'in the order of the checkpoint'
         )
     return '\n'.join([*lines, f'wrote {workdir}, from which --mode eval, embed, export and train can continue'])

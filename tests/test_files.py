@@ -1,0 +1,51 @@
+"""Files appear whole or not at all, and one process at a time holds a lock."""
+
+import errno
+import hashlib
+import subprocess
+import sys
+
+import pytest
+
+from asen_jax import files
+from asen_jax.errors import InputError
+from tests.conftest import ROOT
+
+
+def test_a_file_is_unchanged_until_the_new_one_is_complete(tmp_path):
+    path = tmp_path / 'a.json'
+    files.write_json(path, {'old': 1})
+    with pytest.raises(ValueError, match='stop'), files.write_atomically(path) as file:
+        file.write(b'half')
+        raise ValueError('stop')
+    assert path.read_text() == '{\n  "old": 1\n}\n'
+    files.write_text(path, 'neu: ü')
+    assert (
+        path.read_bytes() == 'neu: ü'.encode() and files.sha256(path) == hashlib.sha256('neu: ü'.encode()).hexdigest()
+    )
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_error_of_the_disk_names_the_file(tmp_path):
+    path = tmp_path / ('長' * 60 + '.npz')
+    with pytest.raises(OSError) as caught, files.write_atomically(path):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+    assert caught.value.filename == str(path)
+    (tmp_path / 'file').touch()
+    with pytest.raises(NotADirectoryError) as caught:
+        files.write_text(tmp_path / 'file' / 'a.txt', '')
+    assert caught.value.filename == str(tmp_path / 'file' / 'a.txt')
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['file']
+
+
+def test_a_lock_is_refused_while_another_process_holds_it_and_free_once_that_is_killed(tmp_path):
+    code = f'from asen_jax import files; lock = files.lock({str(tmp_path / "lock")!r}, ""); lock.__enter__(); print(1); input()'
+    with subprocess.Popen(
+        [sys.executable, '-uc', code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        process.stdout.readline()
+        with pytest.raises(InputError, match='in use'), files.lock(tmp_path / 'lock', 'in use'):
+            pass
+        process.kill()
+    with files.lock(tmp_path / 'lock', 'in use'):
+        pass
