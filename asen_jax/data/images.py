@@ -16,7 +16,7 @@ FITS = ('crop', 'pad', 'stretch')
 MAX_ASPECT = 100  # a longer photo is cut to its middle first: resizing all of it could exhaust memory
 BACKGROUND = (255, 255, 255)  # behind transparent pixels
 
-Box = Sequence  # four numbers: left, top, right, bottom in pixels, 0-based, half-open
+Box = Sequence  # left, top, right, bottom as in boxes.Box, but any four numbers, such as a record's array
 
 
 class _QuietPillow:
