@@ -32,7 +32,7 @@ def overlay_heatmap(photo: UInt8[np.ndarray, 'h w 3'], heatmap: Float[np.ndarray
 
 
 def draw_rankings(rankings: Sequence[Ranking]) -> Image.Image:
-    """A contact sheet, one row per query: the photo, where the network looks, and the nearest, each framed by whether it is relevant."""
+    """A contact sheet, one row per query: the photo, where the network looks, and the nearest, framed by relevance."""
     columns = 2 + max(len(ranking.nearest) for ranking in rankings)
     row_height = TITLE_HEIGHT + CELL + GAP
     sheet = Image.new('RGB', (columns * (CELL + GAP) + GAP, len(rankings) * row_height + GAP), 'white')

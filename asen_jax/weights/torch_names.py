@@ -213,7 +213,7 @@ def _fill(
             )
     missing = sorted(targets.keys() - filled.keys())
     if missing:
-        others = f' and {len(missing) - 1} others' if len(missing) > 1 else ''
+        others = f' and {len(missing) - 1} more' if len(missing) > 1 else ''
         raise InputError(
             f'The checkpoint has no tensor for {missing[0]!r}{others} of {what}; choose the network it was saved from.'
         )
