@@ -38,5 +38,6 @@ def get_config(variant: str = 'asen_v2') -> ConfigDict:
     config.optim.decay_rate = 0.85
     config.train.batch_size = 16
     config.train.num_epochs = 8
+    config.eval.every_epochs = 2
     config.eval.cross_attribute = True
     return config

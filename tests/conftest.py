@@ -41,7 +41,7 @@ def tiny_config():
     config.data.num_triplets, config.data.num_workers, config.data.jitter = 32, 0, 0.0
     config.model.trunk_width, config.model.embed_dim = 8, 16
     config.train.batch_size, config.train.num_epochs, config.train.log_every_steps = 8, 2, 2
-    config.eval.batch_size = 16
+    config.eval.batch_size, config.eval.every_epochs = 16, 1
     return config
 
 
