@@ -47,10 +47,10 @@ class Embedder:
     the network was trained without `model.normalize`.
     """
 
-    def __init__(self, network: TrainedNetwork, mesh: jax.sharding.Mesh, precision: str, batch_size: int = BATCH_SIZE):
+    def __init__(self, network: TrainedNetwork, mesh: jax.sharding.Mesh, batch_size: int = BATCH_SIZE):
         if batch_size < 1:
             raise InputError(f'batch_size is {batch_size}; it must be at least 1.')
-        self.network, self.precision = network, precision
+        self.network, self.precision = network, network.meta['config']['precision']
         self.attributes = tuple(network.meta['attributes'])
         self.values = None  # value names of each attribute, if the checkpoint has them
         if network.meta.get('values') is not None:
@@ -84,7 +84,7 @@ class Embedder:
         """
         mesh = make_mesh()
         network = load_network(Path(workdir), str(checkpoint), precision, mesh)
-        return cls(network, mesh, precision or network.meta['config']['precision'], batch_size)
+        return cls(network, mesh, batch_size)
 
     def embed(
         self, images: Iterable, attributes: str | Sequence[str] | None = None, boxes: Iterable | None = None

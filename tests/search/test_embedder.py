@@ -32,7 +32,7 @@ def test_batch_size_and_neighbors_change_nothing(network, photos):
     np.testing.assert_allclose(network.embed(photos[::-1]), expected[::-1], atol=1e-6)
     np.testing.assert_allclose(network.embed(photos[:1]), expected[:1], atol=1e-6)
     arrays = {name: jax.device_get(getattr(network.network, name)) for name in ('params', 'batch_stats')}
-    other = Embedder(network.network._replace(**arrays), make_mesh(devices=jax.devices()[:1]), 'float32', batch_size=5)
+    other = Embedder(network.network._replace(**arrays), make_mesh(devices=jax.devices()[:1]), batch_size=5)
     np.testing.assert_allclose(other.embed(photos), expected, atol=1e-6)
     np.testing.assert_allclose(other.heatmaps(photos), maps, atol=1e-6)
 
@@ -41,7 +41,7 @@ def retrained(network, **data):
     """The network as if it had been trained with other fields of `config.data`."""
     config = network.network.meta['config']
     meta = network.network.meta | {'config': config | {'data': config['data'] | data}}
-    return Embedder(network.network._replace(meta=meta), make_mesh(), 'float32', batch_size=8)
+    return Embedder(network.network._replace(meta=meta), make_mesh(), batch_size=8)
 
 
 @pytest.mark.parametrize('fit', ['crop', 'pad', 'stretch'])
