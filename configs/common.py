@@ -56,8 +56,9 @@ def add_model(config: ConfigDict) -> None:
     """The network and its initial weights."""
     config.model = ConfigDict()
     config.model.name = 'asen'  # asen | asen_v2 | csn | triplet
-    config.model.trunk = 'resnet50'  # resnet18 | resnet34 | resnet50, each up to layer3
+    config.model.trunk = 'resnet50'  # resnet18 | resnet34 | resnet50 (up to layer3) | efficientnet_lite0
     config.model.trunk_width = 64  # channels of the trunk's first layer; values other than 64 need init.trunk=none
+    config.model.trunk_stride = 16  # pixels between the trunk's features: 16; efficientnet_lite0: 16 | 32
     config.model.embed_dim = 1024  # dimensions of an embedding; asen_v2 ignores it and uses the trunk's channels
     config.model.normalize = True  # scale embeddings to unit length
     config.model.bn_per_role = True  # batch statistics per role (anchor, positive, negative), as in the original

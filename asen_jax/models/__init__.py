@@ -9,11 +9,15 @@ from jaxtyping import Array, Float, Int, UInt8
 from ml_collections import ConfigDict
 
 from asen_jax.errors import InputError
+from asen_jax.models import efficientnet, resnet
 from asen_jax.models.asen import AsenHead, AsenV2Head
 from asen_jax.models.csn import CsnHead, TripletHead
+from asen_jax.models.efficientnet import EfficientNetLite0
 from asen_jax.models.heads import HeadOutput, Projected
-from asen_jax.models.layers import Numerics, Roles, l2_normalize, normalize_pixels, numerics
+from asen_jax.models.layers import Numerics, Roles, l2_normalize, numerics
 from asen_jax.models.resnet import ResNet
+
+Trunk = ResNet | EfficientNetLite0
 
 TOGETHER: Roles = (0,)  # the three roles as one batch
 ASEN_ROLES: Roles = (0, 2, 1)  # the original passes anchor, negative, positive; our axis is anchor, positive, negative
@@ -31,19 +35,33 @@ class Structure(NamedTuple):
 class TrunkAndHead(nnx.Module):
     """A trunk, whose features serve every attribute, and a head."""
 
-    def __init__(self, trunk: ResNet, head: nnx.Module):
+    def __init__(self, trunk: Trunk, head: nnx.Module):
         self.trunk, self.head = trunk, head
 
 
 def build_model(config: ConfigDict, num_attributes: int) -> tuple[Structure, dict, dict]:
     """The network that `config.model` names: its structure, and parameters and batch statistics drawn from `config.seed`."""
     arithmetic, rngs = numerics(config.precision), nnx.Rngs(config.seed)
-    trunk = ResNet(config.model.trunk, config.model.trunk_width, numerics=arithmetic, rngs=rngs)
+    trunk = build_trunk(config.model, arithmetic, rngs)
     head = build_head(config.model, trunk.out_dim, num_attributes, arithmetic, rngs)
     graphdef, params, batch_stats = nnx.split(TrunkAndHead(trunk, head), nnx.Param, nnx.BatchStat)
     roles = ASEN_ROLES if config.model.bn_per_role else TOGETHER
     structure = Structure(graphdef, num_attributes, config.model.normalize, roles)
     return structure, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
+
+
+def build_trunk(options: ConfigDict, numerics: Numerics, rngs: nnx.Rngs) -> Trunk:
+    """The trunk that `options.trunk` names; `options` is `config.model`."""
+    make = {'numerics': numerics, 'rngs': rngs}
+    stride = options.get('trunk_stride', 16)  # checkpoints from before this field have none
+    if options.trunk == efficientnet.NAME:
+        return EfficientNetLite0(stride, **make)
+    if options.trunk not in resnet.BLOCKS:
+        known = ', '.join([*resnet.BLOCKS, efficientnet.NAME])
+        raise InputError(f'config.model.trunk is {options.trunk!r}; it must be one of {known}.')
+    if stride != 16:
+        raise InputError(f'config.model.trunk_stride is {stride}; {options.trunk} has only features of stride 16.')
+    return ResNet(options.trunk, options.trunk_width, **make)
 
 
 def build_head(
@@ -92,7 +110,7 @@ def embed_triplets(
     """
     network = nnx.merge(structure.graphdef, params, batch_stats)
     batch, num_roles = images.shape[:2]
-    pixels = normalize_pixels(images.reshape(batch * num_roles, *images.shape[2:]))
+    pixels = network.trunk.normalize(images.reshape(batch * num_roles, *images.shape[2:]))
     projected = network.head.project(network.trunk(pixels, structure.roles), structure.roles)
     if all_attributes:
         output = _under_all(structure, network.head, projected, batch * num_roles)
@@ -107,7 +125,7 @@ def embed_all(
 ) -> tuple[Float[Array, 'n a d'], Float[Array, 'n a h16 w16'] | None]:
     """Eval mode: each photo's vectors under every attribute, and the attention maps, from one pass of the trunk."""
     network = nnx.merge(structure.graphdef, params, batch_stats)
-    projected = network.head.project(network.trunk(normalize_pixels(images)), ())
+    projected = network.head.project(network.trunk(network.trunk.normalize(images)), ())
     output = _under_all(structure, network.head, projected, images.shape[0])
     return output.embedding, output.heatmap
 

@@ -5,8 +5,7 @@ from jaxtyping import Array, Float, Int
 
 from asen_jax.models.attention import ATTRIBUTE_DIM, ChannelAttention, SpatialAttention, SpatialAttentionV2
 from asen_jax.models.heads import HeadOutput, Projected
-from asen_jax.models.layers import Numerics, Roles, Table, linear, uniform_by_fan_in
-from asen_jax.models.resnet import average_pool
+from asen_jax.models.layers import Numerics, Roles, Table, average_pool, linear, uniform_by_fan_in
 
 
 class AsenHead(nnx.Module):

@@ -8,8 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from asen_jax.errors import InputError
 from asen_jax.models.heads import HeadOutput, Projected
-from asen_jax.models.layers import Numerics, Roles, linear
-from asen_jax.models.resnet import average_pool
+from asen_jax.models.layers import Numerics, Roles, average_pool, linear
 
 MASKS = ('learned', 'sections', 'fixed')
 

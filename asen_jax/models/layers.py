@@ -12,12 +12,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int
 
 from asen_jax.errors import InputError
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Roles = tuple[int, ...]
 
@@ -41,12 +38,6 @@ def numerics(precision: str) -> Numerics:
     return table[precision]
 
 
-def normalize_pixels(images: UInt8[Array, 'n h w 3']) -> Float[Array, 'n h w 3']:
-    """(pixel / 255 - mean) / std with ImageNet's channel statistics, in float32."""
-    mean, std = jnp.array(IMAGENET_MEAN).reshape(1, 1, 1, 3), jnp.array(IMAGENET_STD).reshape(1, 1, 1, 3)
-    return (images.astype(jnp.float32) / 255.0 - mean) / std
-
-
 def uniform_by_fan_in(fan_in: int) -> nnx.Initializer:
     """PyTorch's default for weights and biases of convolutions and linear layers: U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
     bound = 1 / math.sqrt(fan_in)
@@ -60,7 +51,7 @@ def linear(in_dim: int, out_dim: int, *, numerics: Numerics, rngs: nnx.Rngs) -> 
 
 
 class Conv(nnx.Module):
-    """A convolution padded by `kernel_size // 2` on both sides, as PyTorch pads; Flax's SAME differs at stride 2.
+    """A convolution padded by `kernel_size // 2` on both sides, as PyTorch pads, or as TensorFlow does with `padding='same'`.
 
     A 1x1 kernel is applied as a matrix product, which XLA runs up to five times faster on a CPU than its convolution.
     A convolution of the trunk has no bias and starts from N(0, sqrt(2 / (k*k*out))), as torchvision's ResNet does; others
@@ -75,10 +66,11 @@ class Conv(nnx.Module):
         *,
         stride: int = 1,
         trunk: bool = False,
+        padding: str = 'half',
         numerics: Numerics,
         rngs: nnx.Rngs,
     ):
-        self.kernel_size, self.stride = kernel_size, stride
+        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
         self.dtype, self.precision = numerics
         shape = (kernel_size, kernel_size, in_dim, out_dim)
         if trunk:
@@ -97,11 +89,12 @@ class Conv(nnx.Module):
             x = x[:, :: self.stride, :: self.stride]
             y = jnp.matmul(x, kernel[0, 0], precision=self.precision)
         else:
+            half = (self.kernel_size // 2,) * 2
             y = lax.conv_general_dilated(
                 x,
                 kernel,
                 window_strides=(self.stride, self.stride),
-                padding=[(self.kernel_size // 2,) * 2] * 2,
+                padding='SAME' if self.padding == 'same' else [half, half],
                 dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
                 precision=self.precision,
             )
@@ -123,16 +116,15 @@ class Table(nnx.Module):
 
 
 class BatchNorm(nnx.Module):
-    """(x - mean) / sqrt(var + 1e-5) * scale + bias with PyTorch's statistics.
+    """(x - mean) / sqrt(var + epsilon) * scale + bias with PyTorch's statistics.
 
     The batch is normalized by its biased variance; the running variance averages the unbiased one (n / (n - 1), n = the
-    role's batch*h*w over all devices) with momentum 0.1. Running statistics are updated once per role. Statistics are
+    role's batch*h*w over all devices) with `momentum`. Running statistics are updated once per role. Statistics are
     float32 whatever the dtype of x.
     """
 
-    epsilon, momentum = 1e-5, 0.1
-
-    def __init__(self, dim: int):
+    def __init__(self, dim: int, epsilon: float = 1e-5, momentum: float = 0.1):
+        self.epsilon, self.momentum = epsilon, momentum
         self.scale, self.bias = nnx.Param(jnp.ones(dim)), nnx.Param(jnp.zeros(dim))
         self.mean, self.var = nnx.BatchStat(jnp.zeros(dim)), nnx.BatchStat(jnp.ones(dim))
 
@@ -170,6 +162,11 @@ def max_pool(x: Float[Array, 'n h w c']) -> Float[Array, 'n h2 w2 c']:
     for window in windows[1:]:
         y = jnp.maximum(y, window)
     return y
+
+
+def average_pool(x: Float[Array, 'n h w c']) -> Float[Array, 'n c']:
+    """The mean over all positions, in float32."""
+    return x.astype(jnp.float32).mean(axis=(1, 2))
 
 
 def l2_normalize(x: Float[Array, '*n d']) -> Float[Array, '*n d']:

@@ -2,11 +2,11 @@
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
 
-from asen_jax.errors import InputError
 from asen_jax.models.layers import BatchNorm, Conv, Numerics, Roles, max_pool
 
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels, per channel
 BLOCKS = {'resnet18': (2, 2, 2), 'resnet34': (3, 4, 6), 'resnet50': (3, 4, 6)}
 
 
@@ -61,8 +61,6 @@ class ResNet(nnx.Module):
     """Features at stride 16 from normalized pixels: 16 * width channels with bottlenecks, 4 * width with basic blocks."""
 
     def __init__(self, name: str, width: int = 64, *, numerics: Numerics, rngs: nnx.Rngs):
-        if name not in BLOCKS:
-            raise InputError(f'config.model.trunk is {name!r}; it must be one of {", ".join(BLOCKS)}.')
         block = Bottleneck if name == 'resnet50' else BasicBlock
         make = {'numerics': numerics, 'rngs': rngs}
         self.conv1, self.bn1 = Conv(3, width, 7, stride=2, trunk=True, **make), BatchNorm(width)
@@ -74,7 +72,12 @@ class ResNet(nnx.Module):
                 dim = stage_dim * block.expansion
             stages.append(nnx.List(blocks))
         self.layer1, self.layer2, self.layer3 = stages
-        self.out_dim = dim
+        self.out_dim, self.stride = dim, 16
+
+    def normalize(self, images: UInt8[Array, 'n h w 3']) -> Float[Array, 'n h w 3']:
+        """(pixel / 255 - mean) / std with ImageNet's channel statistics, in float32."""
+        mean, std = jnp.array(MEAN).reshape(1, 1, 1, 3), jnp.array(STD).reshape(1, 1, 1, 3)
+        return (images.astype(jnp.float32) / 255.0 - mean) / std
 
     def __call__(self, x: Float[Array, 'n h w 3'], roles: Roles = ()) -> Float[Array, 'n h16 w16 d']:
         x = nnx.relu(self.bn1(self.conv1(x), roles))
@@ -83,8 +86,3 @@ class ResNet(nnx.Module):
             for block in stage:
                 x = block(x, roles)
         return x
-
-
-def average_pool(x: Float[Array, 'n h w c']) -> Float[Array, 'n c']:
-    """The mean over all positions, in float32."""
-    return x.astype(jnp.float32).mean(axis=(1, 2))
