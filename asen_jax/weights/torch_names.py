@@ -14,7 +14,6 @@ import jax
 import numpy as np
 
 from asen_jax.errors import InputError
-from asen_jax.models import efficientnet
 from asen_jax.models.csn import section_masks
 
 UNUSED = re.compile(r'(^|\.)_?fc\.(weight|bias)$|num_batches_tracked$')  # the trunk's own classifier, and counters
@@ -23,7 +22,7 @@ SHORTCUT = {'downsample.0': 'shortcut.conv', 'downsample.1': 'shortcut.bn'}
 EFFICIENTNET = {'_conv_stem': 'stem', '_bn0': 'stem_bn', '_conv_head': 'top', '_bn1': 'top_bn'}
 MBCONV = {'_expand_conv': 'expand', '_bn0': 'expand_bn', '_depthwise_conv': 'depthwise', '_bn1': 'depthwise_bn'}
 MBCONV |= {'_project_conv': 'project', '_bn2': 'project_bn'}
-BEYOND_STRIDE_16 = ('_conv_head.', '_bn1.', *(f'_blocks.{number}.' for number in range(11, 16)))
+BEYOND_STRIDE_16 = ('layer4.', *(f'_blocks.{number}.' for number in range(11, 16)), '_conv_head.', '_bn1.')
 LEAVES = ('weight', 'bias', 'running_mean', 'running_var')
 
 # the original's head names -> (our path, layout of the tensor)
@@ -74,16 +73,15 @@ def our_path(network: str, key: str) -> tuple[str, str] | None:
 def _trunk_path(key: str) -> tuple[str, str]:
     """Our path and the layout for a tensor of a ResNet as in torchvision, or of an EfficientNet as in its PyTorch package."""
     module, _, leaf = key.rpartition('.')
-    if module.startswith('_'):
-        *block, name = module.split('.')
-        ours = MBCONV.get(name, name) if block else EFFICIENTNET.get(name, name)
-        path = '.'.join(['trunk', *(part.removeprefix('_') for part in block), ours])
-        is_norm = name.startswith('_bn')
-        return f'{path}.{_leaf(leaf, is_norm)}', _TABLE if is_norm else _CONV
     for theirs, ours in SHORTCUT.items():
         module = module.replace(theirs, ours)
-    is_norm = module.rpartition('.')[2].startswith('bn')
-    return f'trunk.{module}.{_leaf(leaf, is_norm)}', _TABLE if is_norm else _CONV
+    *block, name = module.split('.')
+    is_norm = name.removeprefix('_').startswith('bn')
+    if module.startswith('_'):
+        name = (MBCONV if block else EFFICIENTNET).get(name, name)
+        block = [part.removeprefix('_') for part in block]
+    path = '.'.join(['trunk', *block, name, _leaf(leaf, is_norm)])
+    return path, _TABLE if is_norm else _CONV
 
 
 def _leaf(leaf: str, is_norm: bool) -> str:
@@ -187,7 +185,7 @@ def fill_trunk(params: dict, batch_stats: dict, tensors: Mapping[str, np.ndarray
     The classifier and the layers beyond the trunk's last features are not used. Raises InputError as `fill_from_torch` does.
     """
     parts = {'trunk': params['trunk']}, {'trunk': batch_stats['trunk']}
-    beyond = ('layer4.',) if trunk != efficientnet.NAME else BEYOND_STRIDE_16 if 'top' not in params['trunk'] else ()
+    beyond = () if 'top' in params['trunk'] else BEYOND_STRIDE_16
     places = {name: _trunk_path(name) for name in tensors if not UNUSED.search(name) and not name.startswith(beyond)}
     return _fill(*parts, tensors, places, f'the {trunk} trunk')
 
