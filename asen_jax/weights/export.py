@@ -12,7 +12,7 @@ from safetensors.numpy import save
 
 from asen_jax.errors import InputError
 from asen_jax.files import write_atomically
-from asen_jax.models import embed_all
+from asen_jax.models import embed_all, resnet
 from asen_jax.network import TrainedNetwork, load_network
 from asen_jax.sharding import make_mesh
 from asen_jax.weights.model_card import known_dataset, make_card, read_figures
@@ -31,9 +31,14 @@ RESIZE = {
 def export(workdir: Path, which: str, precision: str, output: Path, target: str) -> list[Path]:
     """The files written to the folder `output` for a checkpoint of `workdir`; `target` is 'jax' or 'torch'.
 
-    Raises InputError if there is no such checkpoint.
+    Raises InputError if there is no such checkpoint, or if the original has no such trunk and `target` is 'torch'.
     """
     network = load_network(workdir, which, precision, make_mesh(devices=jax.devices()[:1]))
+    trunk = network.meta['config']['model']['trunk']
+    if target == 'torch' and trunk not in resnet.BLOCKS:
+        raise InputError(
+            f'{workdir} has the trunk {trunk}, which the PyTorch original lacks; export it with --format=jax.'
+        )
     card = make_card(network.meta, read_figures(network.meta, Path(workdir)), target)
     output.mkdir(parents=True, exist_ok=True)
     written = _write_torch(network, output) if target == 'torch' else _write_jax(network, output)

