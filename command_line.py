@@ -72,7 +72,7 @@ def parse(argv: Sequence[str]) -> Arguments | None:
     flags.FLAGS.mark_as_parsed()  # Grain's worker processes check this
     _apply_workdir(values, workdir)
     common.check_numbers(values.config)
-    for field in ('data.dir', 'data.manual_dir', 'init.trunk'):
+    for field in ('data.dir', 'data.manual_dir', 'init.trunk', 'init.workdir'):
         _expand_home(values.config[field])  # only a check: the config keeps its ~
     _check_mode(values)
     return Arguments(values.mode, values.config, workdir, values)

@@ -68,6 +68,8 @@ def add_model(config: ConfigDict) -> None:
 
     config.init = ConfigDict()
     config.init.trunk = 'imagenet'  # imagenet | none | FILE | hf://OWNER/NAME: the trunk's initial weights
+    config.init.workdir = ''  # workdir of a run or an import whose weights to start from, in place of init.trunk
+    config.init.checkpoint = 'best'  # best | latest | STEP: which checkpoint of init.workdir
 
 
 def add_training(config: ConfigDict) -> None:

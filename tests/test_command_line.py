@@ -109,7 +109,7 @@ def test_a_leading_tilde_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))
     arguments = parse('--mode', 'export', '--workdir=~/w', '--output=~/x')
     assert (arguments.workdir, arguments.flags.output) == (tmp_path / 'w', str(tmp_path / 'x'))
-    for flag in ('--output', '--workdir', '--config.data.dir', '--config.init.trunk'):
+    for flag in ('--output', '--workdir', '--config.data.dir', '--config.init.trunk', '--config.init.workdir'):
         with pytest.raises(InputError, match="'~nobody9/x' names a home folder that does not exist; write the path in"):
             parse('--mode', 'export', '--output=x', f'{flag}=~nobody9/x')
 

@@ -1,0 +1,183 @@
+"""A run can start from all weights of another network, whose attributes are matched by name."""
+
+import json
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from asen_jax.checkpoint import Checkpoints
+from asen_jax.errors import InputError
+from asen_jax.models import build_model, build_shapes
+from asen_jax.weights import starting, torch_names
+from asen_jax.weights.importing import import_checkpoint
+from configs import variants
+from tests.conftest import tiny_config
+
+KNOWN = ['sleeve', 'color', 'neck']
+NEW_ORDER = ['color', 'pattern', 'sleeve', 'hem']  # without neck, and with two new ones
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A run that starts from `tmp_path / 'source'`, with another seed than the source's."""
+    config = tiny_config()
+    config.seed = 1
+    config.init.workdir = str(tmp_path / 'source')
+    return config
+
+
+def save_source(config):
+    """Save checkpoints of an untrained network in `config.init.workdir`; returns the arrays of each."""
+    config = config.copy_and_resolve_references()
+    arrays = {}
+    with Checkpoints(Path(config.init.workdir)) as checkpoints:
+        for config.seed, (kind, step) in enumerate([('best', 4), ('latest', 6)], start=100):
+            _, params, batch_stats = build_model(config, len(KNOWN))
+            batch_stats = jax.tree.map(lambda leaf: leaf + 0.5, batch_stats)
+            about = {'step': step, 'config': json.loads(config.to_json()), 'attributes': KNOWN, 'fingerprint': 'f'}
+            about['dataset'] = 'catalog'
+            trees = {'params': params, 'batch_stats': batch_stats}
+            checkpoints.save(kind, step, trees, about, score=0.5 if kind == 'best' else None)
+            arrays[kind] = flat(params, batch_stats)
+        checkpoints.wait()
+    return arrays
+
+
+def flat(params, batch_stats):
+    return torch_names.flatten(params) | torch_names.flatten(batch_stats)
+
+
+def start(config, attributes):
+    """All arrays that a run starts with, those that were drawn for it, and where they come from."""
+    _, drawn, batch_stats = build_model(config, len(attributes))
+    params, read_stats, origin = starting.read_start(config, attributes, drawn)
+    return flat(params, read_stats), flat(drawn, batch_stats), origin
+
+
+def check(config, workdir):
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        starting.check_start(config, checkpoints)
+
+
+@pytest.mark.parametrize('variant', ['asen', 'asen_v2', 'csn', 'no_spatial', 'no_channel'])
+def test_rows_are_matched_by_name_and_the_rest_is_the_sources(config, variant, capsys):
+    variants.set_network(config, variant)
+    source = save_source(config)['best']
+    arrays, drawn, origin = start(config, NEW_ORDER)
+    assert arrays.keys() == source.keys() == drawn.keys()
+    tables = [name for name in arrays if name.endswith(('.rows', '.masks'))]
+    assert tables
+    for name in arrays.keys() - set(tables):
+        np.testing.assert_array_equal(arrays[name], source[name], err_msg=name)
+    for name in tables:
+        expected = [source[name][1], drawn[name][1], source[name][0], drawn[name][3]]
+        np.testing.assert_array_equal(arrays[name], np.stack(expected), err_msg=name)
+    assert origin == {'workdir': config.init.workdir, 'step': 4, 'dataset': 'catalog'}
+    printed = f'starting from {config.init.workdir}, step 4; attributes kept: color, sleeve; new: pattern, hem; dropped: neck\n'
+    assert capsys.readouterr().out == printed
+
+
+@pytest.mark.parametrize('masks', ['learned', 'sections', 'fixed'])
+@pytest.mark.parametrize('variant', variants.VARIANTS)
+def test_the_parameters_with_a_row_per_attribute_are_known_by_name(variant, masks):
+    config = tiny_config()
+    variants.set_network(config, variant)
+    config.model.masks = masks
+    three, five = (torch_names.flatten(build_shapes(config, number)[1]) for number in (3, 5))
+    differ = {name for name in three if three[name].shape != five[name].shape}
+    assert differ == {name for name in three if name.rpartition('.')[2] in starting.PER_ATTRIBUTE}
+    assert all((three[name].shape[0], five[name].shape[0]) == (3, 5) for name in differ)
+
+
+@pytest.mark.parametrize('which,kind', [('best', 'best'), ('latest', 'latest'), ('6', 'latest')])
+def test_another_checkpoint_can_be_named(config, which, kind):
+    source = save_source(config)[kind]
+    config.init.checkpoint = which
+    arrays, _, _ = start(config, KNOWN)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, source[name], err_msg=name)
+
+
+def test_a_source_that_shares_no_attribute_still_gives_the_rest(config, capsys):
+    source = save_source(config)['best']
+    arrays, drawn, _ = start(config, ['hem'])
+    np.testing.assert_array_equal(arrays['head.attribute_rows.rows'], drawn['head.attribute_rows.rows'])
+    np.testing.assert_array_equal(arrays['trunk.conv1.kernel'], source['trunk.conv1.kernel'])
+    assert 'kept: none; new: hem; dropped: sleeve, color, neck' in capsys.readouterr().out
+
+
+def test_an_import_without_names_takes_those_of_the_config(config, tmp_path, capsys):
+    _, *arrays = build_model(config, 3)
+    save_file(torch_names.to_torch('asen_v2', *jax.device_get(arrays), 3), tmp_path / 'weights.safetensors')
+    import_checkpoint(config, tmp_path / 'source', tmp_path / 'weights.safetensors')
+    source = flat(*arrays)['head.attribute_rows.rows']
+    config.seed = 2
+    config.data.attributes = ('b', 'a', 'c')
+    arrays, _, origin = start(config, ['a', 'b', 'c'])
+    np.testing.assert_array_equal(arrays['head.attribute_rows.rows'], source[np.array([1, 0, 2])])
+    assert origin == {'workdir': config.init.workdir, 'step': 0, 'dataset': None}
+    config.data.attributes = ()
+    start(config, ['a', 'b'])
+    assert 'kept: none; new: a, b; dropped: attribute_0, attribute_1, attribute_2' in capsys.readouterr().out
+
+
+def test_fixed_masks_need_the_same_attributes_in_the_same_order(config):
+    variants.set_network(config, 'csn')
+    config.model.masks = 'fixed'
+    save_source(config)
+    start(config, KNOWN)
+    with pytest.raises(
+        InputError, match=r'has fixed masks for the attributes sleeve, color, neck, but the data has color,'
+    ):
+        start(config, ['color', 'sleeve', 'neck'])
+
+
+def test_the_network_has_to_be_that_of_the_source(config, tmp_path):
+    save_source(config)
+    config.model.bn_per_role = not config.model.bn_per_role  # does not change the network
+    config.data.image_size, config.train.distance = 64, 'euclidean'
+    check(config, tmp_path / 'new')
+    config.model.trunk_width, config.model.normalize = 16, False
+    says = (
+        f'{config.init.workdir}, from which this run starts, has config.model.normalize=True, not False, '
+        'config.model.trunk_width=8, not 16; add --config.model.normalize=True --config.model.trunk_width=8.'
+    )
+    with pytest.raises(InputError, match=f'^{re.escape(says)}$'):
+        check(config, tmp_path / 'new')
+    with pytest.raises(InputError, match='add --config'):
+        start(config, KNOWN)
+
+
+def test_a_missing_workdir_or_checkpoint_is_named(config, tmp_path):
+    with pytest.raises(InputError, match=r'source, which has no checkpoint; name the workdir of a run or of an import'):
+        check(config, tmp_path / 'new')
+    assert not (tmp_path / 'source').exists()
+    save_source(config)
+    config.init.checkpoint = '5'
+    with pytest.raises(
+        InputError,
+        match=r"checkpoint is '5', but .*source has only best \(step 4\), latest \(step 6\); name one of these",
+    ):
+        check(config, tmp_path / 'new')
+
+
+def test_a_run_cannot_start_from_itself(config, tmp_path):
+    save_source(config)
+    config.init.workdir = str(tmp_path / 'new' / '..' / 'source')
+    with pytest.raises(InputError, match='the folder of this run itself; give the new run another --workdir'):
+        check(config, tmp_path / 'source')
+
+
+def test_a_run_that_resumes_does_not_need_its_source(config, tmp_path):
+    save_source(config)
+    config.init.workdir = str(tmp_path / 'gone')
+    check(config, tmp_path / 'source')
+
+
+def test_without_a_workdir_nothing_is_checked(config, tmp_path):
+    config.init.workdir = ''
+    check(config, tmp_path / 'new')
