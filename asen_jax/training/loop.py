@@ -28,6 +28,7 @@ from asen_jax.training.resume import check_same_run, restore_state
 from asen_jax.training.signals import StopRequest
 from asen_jax.training.step import TrainState, create_state, make_train_step
 from asen_jax.training.tracking import Meter, Tracker
+from asen_jax.weights.starting import check_start, read_start
 from asen_jax.weights.trunks import read_trunk
 
 Trunk = tuple[dict, dict]  # parameters and batch statistics under the key `trunk`; empty if a run starts without one
@@ -48,13 +49,13 @@ class Run(NamedTuple):
     checkpoints: Checkpoints
     tracker: Tracker
     stop: StopRequest
-    imported: dict | None  # where the weights came from, if training started from an import
+    origin: dict  # metadata of checkpoints on where the weights came from: `imported`, `started_from`, or nothing
 
 
 def check_config(config: ConfigDict, workdir: Path) -> Trunk:
     """Raise InputError for everything in `config` that can be seen to be wrong without the data.
 
-    Returns the pretrained trunk from which a new run starts, so that it is read only once.
+    Returns the pretrained trunk from which a new run starts, so that it is read only once; nothing for `config.init.workdir`.
     """
     check_loss(config)
     LoadOptions.from_config(config)
@@ -62,7 +63,8 @@ def check_config(config: ConfigDict, workdir: Path) -> Trunk:
     sharding.check_batch_size(config.train.batch_size, sharding.make_mesh(config.mesh.model))
     _, params, batch_stats = build_shapes(config, num_attributes=2)
     with Checkpoints(workdir, read_only=True) as checkpoints:
-        if 'latest' in checkpoints.steps():
+        check_start(config, checkpoints)
+        if config.init.workdir or 'latest' in checkpoints.steps():
             return {}, {}
     return read_trunk(config, params, batch_stats)
 
@@ -122,14 +124,17 @@ def start(
     schedule = make_schedule(config, epoch_steps)
     optimizer = make_optimizer(schedule)
     structure, params, batch_stats = build_model(config, len(records.attributes))
-    state = create_state(params | trunk[0], batch_stats | trunk[1], optimizer)
+    params, batch_stats = params | trunk[0], batch_stats | trunk[1]
+    origin, resumed = {}, checkpoints.steps().get('latest')
+    if resumed is None and config.init.workdir:
+        params, batch_stats, origin['started_from'] = read_start(config, records.attributes, params)
+    state = create_state(params, batch_stats, optimizer)
     shardings = sharding.state_shardings(state, mesh)
-    imported, resumed = None, checkpoints.steps().get('latest')
     if resumed is None:
         state = jax.device_put(state, shardings)
     else:
         meta = checkpoints.read_meta('latest')
-        imported = meta.get('imported')
+        origin = {name: meta[name] for name in ('imported', 'started_from') if name in meta}
         state = restore_state(checkpoints, meta, state, shardings, optimizer)
         print(f'resuming {workdir} after step {resumed} of {epoch_steps * config.train.num_epochs}')
     files.write_text(workdir / 'config.json', config.to_json(indent=2) + '\n')
@@ -146,7 +151,7 @@ def start(
         checkpoints=checkpoints,
         tracker=Tracker(workdir, resumed or 0),
         stop=stop,
-        imported=imported,
+        origin=origin,
     )
     return run, state
 
@@ -275,7 +280,7 @@ def make_meta(run: Run, step: int, score: float | None = None) -> dict[str, Any]
         'values': [list(names) for names in run.records.values],
         'fingerprint': run.records.fingerprint,
     }
-    return meta | ({'imported': run.imported} if run.imported else {})
+    return meta | run.origin
 
 
 def evaluate_best(run: Run) -> dict | None:

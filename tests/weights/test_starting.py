@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import jax
@@ -12,9 +13,11 @@ from safetensors.numpy import save_file
 from asen_jax.checkpoint import Checkpoints
 from asen_jax.errors import InputError
 from asen_jax.models import build_model, build_shapes
+from asen_jax.training import loop
 from asen_jax.weights import starting, torch_names
 from asen_jax.weights.importing import import_checkpoint
 from configs import variants
+from data_builders import prepare
 from tests.conftest import tiny_config
 
 KNOWN = ['sleeve', 'color', 'neck']
@@ -181,3 +184,30 @@ def test_a_run_that_resumes_does_not_need_its_source(config, tmp_path):
 def test_without_a_workdir_nothing_is_checked(config, tmp_path):
     config.init.workdir = ''
     check(config, tmp_path / 'new')
+
+
+def test_training_starts_from_the_source_once(config, records_root, tmp_path, capsys):
+    config.data.dir, config.train.num_epochs, config.optim.learning_rate = str(records_root), 1, 1e-12
+    source, new = save_source(config)['best'], tmp_path / 'new'
+    loop.train_and_evaluate(config, new, prepare.prepare(config))
+    with Checkpoints(new, read_only=True) as checkpoints:
+        arrays = torch_names.flatten(checkpoints.restore('latest', {'params': None})['params'])
+    for name, array in arrays.items():
+        if not name.endswith('.rows'):
+            np.testing.assert_allclose(array, source[name], atol=1e-6, err_msg=name)
+    capsys.readouterr()
+    shutil.rmtree(config.init.workdir)
+    config.train.num_epochs = 2
+    loop.train_and_evaluate(config, new, prepare.prepare(config))
+    assert 'starting from' not in capsys.readouterr().out
+    with Checkpoints(new, read_only=True) as checkpoints:
+        origin = {'workdir': config.init.workdir, 'step': 4, 'dataset': 'catalog'}
+        assert checkpoints.read_meta('latest')['started_from'] == origin
+
+
+def test_a_wrong_source_is_refused_before_any_photo_is_decoded(config, tmp_path):
+    config.init.trunk = 'imagenet'  # is not looked for
+    with pytest.raises(InputError, match='which has no checkpoint'):
+        loop.check_config(config, tmp_path / 'new')
+    save_source(config)
+    assert loop.check_config(config, tmp_path / 'new') == ({}, {})
