@@ -71,6 +71,12 @@ def decode(data: bytes) -> Image.Image:
     return upright_rgb(image)
 
 
+def read_size(data: bytes) -> tuple[int, int]:
+    """Width and height of the picture in `data`, as stored, without decoding it; raises ValueError as `decode` does."""
+    with _reading():
+        return Image.open(io.BytesIO(data)).size
+
+
 def upright_rgb(image: Image.Image) -> Image.Image:
     """An RGB copy of an opened picture: rotated as EXIF says, transparency on white, 16-bit gray scaled to 8 bits.
 

@@ -18,6 +18,9 @@ from asen_jax.data import images
 from asen_jax.data.triplets import Labels
 from asen_jax.errors import InputError
 
+NUM_MEASURED = 500  # photos whose size decides the size of the input
+SIZE_STEP, MIN_CHOSEN_SIZE, MAX_CHOSEN_SIZE = 32, 96, 160
+
 
 class Records(NamedTuple):
     """A prepared directory, opened for reading."""
@@ -114,3 +117,22 @@ class LoadOptions(NamedTuple):
     def fit_square(self, image: Image.Image) -> UInt8[np.ndarray, 'size size 3']:
         """The square input from a photo that is already decoded and cropped."""
         return images.fit_square(image, self.size, self.fit)
+
+
+def choose_image_size(records: Records, crop_to_bbox: bool) -> int:
+    """A side of the network's input for the train photos: 1.5 times the longer side of their median, in steps of 32.
+
+    Networks find more in small photos that are enlarged. Beyond MAX_CHOSEN_SIZE, training takes long without a GPU.
+    """
+    photos = open_split(records.directory, 'train')
+    places = np.linspace(0, len(photos) - 1, min(len(photos), NUM_MEASURED)).astype(int)
+    sides = [_longer_side(photos[place], crop_to_bbox) for place in places.tolist()]
+    size = SIZE_STEP * round(1.5 * float(np.median(sides)) / SIZE_STEP)
+    return min(max(size, MIN_CHOSEN_SIZE), MAX_CHOSEN_SIZE)
+
+
+def _longer_side(record: Mapping[str, Any], crop_to_bbox: bool) -> float:
+    if crop_to_bbox and record.get('bbox') is not None:
+        left, top, right, bottom = record['bbox']
+        return float(max(right - left, bottom - top))
+    return float(max(images.read_size(record['image'])))

@@ -25,6 +25,10 @@ def import_checkpoint(config: ConfigDict, workdir: Path, file: Path) -> dict:
     fields, num_attributes = recognize(tensors, str(file))
     config = config.copy_and_resolve_references()
     config.update_from_flattened_dict(fields)
+    if not config.data.image_size:
+        raise InputError(
+            'config.data.image_size is 0; name the size that the checkpoint was trained with, such as 224.'
+        )
     names = list(config.data.attributes)
     if len(set(names)) < len(names):
         raise InputError(
