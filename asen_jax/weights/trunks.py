@@ -19,6 +19,7 @@ IMAGENET = {
     'resnet34': ('resnet34-b627a593.pth', 'resnet34-333f7ec4.pth'),
     'resnet50': ('resnet50-0676ba61.pth', 'resnet50-19c8e357.pth'),
 }
+IMAGENET_WIDTH = 64  # channels of the first layer
 HUB_FILE = 'model.safetensors'
 NONE_REMEDY = '--config.init.trunk=none starts from random weights, which do not reach the results of the papers'
 
@@ -29,6 +30,12 @@ def read_trunk(config: ConfigDict, params: dict, batch_stats: dict) -> tuple[dic
     `params` and `batch_stats` are the network's arrays or their shapes. Raises InputError if the file is missing or damaged,
     or if its tensors do not match those of `config.model.trunk`.
     """
+    width = config.model.trunk_width
+    if config.init.trunk == 'imagenet' and config.model.trunk != efficientnet.NAME and width != IMAGENET_WIDTH:
+        raise InputError(
+            f'config.model.trunk_width is {width}, but ImageNet weights have {IMAGENET_WIDTH}; change it, or set '
+            '--config.init.trunk=none.'
+        )
     path = find_trunk(config)
     if path is None:
         return {}, {}
