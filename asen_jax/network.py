@@ -22,6 +22,9 @@ Embed = Callable[
 # Fields that decide how photos become vectors and how vectors are compared: a checkpoint is used as it was trained.
 TRAINED_FIELDS = ('data.image_size', 'data.fit', 'data.crop_to_bbox', 'model.normalize', 'train.distance')
 
+# Fields of config.model that older checkpoints lack, with the values that they were trained with.
+MODEL_DEFAULTS = {'trunk_stride': 16, 'trunk_bn': 'batch'}
+
 
 class TrainedNetwork(NamedTuple):
     """A network and the metadata of its checkpoint (`step`, `config`, `attributes`, `values`, ...)."""
@@ -49,6 +52,7 @@ def load_network(
             return load_network(opened, which, precision, mesh)
     meta = checkpoints.read_meta(which)
     meta['config']['precision'] = precision or meta['config']['precision']
+    meta['config']['model'] = MODEL_DEFAULTS | meta['config']['model']
     config = ConfigDict(meta['config'])
     structure, *shapes = build_shapes(config, len(meta['attributes']))
     like = dict(zip(('params', 'batch_stats'), shapes, strict=True))
@@ -76,7 +80,8 @@ def config_as_trained(meta: dict, config: ConfigDict) -> ConfigDict:
     trained = ConfigDict(meta['config'])
     for group, field in (name.split('.') for name in TRAINED_FIELDS):
         if config[group][field] != trained[group][field]:
-            print(f'config.{group}.{field} is {trained[group][field]!r}, as in the training of the checkpoint')
+            if field != 'image_size' or config.data.image_size:  # 0 asks for the size that training chose
+                print(f'config.{group}.{field} is {trained[group][field]!r}, as in the training of the checkpoint')
             config[group][field] = trained[group][field]
     return config
 

@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 from asen_jax.errors import InputError
 
 FIELD_LINE = re.compile(r'^    config\.(\S+) = (.+?)  # (.+)$', re.MULTILINE)
-MAY_BE_ZERO = {'seed', 'data.num_workers', 'data.jitter', 'train.save_every_steps'}
-MAY_BE_ZERO |= {'train.margin', 'train.embedding_norm', 'train.mask_norm'}
+MAY_BE_ZERO = {'seed', 'data.image_size', 'data.num_workers', 'data.jitter', 'optim.trunk_factor'}
+MAY_BE_ZERO |= {'train.save_every_steps', 'train.margin', 'train.embedding_norm', 'train.mask_norm'}
 
 
 def get_config() -> ConfigDict:
@@ -35,7 +35,7 @@ def add_data(config: ConfigDict) -> None:
     config.data.name = 'fashionai'  # fashionai | darn | deepfashion | zappos50k | catalog | synthetic: the dataset
     config.data.manual_dir = 'data'  # folder of the raw files; for a catalog, the folder that contains labels.csv
     config.data.dir = 'data/records'  # folder for the prepared records
-    config.data.image_size = 224  # side of the square network input, in pixels
+    config.data.image_size = 224  # side of the square network input, in pixels; 0: chosen from the photos
     config.data.fit = 'crop'  # crop | pad | stretch: how a photo is made square; the papers crop
     config.data.attributes = ()  # attributes to use, as a,b,c; empty: all of them (a catalog: columns with 2-100 values)
     config.data.crop_to_bbox = False  # first crop each photo to its garment box, if it has one
@@ -57,11 +57,12 @@ def add_model(config: ConfigDict) -> None:
     config.model = ConfigDict()
     config.model.name = 'asen'  # asen | asen_v2 | csn | triplet
     config.model.trunk = 'resnet50'  # resnet18 | resnet34 | resnet50 (up to layer3) | efficientnet_lite0
-    config.model.trunk_width = 64  # channels of the trunk's first layer; values other than 64 need init.trunk=none
+    config.model.trunk_width = 64  # channels of the trunk's first layer; other than 64: not with ImageNet weights
     config.model.trunk_stride = 16  # pixels between the trunk's features: 16; efficientnet_lite0: 16 | 32
     config.model.embed_dim = 1024  # dimensions of an embedding; asen_v2 ignores it and uses the trunk's channels
     config.model.normalize = True  # scale embeddings to unit length
     config.model.bn_per_role = True  # batch statistics per role (anchor, positive, negative), as in the original
+    config.model.trunk_bn = 'batch'  # batch | running: statistics of the trunk's batch norm during training
     config.model.spatial_attention = True  # asen, asen_v2: False is the paper's ablation with average pooling
     config.model.channel_attention = True  # asen, asen_v2: False is the paper's ablation without a channel mask
     config.model.masks = 'learned'  # csn: learned | sections | fixed
@@ -76,6 +77,7 @@ def add_training(config: ConfigDict) -> None:
     """Optimizer, loss, logging and saving."""
     config.optim = ConfigDict()
     config.optim.learning_rate = 1e-4  # Adam's learning rate in the first epoch
+    config.optim.trunk_factor = 1.0  # factor on the trunk's learning rate; 0: frozen, features are computed once
     config.optim.decay_rate = 0.985  # factor on the learning rate, applied every decay_every_epochs
     config.optim.decay_every_epochs = 1  # epochs between decays of the learning rate
 

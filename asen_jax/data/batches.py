@@ -4,12 +4,12 @@ import functools
 import os
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import grain
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int, UInt8
 from ml_collections import ConfigDict
 
 from asen_jax.data import images
@@ -23,26 +23,45 @@ READ_AHEAD = 4  # batches; Grain's default of 500 fills up the memory
 Element = dict[str, Any]  # arrays and NumPy scalars
 
 
+class PhotoLabels:
+    """Every label of the train photos, by photo."""
+
+    def __init__(self, records: Records):
+        """Raises InputError if the records have no labels."""
+        labels = read_labels(records, 'train')
+        if not len(labels.photo):
+            raise InputError(
+                f'{records.directory} has triplets but no labels, which the contrastive loss needs; '
+                'set config.train.loss=triplet.'
+            )
+        order = np.argsort(labels.photo, kind='stable')
+        self.photo, self.attribute, self.value = (part[order] for part in labels)
+        self.shape = len(records.attributes), max(map(len, records.values))
+
+    def of(self, photos: Sequence[int]) -> UInt8[np.ndarray, 'photos attributes values']:
+        """1 where a photo has a value of an attribute."""
+        table = np.zeros((len(photos), *self.shape), np.uint8)
+        for row, photo in zip(table, photos, strict=True):
+            start, end = np.searchsorted(self.photo, [photo, photo + 1])
+            row[self.attribute[start:end], self.value[start:end]] = 1
+        return table
+
+
 class TripletSource:
     """The triplets of a whole run: element i is triplet `i % epoch_size` of epoch `i // epoch_size`.
 
     An epoch's table is drawn at once from (seed, epoch), flips and jitter from (seed, i). So a run sees the same photos
-    whichever step it starts from and however many workers load them.
+    whichever step it starts from and however many workers load them. With `features` [photos, 2, ...], which a frozen trunk
+    computed for each photo and its mirror image, no photo is read.
     """
 
-    def __init__(self, records: Records, config: ConfigDict, epoch_size: int):
+    def __init__(self, records: Records, config: ConfigDict, epoch_size: int, features: np.ndarray | None = None):
+        self.features = features
         self.directory, self.seed, self.epoch_size = records.directory, config.seed, epoch_size
         self.num_epochs, self.options = config.train.num_epochs, LoadOptions.from_config(config)
         self.flip, self.jitter = config.data.flip, config.data.jitter
         self.strict_negatives = config.data.strict_negatives
-        self.label_shape = None  # [attributes, values] if the loss needs every label of the photos
-        if config.train.loss == 'contrastive':
-            self.label_shape = len(records.attributes), max(map(len, records.values))
-            if not len(read_labels(records, 'train').photo):
-                raise InputError(
-                    f'{records.directory} has triplets but no labels, which the contrastive loss needs; '
-                    'set config.train.loss=triplet.'
-                )
+        self.labels = PhotoLabels(records) if config.train.loss == 'contrastive' else None
         fixed = config.data.triplets == 'fixed'
         self.fixed = read_rows(records, 'train_triplets') if fixed else None
         self.index = None if fixed else make_train_index(records)
@@ -64,18 +83,24 @@ class TripletSource:
         *photos, attribute = self.table(epoch)[place].tolist()
         rng = np.random.default_rng([self.seed, 2, index])
         flips = rng.integers(0, 2, len(photos)).astype(bool) & self.flip
+        element: Element = {'attribute': np.int32(attribute)}
+        if self.features is None:
+            element['images'] = self._load(photos, flips, rng)
+        else:
+            element['features'] = self.features[photos, flips.astype(int)]
+        if self.labels is not None:
+            element |= {'photo': np.array(photos, np.int32), 'labels': self.labels.of(photos)}
+        return element
+
+    def _load(
+        self, photos: list[int], flips: Bool[np.ndarray, ' roles'], rng: np.random.Generator
+    ) -> UInt8[np.ndarray, 'roles size size 3']:
         source = open_split(self.directory, 'train')
-        chosen = [source[photo] for photo in photos]
-        cropped = [images.jitter_crop(self.options.open(record).image, rng, self.jitter) for record in chosen]
+        opened = [self.options.open(source[photo]).image for photo in photos]
+        cropped = [images.jitter_crop(image, rng, self.jitter) for image in opened]
         pixels = np.stack([self.options.fit_square(image) for image in cropped])
         pixels[flips] = pixels[flips, :, ::-1]
-        element: Element = {'images': pixels, 'attribute': np.int32(attribute)}
-        if self.label_shape is not None:
-            element['photo'] = np.array(photos, np.int32)
-            element['labels'] = np.zeros((len(photos), *self.label_shape), np.uint8)
-            for role, record in enumerate(chosen):
-                element['labels'][role, record['attributes'], record['values']] = 1
-        return element
+        return pixels
 
 
 def make_train_index(records: Records) -> TripletIndex:
@@ -118,16 +143,20 @@ def _count_steps(num_triplets: int, config: ConfigDict) -> int:
     return num_triplets // config.train.batch_size
 
 
-def train_batches(records: Records, config: ConfigDict, start_step: int = 0) -> Generator[dict[str, np.ndarray]]:
+def train_batches(
+    records: Records, config: ConfigDict, start_step: int = 0, features: np.ndarray | None = None
+) -> Generator[dict[str, np.ndarray]]:
     """Batches `images` uint8 [B, 3, size, size, 3] and `attribute` int32 [B] from `start_step` to the end of the last epoch.
 
-    The contrastive loss also gets `photo` int32 [B, 3], the position of the record, and `labels` uint8
+    With `features` of the photos and their mirror images, [photos, 2, h, w, c], batches have `features` [B, 3, h, w, c] instead
+    of `images`. The contrastive loss also gets `photo` int32 [B, 3], the position of the record, and `labels` uint8
     [B, 3, attributes, values], 1 where the photo has the value.
     """
     batch_size = config.train.batch_size
-    source = TripletSource(records, config, steps_per_epoch(records, config) * batch_size)
+    source = TripletSource(records, config, steps_per_epoch(records, config) * batch_size, features)
     dataset = grain.MapDataset.source(source).batch(batch_size, drop_remainder=True)[start_step:]
-    return _iterate(dataset, config.data.num_workers)
+    # features are read faster than a worker process could hand them over
+    return _iterate(dataset, config.data.num_workers if features is None else 0)
 
 
 class EvalSource:

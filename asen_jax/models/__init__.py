@@ -30,6 +30,7 @@ class Structure(NamedTuple):
     num_attributes: int
     normalize: bool  # whether vectors have unit length
     roles: Roles  # how batch norm sees a batch of triplets in training
+    trunk_roles: Roles  # the same for the trunk; empty if it keeps its running statistics
 
 
 class TrunkAndHead(nnx.Module):
@@ -46,14 +47,16 @@ def build_model(config: ConfigDict, num_attributes: int) -> tuple[Structure, dic
     head = build_head(config.model, trunk.out_dim, num_attributes, arithmetic, rngs)
     graphdef, params, batch_stats = nnx.split(TrunkAndHead(trunk, head), nnx.Param, nnx.BatchStat)
     roles = ASEN_ROLES if config.model.bn_per_role else TOGETHER
-    structure = Structure(graphdef, num_attributes, config.model.normalize, roles)
+    if config.model.trunk_bn not in ('batch', 'running'):
+        raise InputError(f'config.model.trunk_bn is {config.model.trunk_bn!r}; it must be batch or running.')
+    trunk_roles = roles if config.model.trunk_bn == 'batch' else ()
+    structure = Structure(graphdef, num_attributes, config.model.normalize, roles, trunk_roles)
     return structure, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
 
 
 def build_trunk(options: ConfigDict, numerics: Numerics, rngs: nnx.Rngs) -> Trunk:
     """The trunk that `options.trunk` names; `options` is `config.model`."""
-    make = {'numerics': numerics, 'rngs': rngs}
-    stride = options.get('trunk_stride', 16)  # checkpoints from before this field have none
+    stride, make = options.trunk_stride, {'numerics': numerics, 'rngs': rngs}
     if options.trunk == efficientnet.NAME:
         return EfficientNetLite0(stride, **make)
     if options.trunk not in resnet.BLOCKS:
@@ -99,25 +102,37 @@ def embed_triplets(
     structure: Structure,
     params: dict,
     batch_stats: dict,
-    images: UInt8[Array, 'b 3 h w 3'],
+    photos: UInt8[Array, 'b 3 h w 3'] | Float[Array, 'b 3 h w c'],
     attribute: Int[Array, ' b'],
     all_attributes: bool = False,
 ) -> tuple[HeadOutput, dict]:
     """Train mode: the head's output [b, 3, ...] for anchor, positive, negative, and the updated batch statistics.
 
+    `photos` are pixels, or the features that a frozen trunk has for them (`extract_features`).
+
     The output is under each triplet's attribute, or under every attribute, [b, 3, a, ...], with `all_attributes`. One pass of
     the folded batch does the work of the original's three.
     """
     network = nnx.merge(structure.graphdef, params, batch_stats)
-    batch, num_roles = images.shape[:2]
-    pixels = network.trunk.normalize(images.reshape(batch * num_roles, *images.shape[2:]))
-    projected = network.head.project(network.trunk(pixels, structure.roles), structure.roles)
+    batch, num_roles = photos.shape[:2]
+    features = photos.reshape(batch * num_roles, *photos.shape[2:])
+    if photos.dtype == jnp.uint8:
+        features = network.trunk(network.trunk.normalize(features), structure.trunk_roles)
+    projected = network.head.project(features, structure.roles)
     if all_attributes:
         output = _under_all(structure, network.head, projected, batch * num_roles)
     else:
         output = _finish(structure, network.head(projected, jnp.repeat(attribute, num_roles)))
     output = jax.tree.map(lambda part: part.reshape(batch, num_roles, *part.shape[1:]), output)
     return output, nnx.to_pure_dict(nnx.state(network, nnx.BatchStat))
+
+
+def extract_features(
+    structure: Structure, params: dict, batch_stats: dict, images: UInt8[Array, 'n h w 3']
+) -> Float[Array, 'n h2 w2 c']:
+    """Eval mode: the trunk's features, from which the head computes everything else."""
+    network = nnx.merge(structure.graphdef, params, batch_stats)
+    return network.trunk(network.trunk.normalize(images))
 
 
 def embed_all(

@@ -17,12 +17,13 @@ from tqdm import tqdm
 from asen_jax import files, sharding
 from asen_jax.checkpoint import Checkpoints
 from asen_jax.data.batches import check_triplets, steps_per_epoch, train_batches
-from asen_jax.data.prepared import LoadOptions, Records, has_targets, open_records
+from asen_jax.data.prepared import LoadOptions, Records, choose_image_size, has_targets, open_records
 from asen_jax.errors import InputError, NumericsError, StoppedError
 from asen_jax.evaluation import results
 from asen_jax.evaluation.evaluate import evaluate, evaluate_network
-from asen_jax.models import build_model, build_shapes
+from asen_jax.models import Structure, build_model, build_shapes
 from asen_jax.network import Embed, load_network, make_embedder
+from asen_jax.training.features import compute_features
 from asen_jax.training.optimizer import make_optimizer, make_schedule
 from asen_jax.training.resume import check_same_run, restore_state
 from asen_jax.training.signals import StopRequest
@@ -40,6 +41,7 @@ class Run(NamedTuple):
     config: ConfigDict
     workdir: Path
     records: Records
+    structure: Structure
     scores_valid: bool  # whether there is a valid split to choose the best checkpoint by
     mesh: jax.sharding.Mesh
     epoch_steps: int
@@ -60,6 +62,11 @@ def check_config(config: ConfigDict, workdir: Path) -> Trunk:
     check_loss(config)
     LoadOptions.from_config(config)
     check_triplets(config)
+    if not config.optim.trunk_factor and config.data.jitter:
+        raise InputError(
+            'config.optim.trunk_factor is 0, so features are computed once and photos cannot be cropped at random; '
+            'set config.data.jitter=0.'
+        )
     sharding.check_batch_size(config.train.batch_size, sharding.make_mesh(config.mesh.model))
     _, params, batch_stats = build_shapes(config, num_attributes=2)
     with Checkpoints(workdir, read_only=True) as checkpoints:
@@ -94,12 +101,13 @@ def train_and_evaluate(
     if trunk is None:
         trunk = check_config(config, workdir)
     records, workdir = open_records(records_directory), Path(workdir)
+    config = with_image_size(config, records)
     with Checkpoints(workdir) as checkpoints:
         check_same_run(config, records, workdir, checkpoints)
         with StopRequest() as stop:
             run, state = start(config, workdir, records, checkpoints, stop, trunk)
             step = int(state.step)
-            batches = train_batches(records, config, step)
+            batches = train_batches(records, config, step, frozen_features(run, state))
             with contextlib.closing(run.tracker), contextlib.closing(batches):
                 if is_unfinished(run, step):
                     finish_epoch(run, state, step // run.epoch_steps - 1, {})
@@ -108,6 +116,16 @@ def train_and_evaluate(
                     finish_epoch(run, state, epoch, numbers)
             checkpoints.wait()
         return evaluate_best(run)
+
+
+def with_image_size(config: ConfigDict, records: Records) -> ConfigDict:
+    """`config` with the size of the input chosen from the photos, if it names none."""
+    if config.data.image_size or 'train' not in records.splits:
+        return config
+    config = config.copy_and_resolve_references()
+    config.data.image_size = choose_image_size(records, config.data.crop_to_bbox)
+    print(f'config.data.image_size is {config.data.image_size}, chosen from the photos')
+    return config
 
 
 def start(
@@ -122,7 +140,7 @@ def start(
     mesh = sharding.make_mesh(config.mesh.model)
     epoch_steps = steps_per_epoch(records, config)
     schedule = make_schedule(config, epoch_steps)
-    optimizer = make_optimizer(schedule)
+    optimizer = make_optimizer(schedule, config.optim.trunk_factor)
     structure, params, batch_stats = build_model(config, len(records.attributes))
     params, batch_stats = params | trunk[0], batch_stats | trunk[1]
     origin, resumed = {}, checkpoints.steps().get('latest')
@@ -142,6 +160,7 @@ def start(
         config=config,
         workdir=workdir,
         records=records,
+        structure=structure,
         scores_valid=has_targets(records, 'valid'),
         mesh=mesh,
         epoch_steps=epoch_steps,
@@ -154,6 +173,14 @@ def start(
         origin=origin,
     )
     return run, state
+
+
+def frozen_features(run: Run, state: TrainState) -> np.ndarray | None:
+    """The features of the train photos if the trunk is frozen, so that they are computed only once."""
+    if run.config.optim.trunk_factor:
+        return None
+    arrays = state.params, state.batch_stats
+    return compute_features(run.config, run.records, run.structure, arrays, run.mesh, run.workdir)
 
 
 def train_epoch(run: Run, state: TrainState, batches: Iterator, epoch: int) -> tuple[TrainState, dict]:

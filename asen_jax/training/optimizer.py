@@ -1,5 +1,8 @@
 """Adam with the papers' staircase schedule."""
 
+from typing import Any
+
+import jax
 import optax
 from ml_collections import ConfigDict
 
@@ -14,6 +17,13 @@ def make_schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
     )
 
 
-def make_optimizer(schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Adam (0.9, 0.999, 1e-8), PyTorch's defaults, on every parameter."""
-    return optax.adam(schedule, b1=0.9, b2=0.999, eps=1e-8)
+def make_optimizer(schedule: optax.Schedule, trunk_factor: float = 1.0) -> optax.GradientTransformation:
+    """Adam (0.9, 0.999, 1e-8), PyTorch's defaults, on every parameter; the trunk's learning rate is `trunk_factor` of the others'."""
+    adam = optax.adam(schedule, b1=0.9, b2=0.999, eps=1e-8)
+    if trunk_factor == 1:
+        return adam
+
+    def slow_down(updates: Any, params: Any) -> Any:
+        return updates | {'trunk': jax.tree.map(lambda update: trunk_factor * update, updates['trunk'])}
+
+    return optax.chain(adam, optax.stateless(slow_down))

@@ -46,7 +46,7 @@ def check_same_run(config: ConfigDict, records: Records, workdir: Path, checkpoi
 
 def _is_fixed(field: str, imported: bool) -> bool:
     if imported:  # only the network must be that of the weights
-        return field.startswith('model.') and field != 'model.bn_per_role'
+        return field.startswith('model.') and field not in ('model.bn_per_role', 'model.trunk_bn')
     return (field.startswith(('model.', 'data.')) or field in FIXED_FIELDS) and field not in FREE_FIELDS
 
 

@@ -67,6 +67,11 @@ def make_train_step(
     )
 
 
+def _photos(batch: dict) -> Array:
+    """The pixels of a batch, or the features that a frozen trunk has for them."""
+    return batch['features'] if 'features' in batch else batch['images']
+
+
 def _similarities(
     embedding: Float[Array, 'b 3 d'], distance: str = 'cosine'
 ) -> tuple[Float[Array, ' b'], Float[Array, ' b']]:
@@ -78,7 +83,7 @@ def _similarities(
 
 def _triplet_loss(structure: Structure, params: dict, batch_stats: dict, batch: dict, options: ConfigDict):
     """The papers' loss: the mean over all triplets (ASEN, equation 9), plus CSN's two norms if their weights are not zero."""
-    output, stats = embed_triplets(structure, params, batch_stats, batch['images'], batch['attribute'])
+    output, stats = embed_triplets(structure, params, batch_stats, _photos(batch), batch['attribute'])
     near, far = _similarities(output.embedding, options.distance)
     loss, extras = losses.triplet_loss(near, far, options.margin).mean(), output.extras or {}
     if options.embedding_norm:
@@ -91,7 +96,7 @@ def _triplet_loss(structure: Structure, params: dict, batch_stats: dict, batch: 
 def _contrastive_loss(structure: Structure, params: dict, batch_stats: dict, batch: dict, options: ConfigDict):
     """Every photo of the batch against every other, under each attribute for which it has a label."""
     output, stats = embed_triplets(
-        structure, params, batch_stats, batch['images'], batch['attribute'], all_attributes=True
+        structure, params, batch_stats, _photos(batch), batch['attribute'], all_attributes=True
     )
     embedding, labels, photo = output.embedding, batch['labels'], batch['photo']
     folded = l2_normalize(embedding.reshape(-1, *embedding.shape[2:]))

@@ -36,8 +36,8 @@ def stop_in_step(monkeypatch, number):
     """SIGTERM arrives while step `number` runs, once."""
     original = loop.train_batches
 
-    def train_batches(records, config, start_step):
-        for step, batch in enumerate(original(records, config, start_step), start_step + 1):
+    def train_batches(records, config, start_step, features):
+        for step, batch in enumerate(original(records, config, start_step, features), start_step + 1):
             if step == number and start_step < number:
                 os.kill(os.getpid(), signal.SIGTERM)
             yield batch

@@ -1,0 +1,93 @@
+"""Options for a trunk that has learned before: a slower learning rate, frozen statistics, or frozen altogether."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from asen_jax.data.batches import train_batches
+from asen_jax.data.prepared import open_split
+from asen_jax.errors import InputError
+from asen_jax.models import build_model, embed_triplets, extract_features
+from asen_jax.network import load_network
+from asen_jax.sharding import make_mesh
+from asen_jax.training import loop
+from asen_jax.training.features import compute_features
+from asen_jax.training.optimizer import make_optimizer
+from tests.training.test_loop import arrays_of, assert_same_arrays, run
+
+
+def freeze(config):
+    config.optim.trunk_factor, config.data.jitter, config.model.trunk_bn = 0.0, 0.0, 'running'
+    return config
+
+
+def test_the_trunk_learns_at_its_own_rate():
+    params = {'trunk': {'kernel': jnp.ones(3)}, 'head': {'kernel': jnp.ones(3)}}
+    gradients = jax.tree.map(lambda leaf: 0.1 * leaf, params)
+    updates = {}
+    for factor in (1.0, 0.25):
+        optimizer = make_optimizer(lambda step: 1e-2, factor)
+        updates[factor], _ = optimizer.update(gradients, optimizer.init(params), params)
+    np.testing.assert_allclose(updates[0.25]['trunk']['kernel'], 0.25 * updates[1.0]['trunk']['kernel'], rtol=1e-6)
+    np.testing.assert_array_equal(updates[0.25]['head']['kernel'], updates[1.0]['head']['kernel'])
+
+
+@pytest.mark.parametrize('statistics', ['batch', 'running'])
+def test_the_trunk_can_keep_its_running_statistics(config, statistics):
+    config.model.trunk_bn = statistics
+    structure, params, batch_stats = build_model(config, 2)
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32, 3), np.uint8)
+    _, after = embed_triplets(structure, params, batch_stats, jnp.asarray(images), jnp.zeros(2, jnp.int32))
+    for part in ('trunk', 'head'):
+        moved = any(
+            (old != new).any()
+            for old, new in zip(jax.tree.leaves(batch_stats[part]), jax.tree.leaves(after[part]), strict=True)
+        )
+        assert moved == (part == 'head' or statistics == 'batch')
+
+
+def test_unknown_statistics_are_refused(config):
+    config.model.trunk_bn = 'frozen'
+    with pytest.raises(InputError, match="trunk_bn is 'frozen'; it must be batch or running"):
+        build_model(config, 2)
+
+
+def test_frozen_features_are_those_of_the_photo_and_of_its_mirror_image(config, records, tmp_path):
+    structure, *arrays = build_model(freeze(config), len(records.attributes))
+    features = compute_features(config, records, structure, tuple(arrays), make_mesh(), tmp_path)
+    assert list(tmp_path.iterdir()) == []  # the file has no name
+    batch = next(train_batches(records, config, features=features))
+    pixels = next(train_batches(records, config))
+    np.testing.assert_array_equal(batch['photo'], pixels['photo'])
+    np.testing.assert_array_equal(batch['labels'], pixels['labels'])
+    expected = extract_features(structure, *arrays, jnp.asarray(pixels['images'][0]))
+    np.testing.assert_allclose(batch['features'][0], expected, rtol=2e-3, atol=2e-3)  # float16
+
+
+def test_a_frozen_trunk_stays_as_it_was_and_a_resumed_run_ends_like_an_unbroken_one(config, tmp_path):
+    config = freeze(config)
+    _, params, _ = build_model(config, 2)
+    run(config, tmp_path / 'whole')
+    step, whole = arrays_of(tmp_path / 'whole')
+    config.train.num_epochs = 1
+    run(config, tmp_path / 'parts')
+    config.train.num_epochs = 2
+    run(config, tmp_path / 'parts')
+    assert arrays_of(tmp_path / 'parts')[0] == step
+    assert_same_arrays(arrays_of(tmp_path / 'parts')[1], whole)
+    trained = load_network(tmp_path / 'whole', 'latest', None, make_mesh()).params
+    jax.tree.map(np.testing.assert_array_equal, trained['trunk'], params['trunk'])
+
+
+def test_a_frozen_trunk_cannot_see_random_crops(config, tmp_path):
+    freeze(config).data.jitter = 0.1
+    with pytest.raises(InputError, match=r'trunk_factor is 0, .* set config.data.jitter=0'):
+        loop.check_config(config, tmp_path)
+
+
+def test_the_size_of_the_input_is_chosen_from_the_photos(config, records, tmp_path):
+    photo = open_split(records.directory, 'train')[0]
+    config.data.image_size = 0
+    assert loop.with_image_size(config, records).data.image_size == 96  # the photos have 32 pixels
+    assert photo['image'] and config.data.image_size == 0
