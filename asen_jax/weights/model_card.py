@@ -14,7 +14,10 @@ DATASETS = {  # name, and the terms that also apply to weights trained on it
     'catalog': ("the owner's photos", "the owner's terms"),
     'synthetic': ('generated drawings of garments', 'none'),
 }
-UNKNOWN = 'unknown: the weights were imported, and their file does not name it', 'those of the source of the weights'
+UNKNOWN = (
+    'unknown data: the weights were imported, and their file does not name it',
+    'those of the source of the weights',
+)
 PAPERS = {
     'asen': 'ASEN: Ma et al., AAAI 2020, arXiv 2002.02814',
     'asen_v2': "ASEN, second version in its authors' repository: Ma et al., AAAI 2020, arXiv 2002.02814",
@@ -98,20 +101,33 @@ def make_card(meta: dict, figures: list[dict], target: str) -> str:
 
 
 def _recipe(meta: dict) -> str:
-    source = meta.get('imported')
-    imported = f'imported from `{source["file"]}` (SHA-256 `{source["sha256"]}`)' if source else ''
-    if source and not meta['step']:
-        return f'Not trained here: {imported}.'
-    train, optim, init = (meta['config'][group] for group in ('train', 'optim', 'init'))
-    origins = {'imagenet': PRETRAINED[meta['config']['model']['trunk']], 'none': 'random weights'}
-    start = f'all weights {imported}' if source else f'trunk from {origins.get(init["trunk"], init["trunk"])}'
+    if meta.get('imported') and not meta['step']:
+        return f'Not trained here: {_origin(meta)}.'
+    train, optim = meta['config']['train'], meta['config']['optim']
     triplet = f'margin {train["margin"]}, {train["distance"]}'
     options = triplet if train['loss'] == 'triplet' else f'temperature {train["temperature"]}'
+    factor = optim.get('trunk_factor', 1)  # absent in older checkpoints
+    trunk_rate = '' if factor == 1 else f' ({factor} of it in the trunk)'
     return (
         f'{train["loss"]} loss ({options}); Adam, learning rate '
-        f'{optim["learning_rate"]}, multiplied by {optim["decay_rate"]} every {optim["decay_every_epochs"]} epochs; '
-        f'{train["batch_size"]} triplets per step, step {meta["step"]}; {start}; seed {meta["config"]["seed"]}.'
+        f'{optim["learning_rate"]}{trunk_rate}, multiplied by {optim["decay_rate"]} every {optim["decay_every_epochs"]} epochs; '
+        f'{train["batch_size"]} triplets per step, step {meta["step"]}; {_origin(meta)}; seed {meta["config"]["seed"]}.'
     )
+
+
+def _origin(meta: dict) -> str:
+    """Where the weights came from before they were trained here."""
+    if source := meta.get('imported'):
+        return f'all weights imported from `{source["file"]}` (SHA-256 `{source["sha256"]}`)'
+    if source := meta.get('started_from'):
+        dataset, terms = DATASETS.get(source['dataset'], UNKNOWN)
+        return (
+            f'all weights from step {source["step"]} of `{source["workdir"]}`, trained on {dataset}, whose terms '
+            f'({terms}) also apply'
+        )
+    trunk, start = meta['config']['model']['trunk'], meta['config']['init']['trunk']
+    names = {'imagenet': PRETRAINED[trunk], 'none': 'random weights'}
+    return f'trunk from {names.get(start, start)}'
 
 
 def _table(figures: list[dict]) -> list[str]:

@@ -279,7 +279,7 @@ def test_exports_include_a_description_and_a_card(tmp_path):
     for part in ['## Figures', '| synthetic test | 50.00 | 25.00 | - |', 'Regenerated lists.', *parts]:
         assert part in card
     assert 'valid' not in card  # those figures are of another step
-    assert described['dataset'] is None and 'unknown: the weights were imported' in card
+    assert described['dataset'] is None and 'unknown data: the weights were imported' in card
     del result['checkpoint_step']
     for damaged in ('{', '[]', '{"map": 1}', json.dumps(result)):
         (tmp_path / 'run/eval_valid.json').write_text(damaged)

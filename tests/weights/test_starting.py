@@ -16,6 +16,7 @@ from asen_jax.models import build_model, build_shapes
 from asen_jax.training import loop
 from asen_jax.weights import starting, torch_names
 from asen_jax.weights.importing import import_checkpoint
+from asen_jax.weights.model_card import make_card
 from configs import variants
 from data_builders import prepare
 from tests.conftest import tiny_config
@@ -202,7 +203,9 @@ def test_training_starts_from_the_source_once(config, records_root, tmp_path, ca
     assert 'starting from' not in capsys.readouterr().out
     with Checkpoints(new, read_only=True) as checkpoints:
         origin = {'workdir': config.init.workdir, 'step': 4, 'dataset': 'catalog'}
-        assert checkpoints.read_meta('latest')['started_from'] == origin
+        meta = checkpoints.read_meta('latest')
+    assert meta['started_from'] == origin
+    assert 'all weights from step 4 of' in make_card(meta, [], 'jax')
 
 
 def test_a_wrong_source_is_refused_before_any_photo_is_decoded(config, tmp_path):
