@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 from tests.training.test_loop import arrays_of, assert_same_arrays
 
 ENVIRONMENT = os.environ | {'XLA_FLAGS': '--xla_backend_optimization_level=0'}  # compiles fast; no fake devices
-CATALOG = ('--config', str(ROOT / 'configs' / 'catalog.py'), '--config.data.manual_dir=shop')
+CATALOG = ('--config', str(ROOT / 'configs' / 'catalog.py') + ':scratch', '--config.data.manual_dir=shop')
 SMALL = '--config.data.image_size=16 --config.data.num_triplets=160 --config.model.trunk_width=4'
 STEPS = '--config.train.batch_size=16 --config.train.num_epochs=2 --config.train.log_every_steps=5'
 COMMAND = (*CATALOG, *SMALL.split(), *STEPS.split(), '--config.train.save_every_steps=4')
@@ -76,7 +76,7 @@ def test_a_killed_and_then_terminated_run_ends_like_an_unbroken_one(shop):
     assert finish(start(folder, *COMMAND, '--workdir=stopped'))[0] == 0
     status, stdout, stderr = finish(start(folder, *COMMAND))
     assert (status, stderr) == (0, '')
-    unbroken = folder / 'runs' / 'catalog-shop'
+    unbroken = folder / 'runs' / 'catalog_scratch-shop'
     (step, parameters), (last, expected) = arrays_of(folder / 'stopped'), arrays_of(unbroken)
     assert step == last == 20
     assert_same_arrays(parameters, expected)
