@@ -176,8 +176,8 @@ def start(
 
 
 def frozen_features(run: Run, state: TrainState) -> np.ndarray | None:
-    """The features of the train photos if the trunk is frozen, so that they are computed only once."""
-    if run.config.optim.trunk_factor:
+    """The features of the train photos if the trunk is frozen and epochs remain, so that they are computed only once."""
+    if run.config.optim.trunk_factor or int(state.step) >= run.epoch_steps * run.config.train.num_epochs:
         return None
     arrays = state.params, state.batch_stats
     return compute_features(run.config, run.records, run.structure, arrays, run.mesh, run.workdir)

@@ -20,10 +20,13 @@ def make_schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
 def make_optimizer(schedule: optax.Schedule, trunk_factor: float = 1.0) -> optax.GradientTransformation:
     """Adam (0.9, 0.999, 1e-8), PyTorch's defaults, on every parameter; the trunk's learning rate is `trunk_factor` of the others'."""
     adam = optax.adam(schedule, b1=0.9, b2=0.999, eps=1e-8)
-    if trunk_factor == 1:
-        return adam
 
-    def slow_down(updates: Any, params: Any) -> Any:
-        return updates | {'trunk': jax.tree.map(lambda update: trunk_factor * update, updates['trunk'])}
+    def update(updates, state, params=None):
+        steps, state = adam.update(updates, state, params)
+        return _scale_trunk(steps, trunk_factor), state
 
-    return optax.chain(adam, optax.stateless(slow_down))
+    return optax.GradientTransformation(adam.init, update)  # its state does not depend on the factor
+
+
+def _scale_trunk(steps: Any, factor: float) -> dict:
+    return {**steps, 'trunk': jax.tree.map(lambda step: factor * step, steps['trunk'])}

@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 from jax import lax
 
+from asen_jax import sharding
 from asen_jax.errors import InputError
 from asen_jax.models import build_model, build_shapes, embed_all
 from asen_jax.models.depthwise import depthwise
@@ -43,10 +44,27 @@ def test_depthwise_is_a_grouped_convolution_with_the_same_gradients(size, kernel
         np.testing.assert_allclose(ours_part, expected_part, rtol=1e-4, atol=1e-4)
 
 
-def lite0(stride):
+def test_no_photo_moves_between_devices():
+    mesh = sharding.make_mesh(devices=jax.devices()[:8])
+    x = jax.device_put(np.ones((16, 8, 8, 4), np.float32), sharding.batch_sharding(mesh))
+    kernel = jax.device_put(np.ones((3, 3, 4), np.float32), sharding.replicated(mesh))
+    gradient = jax.jit(jax.grad(lambda x, kernel: jnp.square(depthwise(x, kernel, 1)).sum(), argnums=(0, 1)))
+    program = gradient.lower(x, kernel).compile().as_text()
+    assert 'all-reduce' in program and 'all-gather' not in program
+
+
+def lite0(stride, head='asen_v2'):
     config = common.get_config()
-    config.model.name, config.model.trunk, config.model.trunk_stride = 'asen_v2', 'efficientnet_lite0', stride
+    config.model.name, config.model.trunk, config.model.trunk_stride = head, 'efficientnet_lite0', stride
     return config
+
+
+@pytest.mark.parametrize('head', ['asen', 'asen_v2', 'csn', 'triplet'])
+@pytest.mark.parametrize('stride', [16, 32])
+def test_every_head_takes_it(head, stride):
+    model, *shapes = build_shapes(lite0(stride, head), 2)
+    vectors, _ = jax.eval_shape(lambda p, s, x: embed_all(model, p, s, x), *shapes, np.zeros((3, 64, 64, 3), np.uint8))
+    assert vectors.shape[:2] == (3, 2)
 
 
 @pytest.mark.parametrize('stride,channels', [(16, 112), (32, 1280)])
