@@ -2,7 +2,7 @@
 
     python benchmarks/embed.py FOLDER [--photos 10000]
 
-Makes JPEGs of 96 x 96 pixels and a workdir with the network of configs/catalog.py (random weights, 64 px, six attributes) in
+Makes JPEGs of 96 x 96 pixels and a workdir with the network of configs/catalog.py:scratch (random weights, 64 px, six attributes) in
 FOLDER. Then runs `main.py --mode embed` on a tenth of the photos and on all of them, kills a third run halfway with SIGKILL,
 and runs it again. Ends with exit status 1 if the two files of all photos are not the same, byte for byte.
 """
@@ -69,7 +69,7 @@ def make_photos(folder: Path, count: int) -> None:
 
 def make_workdir(workdir: Path) -> None:
     """A checkpoint with random weights."""
-    config, attributes = catalog.get_config(), [f'attribute_{number}' for number in range(NUM_ATTRIBUTES)]
+    config, attributes = catalog.get_config('scratch'), [f'attribute_{number}' for number in range(NUM_ATTRIBUTES)]
     _, params, batch_stats = build_model(config, NUM_ATTRIBUTES)
     meta = {
         'step': 0,

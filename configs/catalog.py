@@ -48,8 +48,8 @@ def set_pretrained(config: ConfigDict) -> None:
     config.model.trunk_bn = 'running'
     config.optim.learning_rate = 1e-3
     config.optim.trunk_factor = 0.3
-    config.optim.decay_rate = 0.5
-    config.train.num_epochs = 4
+    config.optim.decay_rate = 0.7
+    config.train.num_epochs = 8
 
 
 def set_scratch(config: ConfigDict) -> None:
@@ -60,5 +60,5 @@ def set_scratch(config: ConfigDict) -> None:
     config.model.trunk_width = 32
     config.init.trunk = 'none'
     config.optim.learning_rate = 2e-3
-    config.optim.decay_rate = 0.6
-    config.train.num_epochs = 6
+    config.optim.decay_rate = 0.75
+    config.train.num_epochs = 10

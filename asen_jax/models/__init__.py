@@ -108,9 +108,7 @@ def embed_triplets(
 ) -> tuple[HeadOutput, dict]:
     """Train mode: the head's output [b, 3, ...] for anchor, positive, negative, and the updated batch statistics.
 
-    `photos` are pixels, or the features that a frozen trunk has for them (`extract_features`).
-
-    The output is under each triplet's attribute, or under every attribute, [b, 3, a, ...], with `all_attributes`. One pass of
+    `photos` are pixels, or the features that a frozen trunk has for them (`extract_features`). The output is under each triplet's attribute, or under every attribute, [b, 3, a, ...], with `all_attributes`. One pass of
     the folded batch does the work of the original's three.
     """
     network = nnx.merge(structure.graphdef, params, batch_stats)
