@@ -101,13 +101,14 @@ def train_and_evaluate(
     if trunk is None:
         trunk = check_config(config, workdir)
     records, workdir = open_records(records_directory), Path(workdir)
-    config = with_image_size(config, records)
+    sized = with_image_size(config, records)
     with Checkpoints(workdir) as checkpoints:
-        check_same_run(config, records, workdir, checkpoints)
+        check_same_run(sized, records, workdir, checkpoints)
         with StopRequest() as stop:
-            run, state = start(config, workdir, records, checkpoints, stop, trunk)
+            run, state = start(sized, workdir, records, checkpoints, stop, trunk)
+            files.write_text(workdir / 'config.json', config.to_json(indent=2) + '\n')  # as the user wrote it
             step = int(state.step)
-            batches = train_batches(records, config, step, frozen_features(run, state))
+            batches = train_batches(records, sized, step, frozen_features(run, state))
             with contextlib.closing(run.tracker), contextlib.closing(batches):
                 if is_unfinished(run, step):
                     finish_epoch(run, state, step // run.epoch_steps - 1, {})
@@ -155,7 +156,6 @@ def start(
         origin = {name: meta[name] for name in ('imported', 'started_from') if name in meta}
         state = restore_state(checkpoints, meta, state, shardings, optimizer)
         print(f'resuming {workdir} after step {resumed} of {epoch_steps * config.train.num_epochs}')
-    files.write_text(workdir / 'config.json', config.to_json(indent=2) + '\n')
     run = Run(
         config=config,
         workdir=workdir,
