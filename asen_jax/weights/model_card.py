@@ -106,11 +106,13 @@ def _recipe(meta: dict) -> str:
     train, optim = meta['config']['train'], meta['config']['optim']
     triplet = f'margin {train["margin"]}, {train["distance"]}'
     options = triplet if train['loss'] == 'triplet' else f'temperature {train["temperature"]}'
+    epochs = optim['decay_every_epochs']
+    period = 'epoch' if epochs == 1 else f'{epochs} epochs'
     factor = optim.get('trunk_factor', 1)  # absent in older checkpoints
     trunk_rate = '' if factor == 1 else f' ({factor} of it in the trunk)'
     return (
         f'{train["loss"]} loss ({options}); Adam, learning rate '
-        f'{optim["learning_rate"]}{trunk_rate}, multiplied by {optim["decay_rate"]} every {optim["decay_every_epochs"]} epochs; '
+        f'{optim["learning_rate"]}{trunk_rate}, multiplied by {optim["decay_rate"]} every {period}; '
         f'{train["batch_size"]} triplets per step, step {meta["step"]}; {_origin(meta)}; seed {meta["config"]["seed"]}.'
     )
 
