@@ -9,7 +9,7 @@ Command:
 Result: depends on the photos. On 4,317 catalog photos of 60x80 pixels with six attributes: test MAP 69.07 %, where
 chance is 37.52 %; on 3,300 photos of DeepFashion with garment boxes: 68.56 %, chance 45.58 %.
 
-Time: 8 minutes for the former and 17 for the latter, on 2 CPU cores shared with other work; about 10 when idle.
+Time: 8 minutes for the former and 17 for the latter, on 2 CPU cores shared with other work.
 
 `configs/catalog.py:scratch` is a small network that starts from random weights and trains in about the same time.
 """
