@@ -71,10 +71,7 @@ def _output_shape(x: Float[Array, 'n h w c'], stride: int) -> tuple[int, int]:
 
 def _pad(x: Float[Array, 'n h w c'], kernel_size: int, stride: int) -> Float[Array, 'n h2 w2 c']:
     """TensorFlow's SAME: where the padding of an axis is odd, as at stride 2, the end gets one more."""
-    edges = []
-    for length, steps in zip(x.shape[1:3], _output_shape(x, stride), strict=True):
-        total = max((steps - 1) * stride + kernel_size - length, 0)
-        edges.append((total // 2, total - total // 2))
+    edges = lax.padtype_to_pads(x.shape[1:3], (kernel_size,) * 2, (stride,) * 2, 'SAME')
     return jnp.pad(x, ((0, 0), *edges, (0, 0)))
 
 
