@@ -22,6 +22,9 @@ Embed = Callable[
 # Fields that decide how photos become vectors and how vectors are compared: a checkpoint is used as it was trained.
 TRAINED_FIELDS = ('data.image_size', 'data.fit', 'data.crop_to_bbox', 'model.normalize', 'train.distance')
 
+# Fields of config.model that only training reads, so that weights fit whatever their value.
+TRAINING_ONLY = ('bn_per_role', 'trunk_bn')
+
 # Fields of config.model that older checkpoints lack, with the values that they were trained with.
 MODEL_DEFAULTS = {'trunk_stride': 16, 'trunk_bn': 'batch'}
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from asen_jax.checkpoint import Checkpoints, abstract_like
 from asen_jax.data.prepared import Records
 from asen_jax.errors import InputError
-from asen_jax.network import attribute_names
+from asen_jax.network import TRAINING_ONLY, attribute_names
 from asen_jax.training.step import TrainState, create_state
 
 # No field of model or data may change, nor those on which the order of the data depends ...
@@ -46,7 +46,7 @@ def check_same_run(config: ConfigDict, records: Records, workdir: Path, checkpoi
 
 def _is_fixed(field: str, imported: bool) -> bool:
     if imported:  # only the network must be that of the weights
-        return field.startswith('model.') and field not in ('model.bn_per_role', 'model.trunk_bn')
+        return field.startswith('model.') and field.removeprefix('model.') not in TRAINING_ONLY
     return (field.startswith(('model.', 'data.')) or field in FIXED_FIELDS) and field not in FREE_FIELDS
 
 

@@ -11,10 +11,9 @@ from ml_collections import ConfigDict
 from asen_jax import sharding
 from asen_jax.checkpoint import Checkpoints
 from asen_jax.errors import InputError
-from asen_jax.network import attribute_names, load_network
+from asen_jax.network import TRAINING_ONLY, attribute_names, load_network
 from asen_jax.weights.model_card import known_dataset
 
-OF_TRAINING = ('bn_per_role', 'trunk_bn')  # fields of config.model that do not change the network
 PER_ATTRIBUTE = ('rows', 'masks')  # the names of parameters with one row per attribute: those of Table and of CsnHead
 
 
@@ -93,7 +92,7 @@ def _check_source(config: ConfigDict, source: Checkpoints) -> None:
         found = ', '.join(f'{kind} (step {step})' for kind, step in steps.items())
         raise InputError(f'config.init.checkpoint is {which!r}, but {folder} has only {found}; name one of these.')
     trained, here = source.read_meta(which)['config']['model'], config.model.to_dict()
-    others = [name for name in here if name in trained and trained[name] != here[name] and name not in OF_TRAINING]
+    others = [name for name in here if name in trained and trained[name] != here[name] and name not in TRAINING_ONLY]
     if others:
         differences = ', '.join(f'config.model.{name}={trained[name]!r}, not {here[name]!r}' for name in others)
         options = ' '.join(f'--config.model.{name}={trained[name]}' for name in others)

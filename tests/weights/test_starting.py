@@ -179,12 +179,12 @@ def test_a_run_cannot_start_from_itself(config, tmp_path):
 def test_a_run_that_resumes_does_not_need_its_source(config, tmp_path):
     save_source(config)
     config.init.workdir = str(tmp_path / 'gone')
-    check(config, tmp_path / 'source')
+    assert loop.check_config(config, tmp_path / 'source') == ({}, {})
 
 
 def test_without_a_workdir_nothing_is_checked(config, tmp_path):
     config.init.workdir = ''
-    check(config, tmp_path / 'new')
+    assert loop.check_config(config, tmp_path / 'new') == ({}, {})
 
 
 def test_training_starts_from_the_source_once(config, records_root, tmp_path, capsys):
