@@ -23,10 +23,11 @@ Embed = Callable[
 TRAINED_FIELDS = ('data.image_size', 'data.fit', 'data.crop_to_bbox', 'model.normalize', 'train.distance')
 
 # Fields of config.model that only training reads, so that weights fit whatever their value.
-TRAINING_ONLY = ('bn_per_role', 'trunk_bn')
+TRAINING_ONLY = ('bn_per_role', 'trunk_bn', 'dropout')
 
 # Fields of config.model that older checkpoints lack, with the values that they were trained with.
-MODEL_DEFAULTS = {'trunk_stride': 16, 'trunk_bn': 'batch'}
+MODEL_DEFAULTS = {'trunk_stride': 16, 'trunk_all_stages': False, 'trunk_bn': 'batch'}
+MODEL_DEFAULTS |= {'feature_bn': False, 'dropout': 0.0, 'projection': 0}
 
 
 class TrainedNetwork(NamedTuple):

@@ -173,7 +173,7 @@ def make_our_side(config, state_dict: dict[str, np.ndarray], batch: Batch) -> Si
     arrays = {'images': batch.images, 'attribute': batch.attribute.astype(np.int32)}
     on_device = jax.device_put(arrays, sharding.batch_sharding(mesh))
     photos = on_device['images'].reshape(-1, *batch.images.shape[2:])
-    step, bind = make_train_step(model, optimizer, config.train, places, mesh), make_embedder(model, mesh)
+    step, bind = make_train_step(model, optimizer, config.train, places, mesh, config.seed), make_embedder(model, mesh)
     metrics = {}
 
     def train_step():
@@ -253,7 +253,7 @@ def our_gradients(config, state_dict: dict[str, np.ndarray], batch: Batch) -> di
     params, stats = fill_from_torch(config.model.name, params, stats, state_dict)
 
     def objective(params, stats, images, attribute):
-        vectors = embed_triplets(model, params, stats, images, attribute)[0].embedding
+        vectors = embed_triplets(model, params, stats, images, attribute, jax.random.key(0))[0].embedding
         near, far = (losses.cosine_similarity(vectors[:, 0], vectors[:, role]) for role in (1, 2))
         return losses.triplet_loss(near, far, config.train.margin).mean()
 

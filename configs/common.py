@@ -13,7 +13,14 @@ from asen_jax.errors import InputError
 
 FIELD_LINE = re.compile(r'^    config\.(\S+) = (.+?)  # (.+)$', re.MULTILINE)
 MAY_BE_ZERO = {'seed', 'data.image_size', 'data.num_workers', 'data.jitter', 'optim.trunk_factor'}
-MAY_BE_ZERO |= {'train.save_every_steps', 'train.margin', 'train.embedding_norm', 'train.mask_norm'}
+MAY_BE_ZERO |= {
+    'model.dropout',
+    'model.projection',
+    'train.save_every_steps',
+    'train.margin',
+    'train.embedding_norm',
+    'train.mask_norm',
+}
 
 
 def get_config() -> ConfigDict:
@@ -59,7 +66,11 @@ def add_model(config: ConfigDict) -> None:
     config.model.trunk = 'resnet50'  # resnet18 | resnet34 | resnet50 (up to layer3) | efficientnet_lite0
     config.model.trunk_width = 64  # channels of the trunk's first layer; other than 64: not with ImageNet weights
     config.model.trunk_stride = 16  # pixels between the trunk's features: 16; efficientnet_lite0: 16 | 32
-    config.model.embed_dim = 1024  # dimensions of an embedding; asen_v2 ignores it and uses the trunk's channels
+    config.model.trunk_all_stages = False  # efficientnet_lite0: also use the features of every earlier stage
+    config.model.feature_bn = False  # batch norm of the trunk's features before the head
+    config.model.dropout = 0.0  # share of the features' channels that training sets to zero, drawn for each photo
+    config.model.embed_dim = 1024  # dimensions of an embedding; asen_v2 without projection has the trunk's channels
+    config.model.projection = 0  # asen_v2: hidden units of two more layers that end in embed_dim; 0: none, as published
     config.model.normalize = True  # scale embeddings to unit length
     config.model.bn_per_role = True  # batch statistics per role (anchor, positive, negative), as in the original
     config.model.trunk_bn = 'batch'  # batch | running: statistics of the trunk's batch norm during training
@@ -121,7 +132,8 @@ def check_numbers(config: ConfigDict) -> None:
         if not (value >= 0 if zero_allowed else value > 0):  # also rejects nan
             least = 'zero or more' if zero_allowed else 'above zero'
             raise InputError(f'config.{field} is {value}; it must be {least}.')
-    if config.data.jitter >= 1:
-        raise InputError(
-            f'config.data.jitter is {config.data.jitter}; it must be below 1, so that crops keep something.'
-        )
+    for group, field in (('data', 'jitter'), ('model', 'dropout')):
+        if config[group][field] >= 1:
+            raise InputError(
+                f'config.{group}.{field} is {config[group][field]}; it must be below 1, to keep something.'
+            )

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, Key, UInt8
 from ml_collections import ConfigDict
 
 from asen_jax.errors import InputError
@@ -14,10 +14,11 @@ from asen_jax.models.asen import AsenHead, AsenV2Head
 from asen_jax.models.csn import CsnHead, TripletHead
 from asen_jax.models.efficientnet import EfficientNetLite0
 from asen_jax.models.heads import HeadOutput, Projected
-from asen_jax.models.layers import Numerics, Roles, l2_normalize, numerics
+from asen_jax.models.layers import BatchNorm, Numerics, Roles, drop_channels, l2_normalize, numerics
 from asen_jax.models.resnet import ResNet
 
 Trunk = ResNet | EfficientNetLite0
+Head = AsenHead | AsenV2Head | CsnHead | TripletHead
 
 TOGETHER: Roles = (0,)  # the three roles as one batch
 ASEN_ROLES: Roles = (0, 2, 1)  # the original passes anchor, negative, positive; our axis is anchor, positive, negative
@@ -31,13 +32,25 @@ class Structure(NamedTuple):
     normalize: bool  # whether vectors have unit length
     roles: Roles  # how batch norm sees a batch of triplets in training
     trunk_roles: Roles  # the same for the trunk; empty if it keeps its running statistics
+    dropout: float  # share of the features' channels that training sets to zero
 
 
 class TrunkAndHead(nnx.Module):
-    """A trunk, whose features serve every attribute, and a head."""
+    """A trunk, whose features serve every attribute, batch norm of these features or none, and a head."""
 
-    def __init__(self, trunk: Trunk, head: nnx.Module):
-        self.trunk, self.head = trunk, head
+    def __init__(self, trunk: Trunk, feature_bn: BatchNorm | None, head: Head):
+        self.trunk, self.feature_bn, self.head = trunk, feature_bn, head
+
+    def project(
+        self, features: Float[Array, 'n h w c'], structure: Structure, key: Key[Array, ''] | None = None
+    ) -> Projected:
+        """From the trunk's features to the part of the head that is the same for every attribute; with a `key`, in train mode."""
+        roles = structure.roles if key is not None else ()
+        if self.feature_bn is not None:
+            features = self.feature_bn(features, roles)
+        if key is not None and structure.dropout:
+            features = drop_channels(features, structure.dropout, key)
+        return self.head.project(features, roles)
 
 
 def build_model(config: ConfigDict, num_attributes: int) -> tuple[Structure, dict, dict]:
@@ -45,12 +58,15 @@ def build_model(config: ConfigDict, num_attributes: int) -> tuple[Structure, dic
     arithmetic, rngs = numerics(config.precision), nnx.Rngs(config.seed)
     trunk = build_trunk(config.model, arithmetic, rngs)
     head = build_head(config.model, trunk.out_dim, num_attributes, arithmetic, rngs)
-    graphdef, params, batch_stats = nnx.split(TrunkAndHead(trunk, head), nnx.Param, nnx.BatchStat)
+    network = TrunkAndHead(trunk, BatchNorm(trunk.out_dim) if config.model.feature_bn else None, head)
+    graphdef, params, batch_stats = nnx.split(network, nnx.Param, nnx.BatchStat)
     roles = ASEN_ROLES if config.model.bn_per_role else TOGETHER
     if config.model.trunk_bn not in ('batch', 'running'):
         raise InputError(f'config.model.trunk_bn is {config.model.trunk_bn!r}; it must be batch or running.')
     trunk_roles = roles if config.model.trunk_bn == 'batch' else ()
-    structure = Structure(graphdef, num_attributes, config.model.normalize, roles, trunk_roles)
+    structure = Structure(
+        graphdef, num_attributes, config.model.normalize, roles, trunk_roles, dropout=config.model.dropout
+    )
     return structure, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
 
 
@@ -58,18 +74,20 @@ def build_trunk(options: ConfigDict, numerics: Numerics, rngs: nnx.Rngs) -> Trun
     """The trunk that `options.trunk` names; `options` is `config.model`."""
     stride, make = options.trunk_stride, {'numerics': numerics, 'rngs': rngs}
     if options.trunk == efficientnet.NAME:
-        return EfficientNetLite0(stride, **make)
+        return EfficientNetLite0(stride, options.trunk_all_stages, **make)
     if options.trunk not in resnet.BLOCKS:
         known = ', '.join([*resnet.BLOCKS, efficientnet.NAME])
         raise InputError(f'config.model.trunk is {options.trunk!r}; it must be one of {known}.')
     if stride != 16:
         raise InputError(f'config.model.trunk_stride is {stride}; {options.trunk} has only features of stride 16.')
+    if options.trunk_all_stages:
+        raise InputError(
+            f'config.model.trunk_all_stages is True, but {options.trunk} has only the features of its last stage.'
+        )
     return ResNet(options.trunk, options.trunk_width, **make)
 
 
-def build_head(
-    options: ConfigDict, trunk_dim: int, num_attributes: int, numerics: Numerics, rngs: nnx.Rngs
-) -> nnx.Module:
+def build_head(options: ConfigDict, trunk_dim: int, num_attributes: int, numerics: Numerics, rngs: nnx.Rngs) -> Head:
     """The head that `options.name` names; `options` is `config.model`."""
     make = {'numerics': numerics, 'rngs': rngs}
     attention = {'spatial': options.spatial_attention, 'channel': options.channel_attention}
@@ -77,7 +95,8 @@ def build_head(
         case 'asen':
             return AsenHead(trunk_dim, options.embed_dim, num_attributes, **attention, **make)
         case 'asen_v2':
-            return AsenV2Head(trunk_dim, num_attributes, **attention, **make)
+            projection = (options.projection, options.embed_dim) if options.projection else None
+            return AsenV2Head(trunk_dim, num_attributes, projection, **attention, **make)
         case 'csn':
             return CsnHead(trunk_dim, options.embed_dim, num_attributes, options.masks, **make)
         case 'triplet':
@@ -104,19 +123,21 @@ def embed_triplets(
     batch_stats: dict,
     photos: UInt8[Array, 'b 3 h w 3'] | Float[Array, 'b 3 h w c'],
     attribute: Int[Array, ' b'],
+    key: Key[Array, ''],
     all_attributes: bool = False,
 ) -> tuple[HeadOutput, dict]:
     """Train mode: the head's output [b, 3, ...] for anchor, positive, negative, and the updated batch statistics.
 
-    `photos` are pixels, or the features that a frozen trunk has for them (`extract_features`). The output is under each triplet's attribute, or under every attribute, [b, 3, a, ...], with `all_attributes`. One pass of
-    the folded batch does the work of the original's three.
+    `photos` are pixels, or the features that a frozen trunk has for them (`extract_features`); `key` decides which channels
+    are dropped. The output is under each triplet's attribute, or under every attribute, [b, 3, a, ...], with
+    `all_attributes`. One pass of the folded batch does the work of the original's three.
     """
     network = nnx.merge(structure.graphdef, params, batch_stats)
     batch, num_roles = photos.shape[:2]
     features = photos.reshape(batch * num_roles, *photos.shape[2:])
     if photos.dtype == jnp.uint8:
         features = network.trunk(network.trunk.normalize(features), structure.trunk_roles)
-    projected = network.head.project(features, structure.roles)
+    projected = network.project(features, structure, key)
     if all_attributes:
         output = _under_all(structure, network.head, projected, batch * num_roles)
     else:
@@ -138,12 +159,12 @@ def embed_all(
 ) -> tuple[Float[Array, 'n a d'], Float[Array, 'n a h16 w16'] | None]:
     """Eval mode: each photo's vectors under every attribute, and the attention maps, from one pass of the trunk."""
     network = nnx.merge(structure.graphdef, params, batch_stats)
-    projected = network.head.project(network.trunk(network.trunk.normalize(images)), ())
+    projected = network.project(network.trunk(network.trunk.normalize(images)), structure)
     output = _under_all(structure, network.head, projected, images.shape[0])
     return output.embedding, output.heatmap
 
 
-def _under_all(structure: Structure, head: nnx.Module, projected: Projected, count) -> HeadOutput:
+def _under_all(structure: Structure, head: Head, projected: Projected, count) -> HeadOutput:
     """The head's output under every attribute, as the second axis; `count` photos, symbolic in an export."""
 
     def under(attribute):

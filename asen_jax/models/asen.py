@@ -47,16 +47,29 @@ class AsenHead(nnx.Module):
 
 
 class AsenV2Head(nnx.Module):
-    """channel(spatial(x, E_c), E_c) with one attribute table E and no last layer, so the embedding has the trunk's size."""
+    """channel(spatial(x, E_c), E_c) with one attribute table E and no last layer, so the embedding has the trunk's size.
+
+    `projection` adds what the paper does not have: fc(relu(fc(.))), of (hidden units, dimensions of the embedding).
+    """
 
     def __init__(
-        self, trunk_dim: int, num_attributes: int, *, spatial: bool, channel: bool, numerics: Numerics, rngs: nnx.Rngs
+        self,
+        trunk_dim: int,
+        num_attributes: int,
+        projection: tuple[int, int] | None = None,
+        *,
+        spatial: bool,
+        channel: bool,
+        numerics: Numerics,
+        rngs: nnx.Rngs,
     ):
         make = {'numerics': numerics, 'rngs': rngs}
         self.attribute_rows = Table(num_attributes, ATTRIBUTE_DIM, rngs=rngs) if spatial or channel else None
         self.spatial = SpatialAttentionV2(trunk_dim, **make) if spatial else None
         self.channel = ChannelAttention(trunk_dim, ATTRIBUTE_DIM, **make) if channel else None
         self.channel_fc = linear(ATTRIBUTE_DIM, ATTRIBUTE_DIM, **make) if channel else None
+        self.hidden_fc = linear(trunk_dim, projection[0], **make) if projection else None
+        self.fc = linear(*projection, **make) if projection else None
 
     def project(self, x: Float[Array, 'n h w c'], roles: Roles) -> Projected:
         """The part that is the same for every attribute."""
@@ -64,11 +77,12 @@ class AsenV2Head(nnx.Module):
 
     def __call__(self, projected: Projected, attribute: Int[Array, ' n']) -> HeadOutput:
         pooled, heatmap = projected.features, None
-        if self.attribute_rows is None:
-            return HeadOutput(pooled)
-        embedded = self.attribute_rows(attribute)
-        if self.spatial and projected.image is not None:
-            pooled, heatmap = self.spatial(projected.features, projected.image, embedded)
-        if self.channel and self.channel_fc:
-            pooled = self.channel(pooled, nnx.relu(self.channel_fc(embedded)))
+        if self.attribute_rows:
+            embedded = self.attribute_rows(attribute)
+            if self.spatial and projected.image is not None:
+                pooled, heatmap = self.spatial(projected.features, projected.image, embedded)
+            if self.channel and self.channel_fc:
+                pooled = self.channel(pooled, nnx.relu(self.channel_fc(embedded)))
+        if self.hidden_fc and self.fc:
+            pooled = self.fc(nnx.relu(self.hidden_fc(pooled)))
         return HeadOutput(pooled, heatmap)

@@ -3,6 +3,9 @@
 Unlike EfficientNet-B0, it has no squeeze-and-excitation and uses ReLU6 throughout.
 """
 
+import itertools
+import operator
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -44,21 +47,29 @@ class MBConv(nnx.Module):
 
 
 class EfficientNetLite0(nnx.Module):
-    """Features of 112 channels at stride 16, or of 1280 at stride 32, after the last 1x1 convolution."""
+    """Features of 112 channels at stride 16, or of 1280 at stride 32, after the last 1x1 convolution.
 
-    def __init__(self, stride: int = 32, *, numerics: Numerics, rngs: nnx.Rngs):
+    With `all_stages`, those of the stem and of every earlier stage come before them, averaged over the area of each position:
+    colors and textures, which the last features no longer tell apart.
+    """
+
+    def __init__(self, stride: int = 32, all_stages: bool = False, *, numerics: Numerics, rngs: nnx.Rngs):
         if stride not in (16, 32):
             raise InputError(f'config.model.trunk_stride is {stride}; {NAME} has features of stride 16 and 32.')
         make = {'numerics': numerics, 'rngs': rngs}
-        self.stride = stride
+        self.stride, self.all_stages = stride, all_stages
         self.stem = Conv(3, STEM_DIM, 3, stride=2, trunk=True, padding='same', **make)
         self.stem_bn = BatchNorm(STEM_DIM, **NORM)
-        dim, blocks = STEM_DIM, []
-        for num_blocks, kernel_size, first_stride, expand, stage_dim in STAGES + STAGES_OF_STRIDE_32 * (stride == 32):
+        dim, blocks, stages = STEM_DIM, [], STAGES + STAGES_OF_STRIDE_32 * (stride == 32)
+        for num_blocks, kernel_size, first_stride, expand, stage_dim in stages:
             for number in range(num_blocks):
                 blocks.append(MBConv(dim, stage_dim, kernel_size, 1 if number else first_stride, expand, **make))
                 dim = stage_dim
-        self.blocks, self.out_dim = nnx.List(blocks), TOP_DIM if stride == 32 else dim
+        self.blocks, self.last_blocks = nnx.List(blocks), tuple(itertools.accumulate(stage[0] for stage in stages))
+        self.strides = *itertools.accumulate((stage[2] for stage in stages), operator.mul, initial=2), stride
+        self.out_dim = TOP_DIM if stride == 32 else dim
+        if all_stages:
+            self.out_dim = STEM_DIM + sum(stage[-1] for stage in stages) + TOP_DIM * (stride == 32)
         self.top = Conv(dim, TOP_DIM, 1, trunk=True, **make) if stride == 32 else None
         self.top_bn = BatchNorm(TOP_DIM, **NORM) if stride == 32 else None
 
@@ -68,8 +79,23 @@ class EfficientNetLite0(nnx.Module):
 
     def __call__(self, x: Float[Array, 'n h w 3'], roles: Roles = ()) -> Float[Array, 'n h2 w2 d']:
         x = jax.nn.relu6(self.stem_bn(self.stem(x), roles))
-        for block in self.blocks:
+        stages = [x]
+        for number, block in enumerate(self.blocks, 1):
             x = block(x, roles)
-        if self.top is None or self.top_bn is None:
+            if number in self.last_blocks:
+                stages.append(x)
+        if self.top is not None and self.top_bn is not None:
+            x = jax.nn.relu6(self.top_bn(self.top(x), roles))
+            stages.append(x)
+        if not self.all_stages:
             return x
-        return jax.nn.relu6(self.top_bn(self.top(x), roles))
+        factors = [self.stride // stride for stride in self.strides[: len(stages)]]
+        return jnp.concatenate([_shrink(*each) for each in zip(stages, factors, strict=True)], axis=-1)
+
+
+def _shrink(x: Float[Array, 'n h w c'], factor: int) -> Float[Array, 'n h2 w2 c']:
+    """The means of squares of `factor` positions a side, which are smaller at the edges."""
+    if factor == 1:
+        return x
+    side = (factor, factor)
+    return nnx.avg_pool(x, side, strides=side, padding='SAME', count_include_pad=False)

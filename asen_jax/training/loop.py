@@ -164,7 +164,7 @@ def start(
         scores_valid=has_targets(records, 'valid'),
         mesh=mesh,
         epoch_steps=epoch_steps,
-        train_step=make_train_step(structure, optimizer, config.train, shardings, mesh),
+        train_step=make_train_step(structure, optimizer, config.train, shardings, mesh, config.seed),
         schedule=schedule,
         bind=make_embedder(structure, mesh),
         checkpoints=checkpoints,

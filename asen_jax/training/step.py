@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
 from asen_jax import sharding
@@ -42,16 +42,19 @@ def make_train_step(
     options: ConfigDict,
     shardings: TrainState,
     mesh: jax.sharding.Mesh,
+    seed: int,
 ) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
     """The compiled step: (state, batch) -> (state, metrics). The state is donated; the batch is split over 'data'.
 
-    `options` is `config.train`; `shardings` are those of the state.
+    `options` is `config.train`; `shardings` are those of the state; `seed` and the step decide which channels are dropped.
     """
     compute_loss = {'triplet': _triplet_loss, 'contrastive': _contrastive_loss}[options.loss]
 
     def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+
         def objective(params):
-            return compute_loss(structure, params, state.batch_stats, batch, options)
+            return compute_loss(structure, params, state.batch_stats, batch, key, options)
 
         (loss, (batch_stats, accuracy)), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -81,9 +84,11 @@ def _similarities(
     return compare(anchor, positive), compare(anchor, negative)
 
 
-def _triplet_loss(structure: Structure, params: dict, batch_stats: dict, batch: dict, options: ConfigDict):
+def _triplet_loss(
+    structure: Structure, params: dict, batch_stats: dict, batch: dict, key: Key[Array, ''], options: ConfigDict
+):
     """The papers' loss: the mean over all triplets (ASEN, equation 9), plus CSN's two norms if their weights are not zero."""
-    output, stats = embed_triplets(structure, params, batch_stats, _photos(batch), batch['attribute'])
+    output, stats = embed_triplets(structure, params, batch_stats, _photos(batch), batch['attribute'], key)
     near, far = _similarities(output.embedding, options.distance)
     loss, extras = losses.triplet_loss(near, far, options.margin).mean(), output.extras or {}
     if options.embedding_norm:
@@ -93,10 +98,12 @@ def _triplet_loss(structure: Structure, params: dict, batch_stats: dict, batch: 
     return loss, (stats, (near > far).mean())
 
 
-def _contrastive_loss(structure: Structure, params: dict, batch_stats: dict, batch: dict, options: ConfigDict):
+def _contrastive_loss(
+    structure: Structure, params: dict, batch_stats: dict, batch: dict, key: Key[Array, ''], options: ConfigDict
+):
     """Every photo of the batch against every other, under each attribute for which it has a label."""
     output, stats = embed_triplets(
-        structure, params, batch_stats, _photos(batch), batch['attribute'], all_attributes=True
+        structure, params, batch_stats, _photos(batch), batch['attribute'], key, all_attributes=True
     )
     embedding, labels, photo = output.embedding, batch['labels'], batch['photo']
     folded = l2_normalize(embedding.reshape(-1, *embedding.shape[2:]))

@@ -31,14 +31,15 @@ RESIZE = {
 def export(workdir: Path, which: str, precision: str, output: Path, target: str) -> list[Path]:
     """The files written to the folder `output` for a checkpoint of `workdir`; `target` is 'jax' or 'torch'.
 
-    Raises InputError if there is no such checkpoint, or if the original has no such trunk and `target` is 'torch'.
+    Raises InputError if there is no such checkpoint, or if the original has no such network and `target` is 'torch'.
     """
     network = load_network(workdir, which, precision, make_mesh(devices=jax.devices()[:1]))
-    trunk = network.meta['config']['model']['trunk']
-    if target == 'torch' and trunk not in resnet.BLOCKS:
-        raise InputError(
-            f'{workdir} has the trunk {trunk}, which the PyTorch original lacks; export it with --format=jax.'
-        )
+    model = network.meta['config']['model']
+    ours = [] if model['trunk'] in resnet.BLOCKS else ['trunk']
+    ours += [field for field in ('feature_bn', 'projection') if model[field]]
+    if target == 'torch' and ours:
+        told = ', '.join(f'model.{field}={model[field]}' for field in ours)
+        raise InputError(f'{workdir} has {told}, which the PyTorch original lacks; export it with --format=jax.')
     card = make_card(network.meta, read_figures(network.meta, Path(workdir)), target)
     output.mkdir(parents=True, exist_ok=True)
     written = _write_torch(network, output) if target == 'torch' else _write_jax(network, output)

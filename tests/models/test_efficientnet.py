@@ -9,8 +9,9 @@ from jax import lax
 
 from asen_jax import sharding
 from asen_jax.errors import InputError
-from asen_jax.models import build_model, build_shapes, embed_all
+from asen_jax.models import build_model, build_shapes, build_trunk, embed_all
 from asen_jax.models.depthwise import depthwise
+from asen_jax.models.layers import numerics
 from asen_jax.weights.tensor_files import read_tensors
 from asen_jax.weights.torch_names import fill_trunk, flatten
 from asen_jax.weights.trunks import find_trunk, read_trunk
@@ -82,6 +83,31 @@ def test_a_stride_that_a_trunk_lacks_is_refused():
     config = lite0(32)
     config.model.trunk = 'resnet18'
     with pytest.raises(InputError, match='trunk_stride is 32; resnet18 has only features of stride 16'):
+        build_model(config, 2)
+
+
+@pytest.mark.parametrize('stride,channels', [(16, 304), (32, 2096)])
+def test_the_features_of_all_stages_are_averaged_to_the_stride_of_the_last(stride, channels):
+    config = lite0(stride)
+    last = build_trunk(config.model, numerics('float32'), nnx.Rngs(0))
+    config.model.trunk_all_stages = True
+    every = build_trunk(config.model, numerics('float32'), nnx.Rngs(0))  # the same weights
+    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8))
+    x = every.normalize(images)
+    found = every(x)
+    side = 64 // stride
+    assert found.shape == (1, side, side, channels) and every.out_dim == channels
+    np.testing.assert_array_equal(found[..., -last.out_dim :], last(x))
+    stem = jax.nn.relu6(every.stem_bn(every.stem(x), ()))
+    squares = stem.reshape(1, side, stride // 2, side, stride // 2, -1).mean(axis=(2, 4))
+    np.testing.assert_allclose(found[..., : stem.shape[-1]], squares, rtol=1e-5, atol=1e-5)
+    assert every(x[:, :50, :33]).shape == (1, -(-50 // stride), -(-33 // stride), channels)
+
+
+def test_a_resnet_has_only_its_last_stage():
+    config = lite0(16)
+    config.model.trunk, config.model.trunk_all_stages = 'resnet18', True
+    with pytest.raises(InputError, match='trunk_all_stages is True, but resnet18 has only the features of its last'):
         build_model(config, 2)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from asen_jax.errors import InputError
-from asen_jax.models import build_model, embed_all, embed_triplets
+from asen_jax.models import build_model, embed_all, embed_triplets, extract_features
 from configs import fashionai
 from configs.variants import VARIANTS
 
@@ -60,9 +60,9 @@ def test_every_variant_returns_unit_vectors(variant):
 def test_training_under_one_attribute_agrees_with_training_under_all(name):
     model, params, stats = build_model(small(name), 3)
     images = jnp.asarray(np.random.default_rng(1).integers(0, 256, (2, 3, 32, 32, 3), np.uint8))
-    attribute = jnp.array([2, 0])
-    one, moved = embed_triplets(model, params, stats, images, attribute)
-    every, moved_too = embed_triplets(model, params, stats, images, attribute, all_attributes=True)
+    attribute, key = jnp.array([2, 0]), jax.random.key(0)
+    one, moved = embed_triplets(model, params, stats, images, attribute, key)
+    every, moved_too = embed_triplets(model, params, stats, images, attribute, key, all_attributes=True)
     np.testing.assert_allclose(one.embedding[0], every.embedding[0, :, 2], atol=1e-5)
     np.testing.assert_allclose(one.embedding[1], every.embedding[1, :, 0], atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), moved, moved_too)
@@ -117,3 +117,40 @@ def test_every_section_needs_a_channel():
 def test_an_unknown_kind_of_masks_is_named():
     with pytest.raises(InputError, match=r"config\.model\.masks is 'open'; it must be one of learned, sections, fixed"):
         build_model(small('csn', masks='open'), 2)
+
+
+def test_a_projection_of_asen_v2_ends_in_embed_dim():
+    for hidden, dim in ((0, 32), (24, 16)):  # the trunk has 32 channels
+        model, params, stats = build_model(small('asen_v2', projection=hidden), 3)
+        vectors, heatmaps = embed_all(model, params, stats, jnp.zeros((2, 32, 32, 3), jnp.uint8))
+        assert vectors.shape == (2, 3, dim) and heatmaps is not None
+        assert ('hidden_fc' in params['head']) == (hidden > 0)
+
+
+@pytest.mark.parametrize('name', HEADS)
+def test_every_head_takes_normalized_features(name):
+    model, params, stats = build_model(small(name, feature_bn=True, trunk_bn='running'), 2)
+    images = jnp.asarray(np.random.default_rng(1).integers(0, 256, (2, 3, 32, 32, 3), np.uint8))
+    _, moved = embed_triplets(model, params, stats, images, jnp.array([1, 0]), jax.random.key(0))
+    features = extract_features(model, params, stats, images.reshape(6, 32, 32, 3))
+    expected = 0.1 * sum(
+        0.9 ** (2 - place) * features[role::3].mean(axis=(0, 1, 2)) for place, role in enumerate(model.roles)
+    )
+    np.testing.assert_allclose(moved['feature_bn']['mean'], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_training_drops_channels_that_the_key_decides_and_evaluation_none():
+    model, params, stats = build_model(small('asen_v2', dropout=0.5), 2)
+    photos = np.random.default_rng(1).integers(0, 256, (2, 3, 32, 32, 3), np.uint8)
+
+    def train(model, seed):
+        attribute, key = jnp.array([1, 0]), jax.random.key(seed)
+        return embed_triplets(model, params, stats, jnp.asarray(photos), attribute, key)[0].embedding
+
+    np.testing.assert_array_equal(train(model, 0), train(model, 0))
+    assert np.abs(train(model, 0) - train(model, 1)).max() > 0.01
+    whole = model._replace(dropout=0.0)
+    np.testing.assert_array_equal(train(whole, 0), train(whole, 1))
+    np.testing.assert_array_equal(
+        *(embed_all(which, params, stats, jnp.asarray(photos[0]))[0] for which in (model, whole))
+    )

@@ -20,6 +20,7 @@ from tests.training.test_loop import arrays_of, assert_same_arrays, run
 
 def freeze(config):
     config.optim.trunk_factor, config.data.jitter, config.model.trunk_bn = 0.0, 0.0, 'running'
+    config.model.feature_bn, config.model.dropout = True, 0.3
     return config
 
 
@@ -39,7 +40,9 @@ def test_the_trunk_can_keep_its_running_statistics(config, statistics):
     config.model.trunk_bn = statistics
     structure, params, batch_stats = build_model(config, 2)
     images = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32, 3), np.uint8)
-    _, after = embed_triplets(structure, params, batch_stats, jnp.asarray(images), jnp.zeros(2, jnp.int32))
+    _, after = embed_triplets(
+        structure, params, batch_stats, jnp.asarray(images), jnp.zeros(2, jnp.int32), jax.random.key(0)
+    )
     for part in ('trunk', 'head'):
         moved = any(
             (old != new).any()
