@@ -19,7 +19,7 @@ from asen_jax.data.triplets import Labels
 from asen_jax.errors import InputError
 
 NUM_MEASURED = 500  # photos whose size decides the size of the input
-SIZE_STEP, MIN_CHOSEN_SIZE, MAX_CHOSEN_SIZE = 32, 96, 128
+SIZE_STEP, MIN_CHOSEN_SIZE, MAX_CHOSEN_SIZE = 32, 224, 288
 
 
 class Records(NamedTuple):
@@ -120,15 +120,15 @@ class LoadOptions(NamedTuple):
 
 
 def choose_image_size(records: Records, crop_to_bbox: bool) -> int:
-    """A side of the network's input for the train photos: the longer side of their median, in steps of 32.
+    """A side of the network's input for the train photos: twice the median of their longer sides, in steps of 32.
 
-    It is at least MIN_CHOSEN_SIZE, since networks find more in small photos that are enlarged, and at most MAX_CHOSEN_SIZE,
-    since training takes long without a GPU.
+    Networks find more in photos that are enlarged. It is at least MIN_CHOSEN_SIZE, the size of ImageNet's photos, and at most
+    MAX_CHOSEN_SIZE, since larger photos take long without a GPU.
     """
     photos = open_split(records.directory, 'train')
     places = np.linspace(0, len(photos) - 1, min(len(photos), NUM_MEASURED)).astype(int)
     sides = [_longer_side(photos[place], crop_to_bbox) for place in places.tolist()]
-    size = SIZE_STEP * round(float(np.median(sides)) / SIZE_STEP)
+    size = SIZE_STEP * round(2 * float(np.median(sides)) / SIZE_STEP)
     return min(max(size, MIN_CHOSEN_SIZE), MAX_CHOSEN_SIZE)
 
 

@@ -109,7 +109,7 @@ def _recipe(meta: dict) -> str:
     epochs = optim['decay_every_epochs']
     period = 'epoch' if epochs == 1 else f'{epochs} epochs'
     factor = optim.get('trunk_factor', 1)  # absent in older checkpoints
-    trunk_rate = '' if factor == 1 else f' ({factor} of it in the trunk)'
+    trunk_rate = '' if factor == 1 else f' ({factor} of it in the trunk)' if factor else ' (the trunk stays as it was)'
     return (
         f'{train["loss"]} loss ({options}); Adam, learning rate '
         f'{optim["learning_rate"]}{trunk_rate}, multiplied by {optim["decay_rate"]} every {period}; '

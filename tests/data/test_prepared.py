@@ -19,11 +19,11 @@ def photo(width, height, bbox=None):
 @pytest.mark.parametrize(
     'photos,crop_to_bbox,size',
     [
-        ([photo(60, 80)] * 3, False, 96),  # small photos are enlarged
-        ([photo(80, 118), photo(9, 9), photo(300, 900)], False, 128),  # the median photo decides
-        ([photo(600, 800)], False, 128),
-        ([photo(600, 800, (10, 20, 60, 112))], True, 96),
-        ([photo(600, 800, (10, 20, 60, 112))], False, 128),
+        ([photo(60, 80)] * 3, False, 224),  # small photos are enlarged
+        ([photo(80, 128), photo(9, 9), photo(300, 900)], False, 256),  # the median photo decides
+        ([photo(600, 800)], False, 288),
+        ([photo(600, 800, (10, 20, 60, 148))], True, 256),
+        ([photo(600, 800, (10, 20, 60, 148))], False, 288),
     ],
 )
 def test_the_size_of_the_input_follows_the_median_photo(records, monkeypatch, photos, crop_to_bbox, size):

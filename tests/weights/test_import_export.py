@@ -288,9 +288,10 @@ def test_exports_include_a_description_and_a_card(tmp_path):
     assert not (tmp_path / 'new').exists()
 
 
-def trained(trunk, init):
+def trained(trunk, init, **model):
     """A config, and the metadata of a checkpoint that training with it has saved."""
     config = fashionai.get_config('asen_v2')
+    config.model.update(model)
     config.model.trunk, config.init.trunk, config.data.image_size = trunk, init, 32
     meta = {
         'step': 4,
@@ -326,7 +327,8 @@ def test_the_card_says_which_weights_the_trunk_started_from(trunk, init, says):
 
 
 def test_efficientnet_is_exported_for_jax_alone(tmp_path):
-    config, meta = trained('efficientnet_lite0', 'imagenet')
+    ours = {'trunk_stride': 32, 'trunk_all_stages': True, 'feature_bn': True, 'projection': 24}
+    config, meta = trained('efficientnet_lite0', 'imagenet', embed_dim=16, **ours)
     structure, *shapes = build_shapes(config, 3)
     trunk, rng = read_trunk(config, *shapes), np.random.default_rng(0)
     heads = jax.tree.map(lambda shape: rng.normal(scale=0.1, size=shape.shape).astype(np.float32), shapes)
@@ -334,7 +336,8 @@ def test_efficientnet_is_exported_for_jax_alone(tmp_path):
     with Checkpoints(tmp_path / 'run') as checkpoints:
         checkpoints.save('latest', 4, jax.tree.map(jax.numpy.asarray, {'params': params, 'batch_stats': stats}), meta)
         checkpoints.wait()
-    with pytest.raises(InputError, match=r'efficientnet_lite0, which the PyTorch original lacks; .*--format=jax\.$'):
+    lacks = 'trunk=efficientnet_lite0, model.feature_bn=True, model.projection=24, which the PyTorch original lacks'
+    with pytest.raises(InputError, match=rf'{lacks}; .*--format=jax\.$'):
         export(tmp_path / 'run', 'latest', 'float32', tmp_path / 'export', 'torch')
     assert not (tmp_path / 'export').exists()
     images = recipe.make_images(1, 2, size=32, cells=4)
