@@ -88,7 +88,7 @@ def make_card(meta: dict, figures: list[dict], target: str) -> str:
             'Attribute-specific fashion similarity: one vector per attribute for each photo. Photos with the same value of an '
             'attribute are neighbors among the vectors of that attribute.',
             '',
-            f'- Network: {PAPERS[model["name"]]}; trunk {model["trunk"]}.',
+            f'- Network: {PAPERS[model["name"]]}; trunk {model["trunk"]}{_additions(model)}.',
             f'- Attributes: {", ".join(meta["attributes"])}.',
             f'- Input: {data["image_size"]} x {data["image_size"]} RGB pixels ({data["fit"]}).',
             '',
@@ -98,6 +98,17 @@ def make_card(meta: dict, figures: list[dict], target: str) -> str:
             *('## Limits', '', *LIMITS, ''),
         ]
     )
+
+
+def _additions(model: dict) -> str:
+    """What the network has and the paper lacks; older checkpoints know none of it."""
+    known = {
+        'trunk_all_stages': 'features of all its stages',
+        'feature_bn': 'batch norm of the features',
+        'projection': f'two last layers to {model["embed_dim"]} dimensions',
+    }
+    found = [told for field, told in known.items() if model.get(field)]
+    return f', to which we added {", ".join(found)}' if found else ''
 
 
 def _recipe(meta: dict) -> str:

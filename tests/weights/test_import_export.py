@@ -326,6 +326,15 @@ def test_the_card_says_which_weights_the_trunk_started_from(trunk, init, says):
     assert f'step 4; trunk from {says}; seed 0.' in make_card(meta, [], 'jax')
 
 
+def test_the_card_says_what_the_paper_lacks_and_that_the_trunk_was_frozen():
+    _, meta = trained('efficientnet_lite0', 'imagenet', feature_bn=True, projection=24, embed_dim=16)
+    meta['config']['optim']['trunk_factor'] = 0.0
+    card = make_card(meta, [], 'jax')
+    assert 'lite0, to which we added batch norm of the features, two last layers to 16 dimensions.' in card
+    assert 'learning rate 0.0001 (the trunk stays as it was), multiplied' in card
+    assert 'we added' not in make_card(trained('resnet18', 'none')[1], [], 'jax')
+
+
 def test_efficientnet_is_exported_for_jax_alone(tmp_path):
     ours = {'trunk_stride': 32, 'trunk_all_stages': True, 'feature_bn': True, 'projection': 24}
     config, meta = trained('efficientnet_lite0', 'imagenet', embed_dim=16, **ours)
