@@ -74,6 +74,5 @@ def make_step(config, structure, params, batch_stats, mesh, steps_per_epoch):
     optimizer = make_optimizer(make_schedule(config, steps_per_epoch))
     state = create_state(params, batch_stats, optimizer)
     shardings = sharding.state_shardings(state, mesh)
-    return make_train_step(structure, optimizer, config.train, shardings, mesh, config.seed), jax.device_put(
-        state, shardings
-    )
+    step = make_train_step(structure, optimizer, config.train, shardings, mesh, config.seed)
+    return step, jax.device_put(state, shardings)

@@ -14,7 +14,7 @@ from asen_jax.models.asen import AsenHead, AsenV2Head
 from asen_jax.models.csn import CsnHead, TripletHead
 from asen_jax.models.efficientnet import EfficientNetLite0
 from asen_jax.models.heads import HeadOutput, Projected
-from asen_jax.models.layers import BatchNorm, Numerics, Roles, drop_channels, l2_normalize, numerics
+from asen_jax.models.layers import BatchNorm, Numerics, Roles, l2_normalize, numerics
 from asen_jax.models.resnet import ResNet
 
 Trunk = ResNet | EfficientNetLite0
@@ -32,25 +32,23 @@ class Structure(NamedTuple):
     normalize: bool  # whether vectors have unit length
     roles: Roles  # how batch norm sees a batch of triplets in training
     trunk_roles: Roles  # the same for the trunk; empty if it keeps its running statistics
-    dropout: float  # share of the features' channels that training sets to zero
 
 
 class TrunkAndHead(nnx.Module):
-    """A trunk, whose features serve every attribute, batch norm of these features or none, and a head."""
+    """A trunk, whose features serve every attribute, batch norm of these features or none, and a head.
 
-    def __init__(self, trunk: Trunk, feature_bn: BatchNorm | None, head: Head):
+    `dropout` is the share of each photo's channels that training sets to zero everywhere (PyTorch's Dropout2d).
+    """
+
+    def __init__(self, trunk: Trunk, feature_bn: BatchNorm | None, dropout: float, head: Head):
         self.trunk, self.feature_bn, self.head = trunk, feature_bn, head
+        self.dropout = nnx.Dropout(dropout, broadcast_dims=(1, 2))
 
-    def project(
-        self, features: Float[Array, 'n h w c'], structure: Structure, key: Key[Array, ''] | None = None
-    ) -> Projected:
-        """From the trunk's features to the part of the head that is the same for every attribute; with a `key`, in train mode."""
-        roles = structure.roles if key is not None else ()
+    def project(self, features: Float[Array, 'n h w c'], roles: Roles, key: Key[Array, ''] | None = None) -> Projected:
+        """From the trunk's features to the part of the head that is the same for every attribute; drops nothing without a `key`."""
         if self.feature_bn is not None:
             features = self.feature_bn(features, roles)
-        if key is not None and structure.dropout:
-            features = drop_channels(features, structure.dropout, key)
-        return self.head.project(features, roles)
+        return self.head.project(self.dropout(features, deterministic=key is None, rngs=key), roles)
 
 
 def build_model(config: ConfigDict, num_attributes: int) -> tuple[Structure, dict, dict]:
@@ -58,15 +56,14 @@ def build_model(config: ConfigDict, num_attributes: int) -> tuple[Structure, dic
     arithmetic, rngs = numerics(config.precision), nnx.Rngs(config.seed)
     trunk = build_trunk(config.model, arithmetic, rngs)
     head = build_head(config.model, trunk.out_dim, num_attributes, arithmetic, rngs)
-    network = TrunkAndHead(trunk, BatchNorm(trunk.out_dim) if config.model.feature_bn else None, head)
+    feature_bn = BatchNorm(trunk.out_dim) if config.model.feature_bn else None
+    network = TrunkAndHead(trunk, feature_bn, config.model.dropout, head)
     graphdef, params, batch_stats = nnx.split(network, nnx.Param, nnx.BatchStat)
     roles = ASEN_ROLES if config.model.bn_per_role else TOGETHER
     if config.model.trunk_bn not in ('batch', 'running'):
         raise InputError(f'config.model.trunk_bn is {config.model.trunk_bn!r}; it must be batch or running.')
     trunk_roles = roles if config.model.trunk_bn == 'batch' else ()
-    structure = Structure(
-        graphdef, num_attributes, config.model.normalize, roles, trunk_roles, dropout=config.model.dropout
-    )
+    structure = Structure(graphdef, num_attributes, config.model.normalize, roles, trunk_roles)
     return structure, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
 
 
@@ -137,7 +134,7 @@ def embed_triplets(
     features = photos.reshape(batch * num_roles, *photos.shape[2:])
     if photos.dtype == jnp.uint8:
         features = network.trunk(network.trunk.normalize(features), structure.trunk_roles)
-    projected = network.project(features, structure, key)
+    projected = network.project(features, structure.roles, key)
     if all_attributes:
         output = _under_all(structure, network.head, projected, batch * num_roles)
     else:
@@ -159,7 +156,7 @@ def embed_all(
 ) -> tuple[Float[Array, 'n a d'], Float[Array, 'n a h16 w16'] | None]:
     """Eval mode: each photo's vectors under every attribute, and the attention maps, from one pass of the trunk."""
     network = nnx.merge(structure.graphdef, params, batch_stats)
-    projected = network.project(network.trunk(network.trunk.normalize(images)), structure)
+    projected = network.project(network.trunk(network.trunk.normalize(images)), ())
     output = _under_all(structure, network.head, projected, images.shape[0])
     return output.embedding, output.heatmap
 

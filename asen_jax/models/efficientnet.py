@@ -95,7 +95,5 @@ class EfficientNetLite0(nnx.Module):
 
 def _shrink(x: Float[Array, 'n h w c'], factor: int) -> Float[Array, 'n h2 w2 c']:
     """The means of squares of `factor` positions a side, which are smaller at the edges."""
-    if factor == 1:
-        return x
     side = (factor, factor)
     return nnx.avg_pool(x, side, strides=side, padding='SAME', count_include_pad=False)

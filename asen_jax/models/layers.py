@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
 from asen_jax.errors import InputError
 
@@ -167,15 +167,6 @@ def max_pool(x: Float[Array, 'n h w c']) -> Float[Array, 'n h2 w2 c']:
 def average_pool(x: Float[Array, 'n h w c']) -> Float[Array, 'n c']:
     """The mean over all positions, in float32."""
     return x.astype(jnp.float32).mean(axis=(1, 2))
-
-
-def drop_channels(x: Float[Array, 'n h w c'], rate: float, key: Key[Array, '']) -> Float[Array, 'n h w c']:
-    """x with a share `rate` of each photo's channels set to zero everywhere, and the others divided by 1 - rate.
-
-    PyTorch's `Dropout2d`.
-    """
-    kept = jax.random.bernoulli(key, 1 - rate, (x.shape[0], 1, 1, x.shape[-1]))
-    return jnp.where(kept, x / (1 - rate), 0).astype(x.dtype)
 
 
 def l2_normalize(x: Float[Array, '*n d']) -> Float[Array, '*n d']:

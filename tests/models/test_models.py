@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from asen_jax.errors import InputError
 from asen_jax.models import build_model, embed_all, embed_triplets, extract_features
@@ -141,6 +142,7 @@ def test_every_head_takes_normalized_features(name):
 
 def test_training_drops_channels_that_the_key_decides_and_evaluation_none():
     model, params, stats = build_model(small('asen_v2', dropout=0.5), 2)
+    whole, *_ = build_model(small('asen_v2'), 2)
     photos = np.random.default_rng(1).integers(0, 256, (2, 3, 32, 32, 3), np.uint8)
 
     def train(model, seed):
@@ -149,8 +151,15 @@ def test_training_drops_channels_that_the_key_decides_and_evaluation_none():
 
     np.testing.assert_array_equal(train(model, 0), train(model, 0))
     assert np.abs(train(model, 0) - train(model, 1)).max() > 0.01
-    whole = model._replace(dropout=0.0)
     np.testing.assert_array_equal(train(whole, 0), train(whole, 1))
     np.testing.assert_array_equal(
         *(embed_all(which, params, stats, jnp.asarray(photos[0]))[0] for which in (model, whole))
     )
+
+
+def test_dropped_channels_are_zero_everywhere_and_the_mean_stays():
+    model, *arrays = build_model(small('asen_v2', dropout=0.25), 2)
+    kept = np.asarray(nnx.merge(model.graphdef, *arrays).dropout(jnp.ones((8, 3, 2, 500)), rngs=jax.random.key(0)))
+    assert {*np.unique(kept)} == {0, np.float32(1 / 0.75)}
+    np.testing.assert_array_equal(kept, np.broadcast_to(kept[:, :1, :1], kept.shape))
+    assert abs(kept.mean() - 1) < 0.03  # five standard deviations
