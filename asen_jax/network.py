@@ -43,6 +43,13 @@ class TrainedNetwork(NamedTuple):
         return make_embedder(self.structure, mesh)(self.params, self.batch_stats)
 
 
+def read_meta(checkpoints: Checkpoints, which: str) -> dict[str, Any]:
+    """The metadata of the checkpoint `which`, complete even if the checkpoint is older than some fields of config.model."""
+    meta = checkpoints.read_meta(which)
+    meta['config']['model'] = MODEL_DEFAULTS | meta['config']['model']
+    return meta
+
+
 def load_network(
     checkpoints: Checkpoints | Path, which: str, precision: str | None, mesh: jax.sharding.Mesh
 ) -> TrainedNetwork:
@@ -54,9 +61,8 @@ def load_network(
     if not isinstance(checkpoints, Checkpoints):
         with Checkpoints(checkpoints, read_only=True) as opened:
             return load_network(opened, which, precision, mesh)
-    meta = checkpoints.read_meta(which)
+    meta = read_meta(checkpoints, which)
     meta['config']['precision'] = precision or meta['config']['precision']
-    meta['config']['model'] = MODEL_DEFAULTS | meta['config']['model']
     config = ConfigDict(meta['config'])
     structure, *shapes = build_shapes(config, len(meta['attributes']))
     like = dict(zip(('params', 'batch_stats'), shapes, strict=True))

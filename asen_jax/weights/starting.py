@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from asen_jax import sharding
 from asen_jax.checkpoint import Checkpoints
 from asen_jax.errors import InputError
-from asen_jax.network import TRAINING_ONLY, attribute_names, load_network
+from asen_jax.network import TRAINING_ONLY, attribute_names, load_network, read_meta
 from asen_jax.weights.model_card import known_dataset
 
 PER_ATTRIBUTE = ('rows', 'masks')  # the names of parameters with one row per attribute: those of Table and of CsnHead
@@ -91,7 +91,7 @@ def _check_source(config: ConfigDict, source: Checkpoints) -> None:
     if which not in (*steps, *map(str, steps.values())):
         found = ', '.join(f'{kind} (step {step})' for kind, step in steps.items())
         raise InputError(f'config.init.checkpoint is {which!r}, but {folder} has only {found}; name one of these.')
-    trained, here = source.read_meta(which)['config']['model'], config.model.to_dict()
+    trained, here = read_meta(source, which)['config']['model'], config.model.to_dict()
     others = [name for name in here if name in trained and trained[name] != here[name] and name not in TRAINING_ONLY]
     if others:
         differences = ', '.join(f'config.model.{name}={trained[name]!r}, not {here[name]!r}' for name in others)

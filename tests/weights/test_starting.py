@@ -34,8 +34,8 @@ def config(tmp_path):
     return config
 
 
-def save_source(config):
-    """Save checkpoints of an untrained network in `config.init.workdir`; returns the arrays of each."""
+def save_source(config, without=()):
+    """Save checkpoints of an untrained network in `config.init.workdir`, `without` fields of config.model; returns the arrays of each."""
     config = config.copy_and_resolve_references()
     arrays = {}
     with Checkpoints(Path(config.init.workdir)) as checkpoints:
@@ -44,6 +44,8 @@ def save_source(config):
             batch_stats = jax.tree.map(lambda leaf: leaf + 0.5, batch_stats)
             about = {'step': step, 'config': json.loads(config.to_json()), 'attributes': KNOWN, 'fingerprint': 'f'}
             about['dataset'] = 'catalog'
+            for field in without:
+                del about['config']['model'][field]
             trees = {'params': params, 'batch_stats': batch_stats}
             checkpoints.save(kind, step, trees, about, score=0.5 if kind == 'best' else None)
             arrays[kind] = flat(params, batch_stats)
@@ -166,6 +168,14 @@ def test_a_missing_workdir_or_checkpoint_is_named(config, tmp_path):
         InputError,
         match=r"checkpoint is '5', but .*source has only best \(step 4\), latest \(step 6\); name one of these",
     ):
+        check(config, tmp_path / 'new')
+
+
+def test_a_source_older_than_a_field_has_the_networks_of_its_time(config, tmp_path):
+    save_source(config, without=['projection', 'feature_bn'])
+    check(config, tmp_path / 'new')
+    config.model.projection = 8
+    with pytest.raises(InputError, match=r'model\.projection=0, not 8; add --config\.model\.projection=0\.$'):
         check(config, tmp_path / 'new')
 
 
