@@ -54,7 +54,7 @@ def set_pretrained(config: ConfigDict) -> None:
     config.model.trunk_bn = 'running'
     config.model.feature_bn = True
     config.model.dropout = 0.4
-    config.model.projection = 512
+    config.model.projection = 512 if config.model.name == 'asen_v2' else 0
     config.optim.learning_rate = 1e-3
     config.optim.trunk_factor = 0.0
     config.optim.decay_rate = 0.75

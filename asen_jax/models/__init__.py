@@ -88,6 +88,10 @@ def build_head(options: ConfigDict, trunk_dim: int, num_attributes: int, numeric
     """The head that `options.name` names; `options` is `config.model`."""
     make = {'numerics': numerics, 'rngs': rngs}
     attention = {'spatial': options.spatial_attention, 'channel': options.channel_attention}
+    if options.projection and options.name != 'asen_v2':
+        raise InputError(
+            f'config.model.projection is {options.projection}, but it belongs to asen_v2, not to {options.name}; set it to 0.'
+        )
     match options.name:
         case 'asen':
             return AsenHead(trunk_dim, options.embed_dim, num_attributes, **attention, **make)

@@ -128,6 +128,11 @@ def test_a_projection_of_asen_v2_ends_in_embed_dim():
         assert ('hidden_fc' in params['head']) == (hidden > 0)
 
 
+def test_other_heads_refuse_a_projection():
+    with pytest.raises(InputError, match='projection is 24, but it belongs to asen_v2, not to csn; set it to 0'):
+        build_model(small('csn', projection=24), 2)
+
+
 @pytest.mark.parametrize('name', HEADS)
 def test_every_head_takes_normalized_features(name):
     model, params, stats = build_model(small(name, feature_bn=True, trunk_bn='running'), 2)
