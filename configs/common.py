@@ -70,7 +70,7 @@ def add_model(config: ConfigDict) -> None:
     config.model.feature_bn = False  # batch norm of the trunk's features before the head
     config.model.dropout = 0.0  # share of the features' channels that training sets to zero, drawn for each photo
     config.model.embed_dim = 1024  # dimensions of an embedding; asen_v2 without projection has the trunk's channels
-    config.model.projection = 0  # asen_v2: hidden units of two more layers that end in embed_dim; 0: none, as published
+    config.model.projection = 0  # asen_v2: hidden units before a last layer per attribute; 0: no layers, as published
     config.model.normalize = True  # scale embeddings to unit length
     config.model.bn_per_role = True  # batch statistics per role (anchor, positive, negative), as in the original
     config.model.trunk_bn = 'batch'  # batch | running: statistics of the trunk's batch norm during training

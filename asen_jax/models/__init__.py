@@ -138,9 +138,11 @@ def embed_triplets(
     features = photos.reshape(batch * num_roles, *photos.shape[2:])
     if photos.dtype == jnp.uint8:
         features = network.trunk(network.trunk.normalize(features), structure.trunk_roles)
+    else:
+        features = features.astype(jnp.float32)  # from float16, as they are on disk
     projected = network.project(features, structure.roles, key)
     if all_attributes:
-        output = _under_all(structure, network.head, projected, batch * num_roles)
+        output = _under_all(structure, network.head, projected)
     else:
         output = _finish(structure, network.head(projected, jnp.repeat(attribute, num_roles)))
     output = jax.tree.map(lambda part: part.reshape(batch, num_roles, *part.shape[1:]), output)
@@ -161,15 +163,15 @@ def embed_all(
     """Eval mode: each photo's vectors under every attribute, and the attention maps, from one pass of the trunk."""
     network = nnx.merge(structure.graphdef, params, batch_stats)
     projected = network.project(network.trunk(network.trunk.normalize(images)), ())
-    output = _under_all(structure, network.head, projected, images.shape[0])
+    output = _under_all(structure, network.head, projected)
     return output.embedding, output.heatmap
 
 
-def _under_all(structure: Structure, head: Head, projected: Projected, count) -> HeadOutput:
-    """The head's output under every attribute, as the second axis; `count` photos, symbolic in an export."""
+def _under_all(structure: Structure, head: Head, projected: Projected) -> HeadOutput:
+    """The head's output under every attribute, as the second axis."""
 
     def under(attribute):
-        return _finish(structure, head(projected, jnp.full(count, attribute)))
+        return _finish(structure, head(projected, attribute[None])._replace(extras=None))
 
     return jax.vmap(under, out_axes=1)(jnp.arange(structure.num_attributes))
 

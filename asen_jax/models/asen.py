@@ -1,5 +1,6 @@
 """The heads of ASEN and ASEN v2 (Ma et al., AAAI 2020): where an attribute is visible, and which channels describe it."""
 
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -37,7 +38,7 @@ class AsenHead(nnx.Module):
         """The part that is the same for every attribute."""
         return Projected(x, self.spatial.project(x, roles)) if self.spatial else Projected(average_pool(x))
 
-    def __call__(self, projected: Projected, attribute: Int[Array, ' n']) -> HeadOutput:
+    def __call__(self, projected: Projected, attribute: Int[Array, ' #n']) -> HeadOutput:
         pooled, heatmap = projected.features, None
         if self.spatial and projected.image is not None:
             pooled, heatmap = self.spatial(projected.features, projected.image, attribute)
@@ -49,7 +50,8 @@ class AsenHead(nnx.Module):
 class AsenV2Head(nnx.Module):
     """channel(spatial(x, E_c), E_c) with one attribute table E and no last layer, so the embedding has the trunk's size.
 
-    `projection` adds what the paper does not have: fc(relu(fc(.))), of (hidden units, dimensions of the embedding).
+    `projection` adds what the paper does not have: relu(fc(.)) times a matrix of the attribute's own, [hidden units,
+    dimensions of the embedding].
     """
 
     def __init__(
@@ -69,13 +71,16 @@ class AsenV2Head(nnx.Module):
         self.channel = ChannelAttention(trunk_dim, ATTRIBUTE_DIM, **make) if channel else None
         self.channel_fc = linear(ATTRIBUTE_DIM, ATTRIBUTE_DIM, **make) if channel else None
         self.hidden_fc = linear(trunk_dim, projection[0], **make) if projection else None
-        self.fc = linear(*projection, **make) if projection else None
+        self.fc = (
+            Table(num_attributes, *projection, init=uniform_by_fan_in(projection[0]), rngs=rngs) if projection else None
+        )
+        self.precision = numerics.precision
 
     def project(self, x: Float[Array, 'n h w c'], roles: Roles) -> Projected:
         """The part that is the same for every attribute."""
         return Projected(x, self.spatial.project(x, roles)) if self.spatial else Projected(average_pool(x))
 
-    def __call__(self, projected: Projected, attribute: Int[Array, ' n']) -> HeadOutput:
+    def __call__(self, projected: Projected, attribute: Int[Array, ' #n']) -> HeadOutput:
         pooled, heatmap = projected.features, None
         if self.attribute_rows:
             embedded = self.attribute_rows(attribute)
@@ -84,5 +89,7 @@ class AsenV2Head(nnx.Module):
             if self.channel and self.channel_fc:
                 pooled = self.channel(pooled, nnx.relu(self.channel_fc(embedded)))
         if self.hidden_fc and self.fc:
-            pooled = self.fc(nnx.relu(self.hidden_fc(pooled)))
+            hidden = nnx.relu(self.hidden_fc(pooled))
+            matrices = self.fc(attribute).astype(hidden.dtype)
+            pooled = jnp.einsum('nh,nhd->nd', hidden, matrices, precision=self.precision)
         return HeadOutput(pooled, heatmap)

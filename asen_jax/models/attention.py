@@ -38,7 +38,7 @@ class SpatialAttention(nnx.Module):
         """tanh(conv1x1(x)), which is the same for every attribute."""
         return jnp.tanh(self.image_conv(x))
 
-    def __call__(self, x: Float[Array, 'n h w c'], image: Float[Array, 'n h w k'], attribute: Int[Array, ' n']):
+    def __call__(self, x: Float[Array, 'n h w c'], image: Float[Array, 'n h w k'], attribute: Int[Array, ' #n']):
         rows = jnp.tanh(self.attribute_rows(attribute)).astype(image.dtype)
         return attend(x, jnp.tanh(self.score_conv(image * rows[:, None, None]))[..., 0])
 
@@ -56,7 +56,7 @@ class SpatialAttentionV2(nnx.Module):
         """tanh(bn(conv1x1(x))), which is the same for every attribute."""
         return jnp.tanh(self.image_bn(self.image_conv(x), roles))
 
-    def __call__(self, x: Float[Array, 'n h w c'], image: Float[Array, 'n h w k'], embedded: Float[Array, 'n e']):
+    def __call__(self, x: Float[Array, 'n h w c'], image: Float[Array, 'n h w k'], embedded: Float[Array, '#n e']):
         attribute = jnp.tanh(self.attribute_fc(embedded))
         scores = jnp.einsum('nhwc,nc->nhw', image, attribute, precision=self.precision)
         return attend(x, scores / jnp.sqrt(jnp.float32(image.shape[-1])))
@@ -70,6 +70,7 @@ class ChannelAttention(nnx.Module):
         self.fc1 = linear(trunk_dim + attribute_dim, trunk_dim // 2, **make)
         self.fc2 = linear(trunk_dim // 2, trunk_dim, **make)
 
-    def __call__(self, pooled: Float[Array, 'n c'], embedded: Float[Array, 'n e']) -> Float[Array, 'n c']:
-        hidden = nnx.relu(self.fc1(jnp.concatenate([pooled, embedded.astype(pooled.dtype)], axis=-1)))
+    def __call__(self, pooled: Float[Array, 'n c'], embedded: Float[Array, '#n e']) -> Float[Array, 'n c']:
+        embedded = jnp.broadcast_to(embedded.astype(pooled.dtype), (pooled.shape[0], embedded.shape[-1]))
+        hidden = nnx.relu(self.fc1(jnp.concatenate([pooled, embedded], axis=-1)))
         return pooled * jax.nn.sigmoid(self.fc2(hidden))

@@ -48,7 +48,7 @@ class CsnHead(nnx.Module):
         """fc(average pool), which is the same for every attribute."""
         return Projected(self.fc(average_pool(x)))
 
-    def __call__(self, projected: Projected, attribute: Int[Array, ' n']) -> HeadOutput:
+    def __call__(self, projected: Projected, attribute: Int[Array, ' #n']) -> HeadOutput:
         if self.masks is None:
             masks = section_masks(self.num_attributes, self.embed_dim, outside=0.0)
         else:
@@ -67,5 +67,5 @@ class TripletHead(nnx.Module):
         """fc(average pool)."""
         return Projected(self.fc(average_pool(x)))
 
-    def __call__(self, projected: Projected, attribute: Int[Array, ' n']) -> HeadOutput:
+    def __call__(self, projected: Projected, attribute: Int[Array, ' #n']) -> HeadOutput:
         return HeadOutput(projected.features)

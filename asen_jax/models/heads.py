@@ -1,4 +1,7 @@
-"""What every head takes and returns."""
+"""What every head takes and returns.
+
+A head takes one attribute for all photos, an array of length 1, or one for each.
+"""
 
 from typing import NamedTuple
 

@@ -102,16 +102,16 @@ class Conv(nnx.Module):
 
 
 class Table(nnx.Module):
-    """One row per attribute, from N(0, 1) unless `init` says otherwise.
+    """One row of the given shape per attribute, from N(0, 1) unless `init` says otherwise.
 
-    This is `nnx.Embed` but for the parameter's name, which existing checkpoints contain. PyTorch's bias-free linear layer on
-    one-hot vectors is the same with `init=uniform_by_fan_in(num_rows)`.
+    This is `nnx.Embed` but for the shape, and the parameter's name, which existing checkpoints contain. PyTorch's bias-free
+    linear layer on one-hot vectors is the same with `init=uniform_by_fan_in(num_rows)`.
     """
 
-    def __init__(self, num_rows: int, dim: int, *, init: nnx.Initializer = jax.random.normal, rngs: nnx.Rngs):
-        self.rows = nnx.Param(init(rngs.params(), (num_rows, dim)))
+    def __init__(self, num_rows: int, *shape: int, init: nnx.Initializer = jax.random.normal, rngs: nnx.Rngs):
+        self.rows = nnx.Param(init(rngs.params(), (num_rows, *shape)))
 
-    def __call__(self, index: Int[Array, ' n']) -> Float[Array, 'n d']:
+    def __call__(self, index: Int[Array, ' n']) -> Float[Array, 'n ...']:
         return self.rows[...][index]
 
 

@@ -105,7 +105,7 @@ def _additions(model: dict) -> str:
     known = {
         'trunk_all_stages': 'features of all its stages',
         'feature_bn': 'batch norm of the features',
-        'projection': f'two last layers to {model["embed_dim"]} dimensions',
+        'projection': f'a hidden layer and a last layer per attribute, to {model["embed_dim"]} dimensions',
     }
     found = [told for field, told in known.items() if model.get(field)]
     return f', to which we added {", ".join(found)}' if found else ''

@@ -57,9 +57,9 @@ def test_every_variant_returns_unit_vectors(variant):
     assert np.allclose(vectors[:, 0], vectors[:, 1]) == (variant == 'triplet')
 
 
-@pytest.mark.parametrize('name', HEADS)
-def test_training_under_one_attribute_agrees_with_training_under_all(name):
-    model, params, stats = build_model(small(name), 3)
+@pytest.mark.parametrize('name,projection', [*((name, 0) for name in HEADS), ('asen_v2', 24)])
+def test_training_under_one_attribute_agrees_with_training_under_all(name, projection):
+    model, params, stats = build_model(small(name, projection=projection), 3)
     images = jnp.asarray(np.random.default_rng(1).integers(0, 256, (2, 3, 32, 32, 3), np.uint8))
     attribute, key = jnp.array([2, 0]), jax.random.key(0)
     one, moved = embed_triplets(model, params, stats, images, attribute, key)
@@ -126,6 +126,15 @@ def test_a_projection_of_asen_v2_ends_in_embed_dim():
         vectors, heatmaps = embed_all(model, params, stats, jnp.zeros((2, 32, 32, 3), jnp.uint8))
         assert vectors.shape == (2, 3, dim) and heatmaps is not None
         assert ('hidden_fc' in params['head']) == (hidden > 0)
+
+
+def test_each_attribute_has_its_own_last_layer_in_a_projection():
+    model, params, stats = build_model(small('asen_v2', projection=24), 3)
+    images = jnp.asarray(np.random.default_rng(1).integers(0, 256, (2, 32, 32, 3), np.uint8))
+    before = np.asarray(embed_all(model, params, stats, images)[0])
+    params['head']['fc']['rows'] = params['head']['fc']['rows'].at[1].multiply(-1)
+    after = embed_all(model, params, stats, images)[0]
+    np.testing.assert_array_equal(after, before * np.array([1, -1, 1])[:, None])
 
 
 def test_other_heads_refuse_a_projection():

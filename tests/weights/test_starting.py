@@ -72,6 +72,7 @@ def check(config, workdir):
 @pytest.mark.parametrize('variant', ['asen', 'asen_v2', 'csn', 'no_spatial', 'no_channel'])
 def test_rows_are_matched_by_name_and_the_rest_is_the_sources(config, variant, capsys):
     variants.set_network(config, variant)
+    config.model.projection = 8 * (variant == 'asen_v2')
     source = save_source(config)['best']
     arrays, drawn, origin = start(config, NEW_ORDER)
     assert arrays.keys() == source.keys() == drawn.keys()
@@ -92,7 +93,7 @@ def test_rows_are_matched_by_name_and_the_rest_is_the_sources(config, variant, c
 def test_the_parameters_with_a_row_per_attribute_are_known_by_name(variant, masks):
     config = tiny_config()
     variants.set_network(config, variant)
-    config.model.masks = masks
+    config.model.masks, config.model.projection = masks, 8 * (config.model.name == 'asen_v2')
     three, five = (torch_names.flatten(build_shapes(config, number)[1]) for number in (3, 5))
     differ = {name for name in three if three[name].shape != five[name].shape}
     assert differ == {name for name in three if name.rpartition('.')[2] in starting.PER_ATTRIBUTE}
