@@ -47,20 +47,22 @@ def set_pretrained(config: ConfigDict) -> None:
     batches cost little once the features are known.
     """
     config.data.image_size = 0
-    config.data.num_triplets = 3200
+    config.data.num_triplets = 4800
     config.model.trunk = 'efficientnet_lite0'
     config.model.trunk_stride = 32
     config.model.trunk_all_stages = True
     config.model.trunk_bn = 'running'
     config.model.feature_bn = True
     config.model.dropout = 0.4
-    config.model.projection = 512 if config.model.name == 'asen_v2' else 0
+    if config.model.name == 'asen_v2':
+        config.model.channel_attention = False
+        config.model.projection = 512
     config.optim.learning_rate = 1e-3
     config.optim.trunk_factor = 0.0
-    config.optim.decay_rate = 0.75
-    config.train.temperature = 0.3
-    config.train.batch_size = 64
-    config.train.num_epochs = 10
+    config.optim.decay_rate = 0.7
+    config.train.temperature = 0.25
+    config.train.batch_size = 96
+    config.train.num_epochs = 8
 
 
 def set_scratch(config: ConfigDict) -> None:

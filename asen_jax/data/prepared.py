@@ -19,7 +19,7 @@ from asen_jax.data.triplets import Labels
 from asen_jax.errors import InputError
 
 NUM_MEASURED = 500  # photos whose size decides the size of the input
-SIZE_STEP, MIN_CHOSEN_SIZE, MAX_CHOSEN_SIZE = 32, 224, 288
+SIZE_STEP, MIN_CHOSEN_SIZE, MAX_CHOSEN_SIZE = 32, 160, 288
 
 
 class Records(NamedTuple):
@@ -122,8 +122,8 @@ class LoadOptions(NamedTuple):
 def choose_image_size(records: Records, crop_to_bbox: bool) -> int:
     """A side of the network's input for the train photos: twice the median of their longer sides, in steps of 32.
 
-    Networks find more in photos that are enlarged. It is at least MIN_CHOSEN_SIZE, the size of ImageNet's photos, and at most
-    MAX_CHOSEN_SIZE, since larger photos take long without a GPU.
+    Networks find more in photos that are enlarged. It is at least MIN_CHOSEN_SIZE, five positions of a trunk of stride 32, and
+    at most MAX_CHOSEN_SIZE, since larger photos take long without a GPU.
     """
     photos = open_split(records.directory, 'train')
     places = np.linspace(0, len(photos) - 1, min(len(photos), NUM_MEASURED)).astype(int)

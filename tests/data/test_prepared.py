@@ -19,7 +19,8 @@ def photo(width, height, bbox=None):
 @pytest.mark.parametrize(
     'photos,crop_to_bbox,size',
     [
-        ([photo(60, 80)] * 3, False, 224),  # small photos are enlarged
+        ([photo(60, 80)] * 3, False, 160),  # small photos are enlarged
+        ([photo(30, 40)], False, 160),
         ([photo(80, 128), photo(9, 9), photo(300, 900)], False, 256),  # the median photo decides
         ([photo(600, 800)], False, 288),
         ([photo(600, 800, (10, 20, 60, 148))], True, 256),
