@@ -74,6 +74,6 @@ def set_scratch(config: ConfigDict) -> None:
     config.model.trunk_width = 32
     config.init.trunk = 'none'
     config.optim.learning_rate = 2e-3
-    config.optim.decay_rate = 0.75
+    config.optim.decay_rate = 0.8
     config.train.batch_size = 32
-    config.train.num_epochs = 10
+    config.train.num_epochs = 16
