@@ -88,7 +88,7 @@ def make_card(meta: dict, figures: list[dict], target: str) -> str:
             'Attribute-specific fashion similarity: one vector per attribute for each photo. Photos with the same value of an '
             'attribute are neighbors among the vectors of that attribute.',
             '',
-            f'- Network: {PAPERS[model["name"]]}; trunk {model["trunk"]}{_additions(model)}.',
+            f'- Network: {PAPERS[model["name"]]}; trunk {model["trunk"]}{_differences(model)}.',
             f'- Attributes: {", ".join(meta["attributes"])}.',
             f'- Input: {data["image_size"]} x {data["image_size"]} RGB pixels ({data["fit"]}).',
             '',
@@ -100,15 +100,17 @@ def make_card(meta: dict, figures: list[dict], target: str) -> str:
     )
 
 
-def _additions(model: dict) -> str:
-    """What the network has and the paper lacks; older checkpoints know none of it."""
+def _differences(model: dict) -> str:
+    """What the network lacks of the paper's, and what it has that the paper lacks, which older checkpoints do not know."""
+    lacks = [kind for kind in ('spatial', 'channel') if not model[f'{kind}_attention']]
     known = {
         'trunk_all_stages': 'features of all its stages',
         'feature_bn': 'batch norm of the features',
         'projection': f'a hidden layer and a last layer per attribute, to {model["embed_dim"]} dimensions',
     }
     found = [told for field, told in known.items() if model.get(field)]
-    return f', to which we added {", ".join(found)}' if found else ''
+    without = f', without {" and ".join(lacks)} attention' if lacks else ''
+    return without + (f', to which we added {", ".join(found)}' if found else '')
 
 
 def _recipe(meta: dict) -> str:

@@ -327,11 +327,12 @@ def test_the_card_says_which_weights_the_trunk_started_from(trunk, init, says):
 
 
 def test_the_card_says_what_the_paper_lacks_and_that_the_trunk_was_frozen():
-    _, meta = trained('efficientnet_lite0', 'imagenet', feature_bn=True, projection=24, embed_dim=16)
+    ours = {'channel_attention': False, 'feature_bn': True, 'projection': 24, 'embed_dim': 16}
+    _, meta = trained('efficientnet_lite0', 'imagenet', **ours)
     meta['config']['optim']['trunk_factor'] = 0.0
     card = make_card(meta, [], 'jax')
     added = 'batch norm of the features, a hidden layer and a last layer per attribute, to 16 dimensions'
-    assert f'lite0, to which we added {added}.' in card
+    assert f'lite0, without channel attention, to which we added {added}.' in card
     assert 'learning rate 0.0001 (the trunk stays as it was), multiplied' in card
     assert 'we added' not in make_card(trained('resnet18', 'none')[1], [], 'jax')
 
