@@ -171,7 +171,8 @@ def _under_all(structure: Structure, head: Head, projected: Projected) -> HeadOu
     """The head's output under every attribute, as the second axis."""
 
     def under(attribute):
-        return _finish(structure, head(projected, attribute[None])._replace(extras=None))
+        output = head(projected, attribute[None])
+        return _finish(structure, output._replace(extras=None))  # CSN's masks have one row here, and no loss reads them
 
     return jax.vmap(under, out_axes=1)(jnp.arange(structure.num_attributes))
 

@@ -50,7 +50,7 @@ class AsenHead(nnx.Module):
 class AsenV2Head(nnx.Module):
     """channel(spatial(x, E_c), E_c) with one attribute table E and no last layer, so the embedding has the trunk's size.
 
-    `projection` adds what the paper does not have: relu(fc(.)) times a matrix of the attribute's own, [hidden units,
+    `projection` adds what the paper does not have: relu(fc(.)) times the attribute's own matrix, [hidden units,
     dimensions of the embedding].
     """
 
