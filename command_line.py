@@ -41,6 +41,7 @@ class Mode(NamedTuple):
 MODES = {
     'train': Mode('prepare if needed, train or resume, evaluate on valid after each epoch, test the best checkpoint'),
     'eval': Mode('evaluate a checkpoint; print the table, write eval_<split>.json', accepts=('checkpoint', 'split')),
+    'report': Mode('evaluate, and also write report.html', accepts=('checkpoint', 'split')),
     'prepare': Mode('only build the records; print a summary, write prepare.json', accepts=('darn_urls',)),
     'import': Mode('turn a PyTorch checkpoint of ASEN or CSN into a checkpoint', needs=('torch_checkpoint',)),
     'export': Mode('write a program with weights, or a state dict', ('output',), ('checkpoint', 'format')),

@@ -62,11 +62,11 @@ def dispatch(arguments: command_line.Arguments) -> None:
             records = prepare.build_records(source)
             print(report.summary(records), flush=True)
             train_and_evaluate(config, workdir, records, trunk)
-        case 'eval':
+        case 'eval' | 'report':
             mesh = sharding.make_mesh(config.mesh.model)
             network = load_network(workdir, flags.checkpoint, config.precision, mesh)  # first: quick to refuse
             records = open_records(prepare.prepare(config))
-            evaluate_network(config, network, records, workdir, flags.split, mesh)
+            evaluate_network(config, network, records, workdir, flags.split, mesh, mode == 'report')
         case 'prepare':
             if flags.darn_urls:
                 result = fetch.fetch(Path(flags.darn_urls), dataset_folder(config.data, 'DARN'))

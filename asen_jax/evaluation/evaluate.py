@@ -14,6 +14,7 @@ from asen_jax.data.prepared import LoadOptions, Records, has_targets, open_split
 from asen_jax.errors import InputError
 from asen_jax.evaluation import metrics
 from asen_jax.evaluation.figures import Ranking, draw_rankings
+from asen_jax.evaluation.report import write_report
 from asen_jax.evaluation.results import KS, format_table, write_result
 from asen_jax.evaluation.vectors import Vectors, collect_vectors
 from asen_jax.network import Embed, TrainedNetwork, attribute_names, config_as_trained
@@ -60,9 +61,18 @@ def evaluate(config: ConfigDict, records: Records, split: str, embed: Embed, ste
 
 
 def evaluate_network(
-    config: ConfigDict, network: TrainedNetwork, records: Records, workdir: Path, split: str, mesh: jax.sharding.Mesh
+    config: ConfigDict,
+    network: TrainedNetwork,
+    records: Records,
+    workdir: Path,
+    split: str,
+    mesh: jax.sharding.Mesh,
+    with_report: bool = False,
 ) -> dict:
-    """Evaluate a trained network, print the table, and write `eval_<split>.json` and a picture of some rankings."""
+    """Evaluate a trained network, print the table, and write `eval_<split>.json` and a picture of some rankings.
+
+    `with_report` also writes `report.html`.
+    """
     embed = match_attributes(config, network.meta, records, workdir, network.embed_on(mesh))
     config = config_as_trained(network.meta, config)
     result, vectors = evaluate(config, records, split, embed, network.meta['step'])
@@ -74,6 +84,8 @@ def evaluate_network(
         with files.write_atomically(picture) as file:
             draw_rankings(rankings).save(file, 'JPEG', quality=88)
         print(f'wrote {picture}')
+    if with_report:
+        print(f'wrote {write_report(config, records, result, vectors, embed, workdir, network.meta)}')
     return result
 
 

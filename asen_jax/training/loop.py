@@ -316,4 +316,4 @@ def evaluate_best(run: Run) -> dict | None:
         print('no test queries: nothing to test')
         return None
     network = load_network(run.checkpoints, 'best', run.config.precision, run.mesh)
-    return evaluate_network(run.config, network, run.records, run.workdir, 'test', run.mesh)
+    return evaluate_network(run.config, network, run.records, run.workdir, 'test', run.mesh, with_report=True)

@@ -1,0 +1,301 @@
+"""`report.html`: what a network has learned, as one page that needs no network access: figures, curves, rankings, maps."""
+
+import base64
+import functools
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from bokeh.embed import components
+from bokeh.models import ColumnDataSource, FactorRange, HoverTool, LinearColorMapper
+from bokeh.palettes import Category20, Viridis256
+from bokeh.plotting import figure
+from bokeh.resources import Resources
+from jaxtyping import Float
+from jinja2 import Environment, PackageLoader
+from ml_collections import ConfigDict
+from PIL import Image
+
+from asen_jax import files
+from asen_jax.data.prepared import LoadOptions, Records, open_split, read_rows
+from asen_jax.evaluation import metrics
+from asen_jax.evaluation.figures import overlay_heatmap
+from asen_jax.evaluation.published import PUBLISHED
+from asen_jax.evaluation.vectors import Vectors
+from asen_jax.network import Embed
+
+PHOTO_SIDE = 96  # pixels of a photo on the page
+NUM_EXAMPLES = 3  # best and worst queries of each attribute
+NUM_RANKS = 6  # photos shown of a ranking
+NUM_NEIGHBORS = 10  # that vote in the confusion between values
+MAX_VALUES = 20  # of an attribute, the most frequent, in the confusion and in the colors of the map
+MAX_ON_MAP = 500  # photos
+OTHER = 'other values'
+BLUE, GRAY, ORANGE = '#3b76b5', '#9a9a9a', '#d9822b'
+
+
+class Ranked(NamedTuple):
+    """A query and the first photos of its ranking."""
+
+    query: int  # positions in the split
+    value: str
+    ap: float
+    nearest: list[int]
+    relevant: list[bool]
+
+
+class Sheet(NamedTuple):
+    """One attribute's rankings: of every query, by the average precision of the first `NUM_RANKS` photos and of all."""
+
+    ranked: list[Ranked]  # worst first
+    confusion: Float[np.ndarray, 'values values']  # share of the neighbors of queries with one value that have another
+    names: list[str]  # of the values in `confusion`
+
+
+def write_report(
+    config: ConfigDict, records: Records, result: dict, vectors: Vectors, embed: Embed, workdir: Path, meta: dict
+) -> Path:
+    """Write `report.html` for an evaluation, and return its path; `embed` is the network that was evaluated, `meta` its metadata."""
+    split = result['split']
+    sheets = {
+        name: rank_attribute(records, split, vectors, number)
+        for number, name in enumerate(records.attributes)
+        if name in result['map']['per_attribute']
+    }
+    show = photo_reader(config, records, split)
+    charts: dict[str, Any] = {'bars': draw_bars(result)} if sheets else {}
+    if curves := draw_curves(workdir):
+        charts['curves'] = curves
+    charts |= {f'confusion {name}': draw_confusion(sheet) for name, sheet in sheets.items() if len(sheet.names) > 1}
+    charts |= draw_maps(records, split, vectors, sheets, show)
+    script, pieces = components(charts) if charts else ('', {})
+    examples = {
+        name: (sheet.ranked[::-1][:NUM_EXAMPLES], sheet.ranked[:NUM_EXAMPLES]) for name, sheet in sheets.items()
+    }
+    template = Environment(loader=PackageLoader('asen_jax.evaluation'), autoescape=True).get_template('report.html')
+    page = template.render(
+        result=result,
+        meta=meta,
+        names=list(dict.fromkeys([*result['map']['per_attribute'], *result['triplet_accuracy']['per_attribute']])),
+        published=PUBLISHED.get(result['dataset'], {}),
+        examples=examples,
+        side_by_side=compare_attributes(config, records, sheets, vectors, embed, split, show),
+        show=show,
+        charts=pieces,
+        bokeh=Resources(mode='inline', components=['bokeh']).render(),
+        script=script,
+    )
+    path = Path(workdir) / 'report.html'
+    files.write_text(path, page)
+    return path
+
+
+def rank_attribute(records: Records, split: str, vectors: Vectors, attribute: int) -> Sheet:
+    """The rankings of an attribute's queries, and which values they confuse."""
+    query, candidate = read_rows(records, f'{split}_query'), read_rows(records, f'{split}_candidate')
+    query = query[query[:, 1] == attribute]
+    candidates = metrics.group_candidates(candidate, attribute)
+    scores = metrics.nearness(
+        vectors.of(query[:, 0], attribute), vectors.of(candidates.photos, attribute), vectors.distance
+    )
+    order = np.argsort(-scores, axis=1, kind='stable')
+    relevance = (candidates.values[order] == query[:, 2][:, None, None]).any(axis=2)
+    precision = metrics.average_precision(relevance)
+    names = records.values[attribute]
+    ranked = [
+        Ranked(
+            int(query[row, 0]),
+            names[query[row, 2]],
+            float(precision[row]),
+            candidates.photos[order[row, :NUM_RANKS]].tolist(),
+            relevance[row, :NUM_RANKS].tolist(),
+        )
+        for row in np.argsort(precision, kind='stable').tolist()
+        if relevance[row].any()
+    ]
+    frequent = np.argsort(-np.bincount(query[:, 2], minlength=len(names)), kind='stable')[:MAX_VALUES]
+    shown = np.sort(frequent[np.isin(frequent, query[:, 2])])
+    near = candidates.values[order[:, :NUM_NEIGHBORS]]
+    shares = (near[..., None] == shown).any(axis=2).mean(axis=1)  # [queries, values]
+    confusion = np.stack([shares[query[:, 2] == value].mean(axis=0) for value in shown])
+    return Sheet(ranked, confusion, [names[value] for value in shown.tolist()])
+
+
+def photo_reader(config: ConfigDict, records: Records, split: str) -> Callable[[int], str]:
+    """A function from a photo's position to a small JPEG of what the network sees of it, as a data URI."""
+    options, photos = LoadOptions.from_config(config), open_split(records.directory, split)
+
+    @functools.cache
+    def show(index: int) -> str:
+        return data_uri(Image.fromarray(options.fit_square(options.open(photos[index]).image)))
+
+    return show
+
+
+def data_uri(image: Image.Image) -> str:
+    """A picture of `PHOTO_SIDE` pixels as the source of an <img>."""
+    file = io.BytesIO()
+    image.resize((PHOTO_SIDE, PHOTO_SIDE), Image.Resampling.BICUBIC).save(file, 'JPEG', quality=80)
+    return f'data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}'
+
+
+def compare_attributes(
+    config: ConfigDict,
+    records: Records,
+    sheets: dict[str, Sheet],
+    vectors: Vectors,
+    embed: Embed,
+    split: str,
+    show: Callable[[int], str],
+) -> list[dict[str, Any]]:
+    """One photo under each attribute: where the network looks, and the nearest candidates.
+
+    The photo is the query of the first attribute with the median average precision.
+    """
+    if not sheets:
+        return []
+    options, photos = LoadOptions.from_config(config), open_split(records.directory, split)
+    first = next(iter(sheets.values())).ranked
+    if not first:
+        return []
+    index = first[len(first) // 2].query
+    batch = np.zeros((config.eval.batch_size, options.size, options.size, 3), np.uint8)
+    batch[0] = options.fit_square(options.open(photos[index]).image)
+    embeddings, heatmaps = embed(batch)
+    candidate = read_rows(records, f'{split}_candidate')
+    rows = []
+    for name in sheets:
+        attribute = records.attributes.index(name)
+        photo_list = metrics.group_candidates(candidate, attribute).photos
+        photo_list = photo_list[photo_list != index]
+        query = np.asarray(embeddings[:1, attribute])
+        scores = metrics.nearness(query, vectors.of(photo_list, attribute), vectors.distance)[0]
+        nearest = photo_list[np.argsort(-scores, kind='stable')[:NUM_RANKS]].tolist()
+        look = None if heatmaps is None else data_uri(overlay_heatmap(batch[0], np.asarray(heatmaps[0, attribute])))
+        rows.append({'attribute': name, 'look': look, 'nearest': nearest, 'query': index})
+    return rows
+
+
+def draw_bars(result: dict) -> figure:
+    """MAP of each attribute beside chance."""
+    names = list(result['map']['per_attribute'])
+    source = ColumnDataSource(
+        {
+            'attribute': names,
+            'map': [100 * result['map']['per_attribute'][name] for name in names],
+            'chance': [100 * result['chance_map']['per_attribute'][name] for name in names],
+        }
+    )
+    plot = new_figure(y_range=FactorRange(factors=names[::-1]), height=60 + 34 * len(names), x_range=(0, 100))
+    plot.hbar('attribute', right='map', height=0.62, color=BLUE, source=source, legend_label='MAP')
+    plot.hbar('attribute', right='chance', height=0.62, color=GRAY, source=source, legend_label='random ranking')
+    plot.add_tools(HoverTool(tooltips=[('', '@attribute'), ('MAP', '@map{0.00}'), ('random', '@chance{0.00}')]))
+    plot.xaxis.axis_label = 'percent'
+    return place_legend(plot)
+
+
+def draw_curves(workdir: Path) -> figure | None:
+    """Loss of training and MAP of valid by step, as `metrics.jsonl` recorded them; None without records."""
+    try:
+        lines = [json.loads(line) for line in (Path(workdir) / 'metrics.jsonl').read_text().splitlines()]
+    except FileNotFoundError:
+        return None
+    plot = new_figure(height=280, y_range=(0, 100))
+    for name, title, color in (
+        ('valid_map', 'MAP, valid', BLUE),
+        ('valid_triplet_accuracy', 'triplets in order, valid', ORANGE),
+        ('train_triplet_accuracy', 'triplets in order, train', GRAY),
+    ):
+        points = [(line['step'], 100 * line[name]) for line in lines if name in line]
+        if points:
+            steps, numbers = zip(*points, strict=True)
+            plot.line(steps, numbers, color=color, line_width=2, legend_label=title)
+            plot.scatter(steps, numbers, color=color, size=5)
+    if not plot.renderers:
+        return None
+    plot.xaxis.axis_label, plot.yaxis.axis_label = 'step', 'percent'
+    return place_legend(plot)
+
+
+def draw_confusion(sheet: Sheet) -> figure:
+    """Which values the nearest candidates have, for each value of the query."""
+    names = sheet.names
+    cells = [(row, column) for row in range(len(names)) for column in range(len(names))]
+    source = ColumnDataSource(
+        {
+            'query': [names[row] for row, _ in cells],
+            'found': [names[column] for _, column in cells],
+            'share': [100 * float(sheet.confusion[cell]) for cell in cells],
+        }
+    )
+    mapper = LinearColorMapper(palette=Viridis256, low=0, high=100)
+    plot = new_figure(
+        x_range=FactorRange(factors=names), y_range=FactorRange(factors=names[::-1]), height=160 + 22 * len(names)
+    )
+    plot.rect(
+        'found', 'query', 1, 1, source=source, fill_color={'field': 'share', 'transform': mapper}, line_color=None
+    )
+    plot.add_tools(HoverTool(tooltips='@query: @share{0} % of the nearest are @found'))
+    plot.xaxis.major_label_orientation = 0.9
+    plot.xaxis.axis_label, plot.yaxis.axis_label = 'value of the nearest', 'value of the query'
+    return plot
+
+
+def draw_maps(
+    records: Records, split: str, vectors: Vectors, sheets: dict[str, Sheet], show: Callable[[int], str]
+) -> dict[str, figure]:
+    """The candidates' vectors of each attribute in two dimensions, colored by value, with the photo on hover."""
+    candidate, plots = read_rows(records, f'{split}_candidate'), {}
+    for name, sheet in sheets.items():
+        attribute = records.attributes.index(name)
+        rows = candidate[candidate[:, 1] == attribute]
+        _, first = np.unique(rows[:, 0], return_index=True)
+        rows = rows[first][: MAX_ON_MAP // len(sheets)]
+        points = project(vectors.of(rows[:, 0], attribute))
+        values = [records.values[attribute][value] for value in rows[:, 2].tolist()]
+        shown = [value if value in sheet.names else OTHER for value in values]
+        colors = dict(zip([*sheet.names, OTHER], [*Category20[20], GRAY], strict=False))
+        source = ColumnDataSource(
+            {
+                'x': points[:, 0],
+                'y': points[:, 1],
+                'value': values,
+                'group': shown,
+                'color': [colors.get(value, GRAY) for value in shown],
+                'photo': [show(index) for index in rows[:, 0].tolist()],
+            }
+        )
+        plot = new_figure(height=420)
+        plot.scatter('x', 'y', color='color', size=9, alpha=0.8, source=source, legend_group='group')
+        plot.add_tools(HoverTool(tooltips=f'<img src="@photo" width="{PHOTO_SIDE}" alt=""><br>@value'))
+        plot.axis.visible = plot.grid.visible = False
+        plots[f'map {name}'] = place_legend(plot)
+    return plots
+
+
+def project(vectors: Float[np.ndarray, 'n dim']) -> Float[np.ndarray, 'n 2']:
+    """The vectors along the two directions in which they vary most (principal components)."""
+    centered = vectors - vectors.mean(axis=0)
+    points = centered @ np.linalg.svd(centered, full_matrices=False)[2][:2].T
+    return np.pad(points, ((0, 0), (0, 2 - points.shape[1])))  # one photo, or one dimension, has a single direction
+
+
+def new_figure(**options: Any) -> figure:
+    """An empty chart that follows the width and the colors of the page."""
+    plot = figure(sizing_mode='stretch_width', toolbar_location=None, tools='', **options)
+    plot.background_fill_alpha = plot.border_fill_alpha = 0
+    plot.outline_line_color = None
+    plot.axis.axis_label_text_color = plot.axis.major_label_text_color = GRAY
+    return plot
+
+
+def place_legend(plot: figure) -> figure:
+    """The chart with its legend below it, where it covers nothing."""
+    legend = plot.legend[0]
+    plot.add_layout(legend, 'below')
+    legend.orientation, legend.ncols, legend.label_text_color = 'horizontal', 2, GRAY
+    legend.background_fill_alpha, legend.border_line_color = 0, None
+    return plot
