@@ -25,8 +25,10 @@ PATH_FLAGS = {
     'workdir': 'folder of the run; default runs/<config.name>, for catalogs followed by the name of their folder',
     'darn_urls': 'list of URLs: download the photos of DARN that are missing, then prepare',
     'torch_checkpoint': 'file to import: .pth.tar, .pth or .safetensors',
-    'output': 'folder for the export, or .npz file for the vectors',
+    'output': 'folder for the export, .npz file for the vectors, or .jpg file for the contact sheet of a search',
     'images': 'photos to embed: a folder, a quoted glob, a list of paths, or a .csv with a "path" column',
+    'gallery': 'folder of the gallery',
+    'query': 'photo to search with',
 }
 
 
@@ -46,6 +48,16 @@ MODES = {
     'import': Mode('turn a PyTorch checkpoint of ASEN or CSN into a checkpoint', needs=('torch_checkpoint',)),
     'export': Mode('write a program with weights, or a state dict', ('output',), ('checkpoint', 'format')),
     'embed': Mode('write the vectors of any photos', ('images', 'output'), ('checkpoint', 'heatmaps', 'strict')),
+    'index': Mode(
+        'add, update, and delete photos so that a gallery matches a list',
+        ('images', 'gallery'),
+        ('checkpoint', 'strict'),
+    ),
+    'search': Mode(
+        'print and draw the photos of a gallery that are nearest to one',
+        ('gallery', 'query', 'attribute'),
+        ('k', 'where', 'json', 'output'),
+    ),
 }
 
 
@@ -71,7 +83,8 @@ def parse(argv: Sequence[str]) -> Arguments | None:
     except (flags.Error, OSError, SyntaxError, TypeError, ValueError) as error:
         raise InputError(_one_line(error)) from error
     flags.FLAGS.mark_as_parsed()  # Grain's worker processes check this
-    _apply_workdir(values, workdir)
+    if values.mode != 'search':  # which reads nothing but the gallery
+        _apply_workdir(values, workdir)
     common.check_numbers(values.config)
     for field in ('data.dir', 'data.manual_dir', 'init.trunk', 'init.workdir'):
         _expand_home(values.config[field])  # only a check: the config keeps its ~
@@ -118,6 +131,11 @@ def define_flags(argv: Sequence[str]) -> flags.FlagValues:
     flags.DEFINE_enum('split', 'test', ['valid', 'test'], 'split to evaluate', flag_values=values)
     flags.DEFINE_enum('format', 'jax', ['jax', 'torch'], 'JAX program or PyTorch state dict', flag_values=values)
     flags.DEFINE_boolean('heatmaps', False, 'also write where the network looks in each photo', flag_values=values)
+    about = 'attribute to search by, or several with weights: sleeve:2,neckline'
+    flags.DEFINE_string('attribute', None, about, flag_values=values)
+    flags.DEFINE_integer('k', 20, 'number of photos to find', lower_bound=1, flag_values=values)
+    flags.DEFINE_string('where', None, "condition in SQL on the CSV's columns: \"color = 'red'\"", flag_values=values)
+    flags.DEFINE_boolean('json', False, 'print what was found as JSON', flag_values=values)
     flags.DEFINE_boolean('strict', False, 'stop at an unreadable photo instead of skipping it', flag_values=values)
     return values
 

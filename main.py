@@ -81,6 +81,18 @@ def dispatch(arguments: command_line.Arguments) -> None:
         case 'embed':
             output = Path(flags.output)
             embed_workdir(config, workdir, flags.checkpoint, flags.images, output, flags.heatmaps, flags.strict)
+        case 'index':
+            from asen_jax.search.indexing import index_workdir
+
+            index_workdir(config, workdir, flags.checkpoint, flags.images, Path(flags.gallery), flags.strict)
+        case 'search':
+            from asen_jax.search.searching import search_gallery
+
+            moved = workdir if flags.workdir else None
+            output = Path(flags.output) if flags.output else None
+            search_gallery(
+                Path(flags.gallery), flags.query, flags.attribute, flags.k, flags.where, moved, flags.json, output
+            )
 
 
 if __name__ == '__main__':

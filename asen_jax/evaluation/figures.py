@@ -19,7 +19,7 @@ class Ranking(NamedTuple):
     query: UInt8[np.ndarray, 'h w 3']
     heatmap: Float[np.ndarray, 'h16 w16'] | None  # where the network looks in the query, if it has attention
     nearest: Sequence[UInt8[np.ndarray, 'h w 3']]
-    relevant: Sequence[bool]  # of each of the nearest
+    relevant: Sequence[bool] | None = None  # of each of the nearest, if it is known
 
 
 def overlay_heatmap(photo: UInt8[np.ndarray, 'h w 3'], heatmap: Float[np.ndarray, 'h16 w16']) -> Image.Image:
@@ -43,8 +43,10 @@ def draw_rankings(rankings: Sequence[Ranking]) -> Image.Image:
         cells = [(Image.fromarray(ranking.query), INK)]
         if ranking.heatmap is not None:
             cells.append((overlay_heatmap(ranking.query, ranking.heatmap), INK))
-        for photo, relevant in zip(ranking.nearest, ranking.relevant, strict=True):
-            cells.append((Image.fromarray(photo), RIGHT if relevant else WRONG))
+        frames = [INK] * len(ranking.nearest)
+        if ranking.relevant is not None:
+            frames = [RIGHT if relevant else WRONG for relevant in ranking.relevant]
+        cells += zip(map(Image.fromarray, ranking.nearest), frames, strict=True)
         for place, (image, frame) in enumerate(cells):
             left = GAP + place * (CELL + GAP)
             sheet.paste(image.resize((CELL, CELL), Image.Resampling.BICUBIC), (left, top + TITLE_HEIGHT))

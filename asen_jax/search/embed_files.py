@@ -23,7 +23,7 @@ from asen_jax.errors import InputError
 from asen_jax.files import lock, write_atomically, write_json
 from asen_jax.network import config_as_trained
 from asen_jax.search.embedder import Embedded, Embedder
-from asen_jax.search.listing import ListedPhoto, list_photos
+from asen_jax.search.listing import ListedPhoto, list_photos, slices
 
 CHUNK_SIZE = 1024  # photos
 TAB = '\t'  # between a skipped photo's path and the reason
@@ -96,14 +96,14 @@ def embed_files(
     request = {
         'checkpoint': embedder.fingerprint,
         'photos': _hash(os.fsencode(photo.path) for photo in photos),
-        'boxes': _hash(repr(photo).encode() for photo in photos if photo.box),
+        'boxes': _hash(repr((photo.path, photo.box)).encode() for photo in photos if photo.box),
         'heatmaps': heatmaps,
         'chunk_size': chunk_size,
     }
     skipped_file = output.with_name(f'{output.name}.skipped.txt')
     with _open_parts(output.with_name(f'{output.name}.parts'), request) as folder:
         start = time.monotonic()
-        chunks = {_part(folder, number, chunk): chunk for number, chunk in enumerate(_slices(photos, chunk_size))}
+        chunks = {_part(folder, number, chunk): chunk for number, chunk in enumerate(slices(photos, chunk_size))}
         num_reused = _embed_missing(embedder, chunks, heatmaps, strict)
         seconds = time.monotonic() - start
         paths = [path for part in chunks for path in _read(part, 'paths').tolist()]
@@ -174,14 +174,18 @@ def _embed_missing(
     total, num_missing = (sum(map(len, some.values())) for some in (chunks, missing))
     if num_missing < total:
         print(f'resuming after {total - num_missing:,} of {total:,} photos', flush=True)
-    batches = (batch for photos in missing.values() for batch in _slices(photos, embedder.batch_size))
+    batches = (
+        [(photo.path, photo.box) for photo in batch]
+        for photos in missing.values()
+        for batch in slices(photos, embedder.batch_size)
+    )
     with (
         tqdm(total=total, initial=total - num_missing, desc='embed', unit='photo', disable=None) as bar,
         contextlib.closing(embedder.stream(batches, heatmaps=heatmaps)) as results,
     ):
         for part, photos in chunks.items():
             if part in missing:
-                _write_part(part, _slices(photos, embedder.batch_size), results, bar)
+                _write_part(part, slices(photos, embedder.batch_size), results, bar)
             for line in _read(part, 'skipped').tolist() if strict else ():
                 raise InputError(f'{line.replace(TAB, ": ")}; fix it, or leave out --strict to skip such photos.')
     return total - num_missing
@@ -233,7 +237,3 @@ def _assemble(output: Path, parts: Sequence[Path], paths: Sequence[str], attribu
 
 def _hash(items: Iterable[bytes]) -> str:
     return hashlib.sha256(b'\0'.join(items)).hexdigest()
-
-
-def _slices(items: Sequence, size: int) -> Iterator[Sequence]:
-    return (items[start : start + size] for start in range(0, len(items), size))

@@ -8,7 +8,7 @@ import json
 import os
 import threading
 import warnings
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +38,7 @@ class Embedded(NamedTuple):
     heatmaps: Float[np.ndarray, 'kept attributes h w'] | None
     kept: list[int]  # positions in the batch of the photos that have a vector
     broken: dict[int, str]  # position of each other photo -> why it has none
+    extras: Sequence[Any] = ()  # what `keep` made of each photo in `kept`
 
 
 class Embedder:
@@ -112,8 +113,11 @@ class Embedder:
         batches: Iterable[Sequence[tuple[Any, Box | None]]],
         attributes: str | Sequence[str] | None = None,
         heatmaps: bool = False,
+        keep: Callable[[Image.Image], Any] | None = None,
     ) -> Generator[Embedded, None, None]:
         """The result for each batch, in order. A batch has at most `batch_size` pairs of a photo and its box, or None.
+
+        `keep` is called with each opened photo, in several threads; its results are in `extras`.
 
         Unreadable photos are reported in `broken`, not raised. While the caller uses a result, the next batch is on the
         device, and the photos after it are being decoded.
@@ -121,11 +125,13 @@ class Embedder:
         columns = self._find(attributes)
         pool = ThreadPoolExecutor(NUM_THREADS)
         try:
-            loading = prefetch(([pool.submit(self._load, *pair) for pair in batch] for batch in batches), READ_AHEAD)
-            for output, kept, broken in prefetch(map(self._start, loading), 1):
+            loading = prefetch(
+                ([pool.submit(self._load, *pair, keep) for pair in batch] for batch in batches), READ_AHEAD
+            )
+            for output, kept, broken, extras in prefetch(map(self._start, loading), 1):
                 vectors = np.asarray(output[0])[kept][:, columns]
                 maps = np.asarray(output[1])[kept][:, columns].astype(np.float32, copy=False) if heatmaps else None
-                yield Embedded(vectors, maps, kept, broken)
+                yield Embedded(vectors, maps, kept, broken, extras)
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -205,14 +211,17 @@ class Embedder:
             (photo, box if box is None else tuple(map(float, box))) for photo, box in zip(photos, boxes, strict=True)
         ]
 
-    def _load(self, photo: Any, box: Sequence[float] | None) -> UInt8[np.ndarray, 'size size 3'] | str:
-        """The network's input from a photo, or why the photo cannot be used."""
+    def _load(
+        self, photo: Any, box: Sequence[float] | None, keep: Callable[[Image.Image], Any] | None
+    ) -> tuple[UInt8[np.ndarray, 'size size 3'], Any] | str:
+        """The network's input from a photo and what `keep` makes of it, or why the photo cannot be used."""
         try:
             image = self._open(photo)
+            kept = keep(image) if keep else None
             if self.crop_to_bbox and box is not None:
                 clipped = np.array(clip_box(box, image.size), np.float32)  # as in the records of training
                 image = pictures.crop_to_box(image, tuple(clipped)).image
-            return pictures.fit_square(image, self.size, self.fit)
+            return pictures.fit_square(image, self.size, self.fit), kept
         except OSError as error:
             return f'cannot be read ({error.strerror or error})'
         except ValueError as error:
@@ -235,15 +244,16 @@ class Embedder:
             raise ValueError(f'it is an array {list(photo.shape)} of {photo.dtype}; {wanted}')
         return Image.fromarray(np.asarray(photo))
 
-    def _start(self, futures: Sequence[Future]) -> tuple[tuple, list[int], dict[int, str]]:
-        """Start a batch on the device, padded with black photos: (its future output, positions kept, broken)."""
+    def _start(self, futures: Sequence[Future]) -> tuple[tuple, list[int], dict[int, str], list[Any]]:
+        """Start a batch on the device, padded with black photos: (its future output, positions kept, broken, extras)."""
         batch = np.zeros((self.batch_size, self.size, self.size, 3), np.uint8)
-        kept, broken = [], {}
+        kept, broken, extras = [], {}, []
         for position, future in enumerate(futures):
             loaded = future.result()
             if isinstance(loaded, str):
                 broken[position] = loaded
             else:
-                batch[position] = loaded
+                batch[position], extra = loaded
                 kept.append(position)
-        return self._embed(batch), kept, broken
+                extras.append(extra)
+        return self._embed(batch), kept, broken, extras

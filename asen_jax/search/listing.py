@@ -4,7 +4,9 @@ import csv
 import glob
 import io
 import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from PIL import Image
@@ -23,6 +25,7 @@ class ListedPhoto(NamedTuple):
 
     path: str  # opens from the current folder
     box: Box | None = None  # the garment, where the list has one
+    metadata: Mapping[str, str] = MappingProxyType({})  # the other columns of a CSV, without empty cells
 
 
 def list_photos(images: str | os.PathLike, with_boxes: bool = False) -> list[ListedPhoto]:
@@ -52,6 +55,11 @@ def list_photos(images: str | os.PathLike, with_boxes: bool = False) -> list[Lis
         fault = 'holds no photos' if path.exists() else missing
         raise InputError(f'{images} {fault}; --images takes {ACCEPTED}.')
     return photos
+
+
+def slices(items: Sequence, size: int) -> Iterator[Sequence]:
+    """Consecutive parts of `items` with `size` elements each; the last may be shorter."""
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def readable_suffixes() -> set[str]:
@@ -89,7 +97,7 @@ def _read_list(path: Path) -> list[ListedPhoto]:
 
 
 def _read_csv(path: Path, with_boxes: bool) -> list[ListedPhoto]:
-    """The column `path`, and the boxes if there are any; empty lines are left out."""
+    """The column `path`, the boxes if there are any, and the other columns; empty lines are left out."""
     reader = csv.reader(io.StringIO(_read_text(path), newline=''), strict=True)
     photos = []
     try:
@@ -99,6 +107,7 @@ def _read_csv(path: Path, with_boxes: bool) -> list[ListedPhoto]:
                 f'{path}, line 1: no column is named path (it reads {",".join(columns)!r}); --images takes {ACCEPTED}.'
             )
         boxed = with_boxes and has_boxes(columns, f'{path}, line 1')
+        others = set(columns) - {'path', '', *BOX_COLUMNS}
         places = {name: columns.index(name) for name in ('path', *(BOX_COLUMNS if boxed else ()))}
         for row in reader:
             if not any(cell.strip() for cell in row):
@@ -107,7 +116,11 @@ def _read_csv(path: Path, with_boxes: bool) -> list[ListedPhoto]:
             cells = {name: row[place].strip() if place < len(row) else '' for name, place in places.items()}
             if not cells['path']:
                 raise InputError(f"{where}: the path is empty; write the photo's file.")
-            photos.append(ListedPhoto(cells['path'], parse_box(cells, where) if boxed else None))
+            box = parse_box(cells, where) if boxed else None
+            rest = {
+                name: cell.strip() for name, cell in zip(columns, row, strict=False) if name in others and cell.strip()
+            }
+            photos.append(ListedPhoto(cells['path'], box, rest))
     except csv.Error as error:
         raise InputError(
             f'{path}, line {reader.line_num}: {error}; put a cell with a comma or a quote in quotes.'

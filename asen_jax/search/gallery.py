@@ -1,0 +1,280 @@
+"""A gallery: photos on disk, ready to be searched by attribute, in a LanceDB table.
+
+One row per photo: its path, the columns of the CSV that listed it, a thumbnail, and a vector per attribute. Our own columns
+begin with `gallery_`. Every change is one commit of LanceDB, so a killed process leaves the state before it or after it.
+"""
+
+import contextlib
+import heapq
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from asen_jax.errors import InputError
+
+os.environ.setdefault('LANCEDB_LOG', 'error')  # it warns of every table that is new
+try:
+    import lancedb
+    import pyarrow as pa
+except ImportError as error:
+    raise InputError("Galleries need LanceDB; pip install '.[search]' installs it.") from error
+
+TABLE = 'photos'
+SOURCE, STATE, THUMBNAIL, VECTOR = 'gallery_source', 'gallery_state', 'gallery_thumbnail', 'gallery_vector_{}'
+PATHS_AT_ONCE = 1000  # in one condition
+NUM_VOTERS = 20  # nearest photos that vote on a value
+
+Scored = list[tuple[str, float]]  # path and similarity, best first
+
+
+class Match(NamedTuple):
+    """A photo that a search found."""
+
+    path: str
+    score: float  # similarity to the query: the cosine, or the negative distance, as the network compares vectors
+    metadata: dict[str, str]  # the columns of the CSV that listed the photo, without empty cells
+    thumbnail: bytes  # JPEG
+
+
+class Guess(NamedTuple):
+    """The value of an attribute that most of a photo's nearest neighbors have."""
+
+    value: str
+    share: float  # of those neighbors that have a value
+    num_voters: int
+
+
+class Gallery:
+    """An opened gallery. `about` describes the network that made its vectors: `fingerprint`, `attributes`, `workdir`, …"""
+
+    def __init__(self, folder: Path, table: Any):
+        self.folder, self.table = folder, table
+        try:
+            self.about = json.loads(table.schema.metadata[b'asen_jax'])
+        except (TypeError, KeyError, ValueError) as error:
+            raise InputError(
+                f'{folder} contains a LanceDB table that is not a gallery; choose another --gallery.'
+            ) from error
+        self.attributes = tuple(self.about['attributes'])
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike) -> 'Gallery':
+        """The gallery in `folder`; raises InputError if there is none, or if it is damaged."""
+        folder = Path(folder).expanduser()
+        if not is_gallery(folder):
+            raise InputError(f'{folder} is not a gallery; make one with --mode index --gallery={folder}.')
+        drop_torn_versions(folder)
+        try:
+            return cls(folder, lancedb.connect(folder).open_table(TABLE))
+        except (OSError, RuntimeError, ValueError) as error:
+            raise damage(folder, error) from error
+
+    @classmethod
+    def create(cls, folder: str | os.PathLike, about: Mapping[str, Any], dim: int) -> 'Gallery':
+        """An empty gallery for the vectors of the network that `about` describes; replaces one that is there."""
+        fields = [pa.field('path', pa.string(), False), pa.field(SOURCE, pa.string()), pa.field(STATE, pa.string())]
+        fields.append(pa.field(THUMBNAIL, pa.binary()))
+        fields += [pa.field(VECTOR.format(n), pa.list_(pa.float32(), dim)) for n in range(len(about['attributes']))]
+        schema = pa.schema(fields, metadata={b'asen_jax': json.dumps(about).encode()})
+        folder = Path(folder)
+        return cls(folder, lancedb.connect(folder).create_table(TABLE, schema=schema, mode='overwrite'))
+
+    def __len__(self) -> int:
+        return self.table.count_rows()
+
+    @property
+    def metadata_columns(self) -> list[str]:
+        """The columns that came from CSVs."""
+        return [name for name in self.table.schema.names if name != 'path' and not name.startswith('gallery_')]
+
+    def search(
+        self,
+        query: Float[np.ndarray, 'attributes dim'],
+        weights: Mapping[str, float],
+        k: int,
+        where: str | None = None,
+        without: str | None = None,
+    ) -> list[Match]:
+        """The `k` photos nearest to `query`, a photo's vectors under all attributes, best first.
+
+        The score is the mean of the attributes' similarities, by weight. With one attribute, LanceDB ranks, by its index if the
+        gallery has one; with several, every photo is compared. `where` is a condition in SQL on the CSV's columns, and
+        `without` a path to leave out. Raises InputError for an unknown attribute, a weight that is not positive, an invalid
+        condition, or a damaged gallery.
+        """
+        self.check(weights)
+        self.table.checkout_latest()
+        found = self._rank(query, weights, k, where, without)
+        rows = {row['path']: row for row in self.rows([path for path, _ in found], [THUMBNAIL, *self.metadata_columns])}
+        return [
+            Match(
+                path,
+                score,
+                {name: rows[path][name] for name in self.metadata_columns if rows[path][name]},
+                rows[path][THUMBNAIL],
+            )
+            for path, score in found
+        ]
+
+    def guess(self, query: Float[np.ndarray, 'attributes dim'], without: str | None = None) -> dict[str, Guess]:
+        """The likely value of each attribute for which the CSVs have a column of that name: its neighbors' vote.
+
+        A cell with several values, `red|white`, is a vote for each.
+        """
+        guesses = {}
+        for attribute in self.attributes:
+            if attribute not in self.metadata_columns:
+                continue
+            labeled = f"`{attribute}` is not null and `{attribute}` != ''"
+            found = self._rank(query, {attribute: 1.0}, NUM_VOTERS, labeled, without)
+            cells = {row['path']: row[attribute] for row in self.rows([path for path, _ in found], [attribute])}
+            votes = Counter(value for path, _ in found for value in set(cells[path].split('|')))
+            if votes:
+                value, count = votes.most_common(1)[0]
+                guesses[attribute] = Guess(value, count / len(found), len(found))
+        return guesses
+
+    def rows(self, paths: Sequence[str], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """The rows of `paths`, in any order, with `path` and `columns`; paths that are not in the gallery are left out."""
+        with self.reading():
+            for condition in path_conditions(paths):
+                yield from self.table.search().where(condition).select(['path', *columns]).to_arrow().to_pylist()
+
+    def vectors_of(self, row: Mapping[str, Any]) -> Float[np.ndarray, 'attributes dim']:
+        """The vectors in a row that has all of `vector_columns`."""
+        return np.array([row[column] for column in self.vector_columns], np.float32)
+
+    @property
+    def vector_columns(self) -> list[str]:
+        """The columns of the vectors, in the order of `attributes`."""
+        return [VECTOR.format(number) for number in range(len(self.attributes))]
+
+    def check(self, weights: Mapping[str, float]) -> None:
+        """Raise InputError if an attribute is unknown or a weight is not positive."""
+        for name, weight in weights.items():
+            if name not in self.attributes:
+                raise InputError(f'The gallery has no attribute {name!r}; it has {", ".join(self.attributes)}.')
+            if not 0 < weight < float('inf'):
+                raise InputError(f'The weight of {name} is {weight:g}; it must be positive.')
+
+    def _rank(
+        self,
+        query: Float[np.ndarray, 'attributes dim'],
+        weights: Mapping[str, float],
+        k: int,
+        where: str | None,
+        without: str | None,
+    ) -> Scored:
+        """The `k` nearest photos under one attribute or several."""
+        total = sum(weights.values())
+        numbers = {self.attributes.index(name): weight / total for name, weight in weights.items()}
+        conditions = [f'({where})'] if where else []
+        if without is not None:
+            conditions.append(f'path != {quote(without)}')
+        condition = ' and '.join(conditions) or None
+        k = min(k, max(len(self), 1))
+        with self.reading(where):
+            if len(numbers) > 1:
+                return self._scan(numbers, query, k, condition)
+            [number] = numbers
+            return self._nearest(number, query[number], k, condition)
+
+    @contextlib.contextmanager
+    def reading(self, where: str | None = None) -> Iterator[None]:
+        """Turn LanceDB's errors, which are about a condition or about damaged files, into ours."""
+        try:
+            yield
+        except (OSError, RuntimeError, ValueError) as error:
+            if where and 'LanceError(IO)' not in str(error):
+                columns = ', '.join(['path', *self.metadata_columns])
+                raise InputError(
+                    f'--where={where!r} does not work ({first_line(error).removeprefix("Invalid input, ")}); write a '
+                    f'condition such as "color = \'red\'" on the columns {columns}.'
+                ) from error
+            raise damage(self.folder, error) from error
+
+    def _nearest(self, number: int, query: Float[np.ndarray, ' dim'], k: int, condition: str | None) -> Scored:
+        """The nearest photos under one attribute, by LanceDB."""
+        search = self.table.search(query, vector_column_name=VECTOR.format(number))
+        search = search.distance_type(self.about['metric']).select(['path', '_distance']).limit(k)
+        if condition:
+            search = search.where(condition)
+        found = search.to_arrow()
+        distances = found.column('_distance').to_numpy()
+        scores = -np.sqrt(distances) if self.about['metric'] == 'l2' else 1 - distances  # l2 is squared
+        return list(zip(found.column('path').to_pylist(), scores.tolist(), strict=True))
+
+    def _scan(
+        self,
+        weights: Mapping[int, float],
+        query: Float[np.ndarray, 'attributes dim'],
+        k: int,
+        condition: str | None,
+    ) -> Scored:
+        """The nearest photos under several attributes: each photo is compared, a batch of rows at a time."""
+        search = self.table.search().select(['path', *map(VECTOR.format, weights)])
+        if condition:
+            search = search.where(condition)
+        best: list[tuple[float, str]] = []
+        for batch in search.to_batches():
+            scores = np.zeros(batch.num_rows, np.float32)
+            for number, weight in weights.items():
+                vectors = batch.column(VECTOR.format(number)).flatten().to_numpy().reshape(batch.num_rows, -1)
+                scores += weight * self._compare(vectors, query[number])
+            best = heapq.nlargest(k, [*best, *zip(scores.tolist(), batch.column('path').to_pylist(), strict=True)])
+        return [(path, score) for score, path in best]
+
+    def _compare(
+        self, vectors: Float[np.ndarray, 'n dim'], query: Float[np.ndarray, ' dim']
+    ) -> Float[np.ndarray, ' n']:
+        match self.about['metric']:
+            case 'l2':
+                return -np.linalg.norm(vectors - query, axis=1)
+            case 'cosine':
+                return vectors @ query / np.maximum(np.linalg.norm(vectors, axis=1) * np.linalg.norm(query), 1e-12)
+        return vectors @ query
+
+
+def is_gallery(folder: Path) -> bool:
+    """Whether `folder` has a table, not only the beginning of one whose first commit was killed."""
+    return any((folder / f'{TABLE}.lance/_versions').glob('*.manifest'))
+
+
+def drop_torn_versions(folder: Path) -> None:
+    """Set aside manifests that a power cut left empty, so that the previous version is used, and print what to do."""
+    for manifest in sorted((folder / f'{TABLE}.lance/_versions').glob('*.manifest')):
+        if manifest.stat().st_size:
+            return  # the newest has the lowest name
+        manifest.rename(manifest.with_suffix('.torn'))
+        told = f'{manifest} is empty, probably after a power cut; using the previous version. Run --mode index again.'
+        print(told, file=sys.stderr)
+
+
+def damage(folder: Path, error: Exception) -> InputError:
+    """The error for a gallery that cannot be read."""
+    return InputError(
+        f'{folder} is damaged ({first_line(error)}); delete it and run --mode index --gallery={folder} again.'
+    )
+
+
+def first_line(error: Exception) -> str:
+    """LanceDB's message without the list of columns and the place in its own sources."""
+    return str(error).split('\n')[0].partition(', /')[0].partition('. Valid fields')[0].rstrip('.')
+
+
+def path_conditions(paths: Sequence[str]) -> Iterator[str]:
+    """SQL conditions for `paths`, PATHS_AT_ONCE of them in each."""
+    for start in range(0, len(paths), PATHS_AT_ONCE):
+        yield f'path in ({", ".join(map(quote, paths[start : start + PATHS_AT_ONCE]))})'
+
+
+def quote(text: str) -> str:
+    """`text` as a string in SQL."""
+    return "'" + text.replace("'", "''") + "'"

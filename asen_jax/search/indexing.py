@@ -1,0 +1,281 @@
+"""`--mode index`: add, update, and delete photos so that a gallery matches a list."""
+
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from lancedb.index import BTree, IvfFlat
+from ml_collections import ConfigDict
+from PIL import Image
+from tqdm import tqdm
+
+from asen_jax.errors import InputError
+from asen_jax.files import lock, write_atomically
+from asen_jax.network import config_as_trained
+from asen_jax.search.embedder import Embedder
+from asen_jax.search.gallery import SOURCE, STATE, THUMBNAIL, Gallery, is_gallery, path_conditions
+from asen_jax.search.listing import ListedPhoto, list_photos, slices
+
+COMMIT_SIZE = 1024  # photos per commit; each commit makes a file, which `_tidy` merges
+THUMBNAIL_SIDE = 192  # pixels
+EXACT_UP_TO = 100_000  # rows; below, comparing every photo takes less than a tenth of a second
+KEEP_VERSIONS = timedelta(hours=1)  # for readers that began before a change
+
+
+class Changes(NamedTuple):
+    """What `index_photos` did, in photos."""
+
+    folder: Path
+    total: int  # in the gallery now
+    added: int
+    updated: int  # whose file or box changed, so that they were embedded again
+    relabeled: int  # of which only the columns of the CSV changed
+    deleted: int
+    skipped: dict[str, str]  # path -> why it cannot be used
+
+    def __str__(self) -> str:
+        counts = {'added': self.added, 'updated': self.updated, 'relabeled': self.relabeled, 'deleted': self.deleted}
+        told = ', '.join(f'{count:,} {what}' for what, count in counts.items())
+        lines = [f'{self.folder}: {self.total:,} photos ({told})']
+        if self.skipped:
+            lines.append(f'skipped {len(self.skipped):,} photos, listed in {self.folder / "skipped.txt"}')
+        return '\n'.join(lines)
+
+
+class Listed(NamedTuple):
+    """A photo of the list, as the gallery should know it."""
+
+    photo: ListedPhoto
+    state: str | None  # changes if the file or the box does; None if there is no such file
+    source: str
+
+    def describe(self, columns: Sequence[str]) -> dict[str, str | None]:
+        """The row without vectors and thumbnail; `columns` are those of all CSVs."""
+        told = {name: self.photo.metadata.get(name) for name in columns}
+        return {SOURCE: self.source, STATE: self.state, **told}
+
+
+def index_workdir(
+    config: ConfigDict, workdir: Path, which: str, images: str, folder: Path, strict: bool = False
+) -> Changes:
+    """`--mode index`: `index_photos` with the checkpoint `which` of a workdir; prints what changed."""
+    embedder = Embedder.load(workdir, which, config.precision, config.eval.batch_size)
+    config_as_trained(embedder.network.meta, config)
+    origin = {'workdir': absolute(workdir), 'checkpoint': which}
+    changes = index_photos(embedder, images, folder, strict, origin)
+    print(changes, flush=True)
+    return changes
+
+
+def index_photos(
+    embedder: Embedder,
+    images: str | os.PathLike,
+    folder: str | os.PathLike,
+    strict: bool = False,
+    origin: Mapping[str, str] | None = None,
+) -> Changes:
+    """Make the gallery in `folder`, which is created if needed, match the photos that `images` names.
+
+    A photo is identified by its absolute path. New ones are added, and those whose file or box changed are embedded again.
+    Photos that an earlier call with the same `images` listed and this one does not are deleted; those of other calls stay.
+    Unusable photos are listed in `skipped.txt` there; with `strict` they are an InputError. If a file is missing, as on a
+    drive that is not mounted, its row stays. After a stop, the same call continues. Raises InputError also if another
+    network made the gallery, or if another process is changing it.
+    """
+    folder = Path(folder).expanduser()
+    listed, skipped = _read_list(embedder, images, folder)
+    columns = sorted({name for each in listed.values() for name in each.photo.metadata})
+    _check_columns(columns, images)
+    if embedder.crop_to_bbox and not any(each.photo.box for each in listed.values()):
+        print(f'{images} has no boxes: photos are taken whole, although the network was trained with data.crop_to_bbox')
+    folder.mkdir(parents=True, exist_ok=True)
+    with lock(folder / '.lock', f'Another process is changing {folder}; wait for it.'):
+        gallery = _open_or_create(embedder, folder, origin or {})
+        if new := [name for name in columns if name not in gallery.metadata_columns]:
+            gallery.table.add_columns(dict.fromkeys(new, 'cast(null as string)'))
+        changes = _synchronize(gallery, embedder, listed, skipped, strict)
+        _tidy(gallery)
+        skipped_file = folder / 'skipped.txt'
+        if changes.skipped:
+            with write_atomically(skipped_file) as file:
+                file.writelines(os.fsencode(f'{path}\t{why}\n') for path, why in changes.skipped.items())
+        else:
+            skipped_file.unlink(missing_ok=True)
+    if not changes.total:
+        path, why = next(iter(changes.skipped.items()))
+        raise InputError(f'None of the photos of {images} can be used; {path}: {why}.')
+    return changes
+
+
+def make_thumbnail(image: Image.Image) -> bytes:
+    """A small JPEG of a photo."""
+    small = image.copy()
+    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    file = io.BytesIO()
+    small.save(file, 'JPEG', quality=85)
+    return file.getvalue()
+
+
+def file_state(path: str) -> str | None:
+    """A text that changes if the file does; None if there is no such file."""
+    try:
+        status = Path(path).stat()
+    except (OSError, ValueError):
+        return None
+    return f'{status.st_size} {status.st_mtime_ns}'
+
+
+def _read_list(embedder: Embedder, images: str | os.PathLike, folder: Path) -> tuple[dict[str, Listed], dict[str, str]]:
+    """The photos that `images` names by absolute path, without those in `folder`; and why others cannot be in a gallery."""
+    source, own = absolute(images), absolute(folder)
+    listed, skipped = {}, {}
+    for photo in list_photos(images, with_boxes=embedder.crop_to_bbox):
+        path = absolute(photo.path)
+        if path.startswith(f'{own}{os.sep}'):
+            continue  # a contact sheet
+        if path in listed and listed[path].photo != photo._replace(path=path):
+            raise InputError(f'{images} lists {path} twice; keep one line of it.')
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            skipped[path] = 'its name is not UTF-8; rename it'
+            continue
+        state = file_state(path)
+        listed[path] = Listed(photo._replace(path=path), state and f'{state} {photo.box}', source)
+    return listed, skipped
+
+
+def absolute(path: str | os.PathLike) -> str:
+    """`path` in full, without `..`; links stay."""
+    return os.path.abspath(Path(path).expanduser())  # noqa: PTH100 - resolve() would follow links
+
+
+def _check_columns(columns: Sequence[str], images: str | os.PathLike) -> None:
+    for name in columns:
+        if name == 'score' or name.startswith(('gallery_', '_')) or '.' in name or '`' in name:
+            raise InputError(f'{images} has a column {name!r}, a name that galleries cannot use; rename it.')
+
+
+def _open_or_create(embedder: Embedder, folder: Path, origin: Mapping[str, str]) -> Gallery:
+    """The gallery in `folder`; raises InputError if its vectors are of another network."""
+    config = embedder.network.meta['config']
+    cosine, unit = config['train']['distance'] == 'cosine', config['model']['normalize']
+    about = {
+        'fingerprint': embedder.fingerprint,
+        'attributes': list(embedder.attributes),
+        'metric': ('dot' if unit else 'cosine') if cosine else 'l2',
+        'precision': embedder.precision,
+        **origin,
+    }
+    if not is_gallery(folder):
+        return Gallery.create(folder, about, embedder.dim)
+    gallery = Gallery.open(folder)
+    if gallery.about['fingerprint'] == embedder.fingerprint:
+        return gallery
+    if len(gallery):
+        made_by = gallery.about.get('workdir')
+        earlier = f', or with an earlier checkpoint of {made_by}' if made_by else ''
+        raise InputError(f'{folder} was made with another network{earlier}; choose another --gallery.')
+    return Gallery.create(folder, about, embedder.dim)
+
+
+def _synchronize(
+    gallery: Gallery, embedder: Embedder, listed: Mapping[str, Listed], skipped: dict[str, str], strict: bool
+) -> Changes:
+    """Delete, add, and update rows until the gallery's rows of this list are `listed`; completes `skipped`."""
+    known, columns = _known(gallery), gallery.metadata_columns
+    skipped |= {path: 'cannot be read (No such file or directory)' for path, each in listed.items() if not each.state}
+    usable = {path: each for path, each in listed.items() if each.state}
+    source = next((each.source for each in listed.values()), None)
+    gone = [path for path, row in known.items() if row[SOURCE] == source and path not in listed]
+    changed = [path for path, each in usable.items() if known.get(path) != each.describe(columns)]
+    relabeled = [path for path in changed if path in known and known[path][STATE] == usable[path].state]
+    outdated = [path for path in changed if path not in known or known[path][STATE] != usable[path].state]
+    _refuse(skipped, strict)
+    _delete(gallery, gone)
+    for some in slices(relabeled, COMMIT_SIZE):
+        _merge(gallery, [{'path': path, **usable[path].describe(columns)} for path in some])
+    unreadable: dict[str, str] = {}
+    with tqdm(total=len(outdated), desc='index', unit='photo', disable=None) as bar:
+        for rows, broken in _embed(gallery, embedder, [usable[path].photo for path in outdated]):
+            _refuse(broken, strict)
+            unreadable |= broken
+            _delete(gallery, [path for path in broken if path in known])  # its vectors are of an earlier photo
+            _merge(gallery, [row | usable[row['path']].describe(columns) for row in rows])
+            bar.update(len(rows) + len(broken))
+    added = sum(path not in known and path not in unreadable for path in outdated)
+    lost = sum(path in known for path in unreadable)
+    updated = len(outdated) - len(unreadable) - added
+    counts = len(gallery), added, updated, len(relabeled), len(gone) + lost
+    return Changes(gallery.folder, *counts, skipped | unreadable)
+
+
+def _refuse(skipped: Mapping[str, str], strict: bool) -> None:
+    for path, why in skipped.items() if strict else ():
+        raise InputError(f'{path}: {why}; fix it, or leave out --strict to skip such photos.')
+
+
+def _known(gallery: Gallery) -> dict[str, dict[str, Any]]:
+    """What the gallery knows of each photo: its source, its state, and the CSV's columns."""
+    with gallery.reading():
+        found = gallery.table.search().select(['path', SOURCE, STATE, *gallery.metadata_columns]).to_arrow()
+    return {row.pop('path'): row for row in found.to_pylist()}
+
+
+def _embed(
+    gallery: Gallery, embedder: Embedder, photos: Sequence[ListedPhoto]
+) -> Iterator[tuple[list[dict[str, Any]], dict[str, str]]]:
+    """(rows with path, thumbnail, and vectors; path -> why it cannot be used) for about COMMIT_SIZE photos at a time."""
+    batches = list(slices(photos, embedder.batch_size))
+    rows, broken = [], {}
+    stream = embedder.stream([[(photo.path, photo.box) for photo in batch] for batch in batches], keep=make_thumbnail)
+    for batch, result in zip(batches, stream, strict=True):
+        for place, vectors, thumbnail in zip(result.kept, result.vectors, result.extras, strict=True):
+            named = dict(zip(gallery.vector_columns, vectors, strict=True))
+            rows.append({'path': batch[place].path, THUMBNAIL: thumbnail, **named})
+        broken |= {batch[place].path: why for place, why in result.broken.items()}
+        if len(rows) + len(broken) >= COMMIT_SIZE:
+            yield rows, broken
+            rows, broken = [], {}
+    if rows or broken:
+        yield rows, broken
+
+
+def _merge(gallery: Gallery, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Add rows, or update the columns that they have, by path, in one commit."""
+    if not rows:
+        return
+    schema = pa.schema([gallery.table.schema.field(name) for name in rows[0]])
+    columns = []
+    for field in schema:
+        cells = [row[field.name] for row in rows]
+        if pa.types.is_fixed_size_list(field.type):
+            columns.append(pa.FixedSizeListArray.from_arrays(np.concatenate(cells), type=field.type))
+        else:
+            columns.append(pa.array(cells, field.type))
+    merge = gallery.table.merge_insert('path').when_matched_update_all()
+    if THUMBNAIL in rows[0]:
+        merge = merge.when_not_matched_insert_all()
+    merge.execute(pa.Table.from_arrays(columns, schema=schema))
+
+
+def _delete(gallery: Gallery, paths: Sequence[str]) -> None:
+    for condition in path_conditions(paths):
+        gallery.table.delete(condition)
+
+
+def _tidy(gallery: Gallery) -> None:
+    """Merge small files, drop old versions, and index a gallery that is too large to compare every photo."""
+    if len(gallery) > EXACT_UP_TO:
+        indexed = {column for index in gallery.table.list_indices() for column in index.columns}
+        for column in gallery.vector_columns:
+            if column not in indexed:
+                gallery.table.create_index(column, config=IvfFlat(distance_type=gallery.about['metric']))
+        if 'path' not in indexed:
+            gallery.table.create_index('path', config=BTree())
+    gallery.table.optimize(cleanup_older_than=KEEP_VERSIONS)

@@ -1,0 +1,122 @@
+"""`--mode search`: the photos of a gallery that are nearest to one, printed and drawn."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from asen_jax.data import images as pictures
+from asen_jax.errors import InputError
+from asen_jax.evaluation.figures import CELL, Ranking, draw_rankings
+from asen_jax.files import write_atomically
+from asen_jax.search.embedder import Embedder
+from asen_jax.search.gallery import STATE, THUMBNAIL, Gallery, Guess, Match
+from asen_jax.search.indexing import absolute, file_state
+
+MAX_DRAWN = 20  # photos on the contact sheet
+
+
+def search_gallery(
+    folder: Path,
+    photo: str,
+    attribute: str,
+    k: int = 20,
+    where: str | None = None,
+    workdir: Path | None = None,
+    as_json: bool = False,
+    output: Path | None = None,
+) -> list[Match]:
+    """`--mode search`: print the `k` photos of a gallery nearest to `photo` under `attribute`, and draw them on a contact sheet.
+
+    `attribute` is a name, or several with weights, `sleeve:2,neckline`. A photo of the gallery itself is not among its
+    results, and needs no network; for another one, the network is that of the gallery's workdir, or of `workdir` if it has moved.
+    """
+    weights, gallery, path = parse_weights(attribute), Gallery.open(folder), absolute(photo)
+    gallery.check(weights)  # before the network is loaded
+    known = next(gallery.rows([path], [STATE, THUMBNAIL, *gallery.vector_columns]), None)
+    output = output or folder / 'search.jpg'
+    if absolute(output) == path or next(gallery.rows([absolute(output)], []), None):
+        raise InputError(f'{output} is one of the photos; name another --output.')
+    state = file_state(path)
+    if known and state and known[STATE].startswith(f'{state} '):
+        query, picture = gallery.vectors_of(known), pictures.decode(known[THUMBNAIL])
+    else:
+        query = embed_query(gallery, path, workdir)
+        picture = pictures.decode(Path(path).read_bytes())
+    without = path if known else None
+    matches = gallery.search(query, weights, k, where, without)
+    if as_json:
+        print(format_json(matches))
+    else:
+        print(format_matches(matches, gallery.guess(query, without)))
+    with write_atomically(output) as file:
+        draw_matches(picture, attribute, matches).save(file, 'JPEG', quality=88)
+    if not as_json:
+        print(f'wrote {output}')
+    return matches
+
+
+def parse_weights(text: str) -> dict[str, float]:
+    """The weights in `sleeve:2,neckline`; a name without one weighs 1. Raises InputError if a weight is not a number."""
+    weights = {}
+    for part in filter(None, (part.strip() for part in text.split(','))):
+        name, colon, weight = part.rpartition(':')
+        try:
+            weights[name if colon else weight] = float(weight) if colon else 1.0
+        except ValueError as error:
+            raise InputError(f'--attribute has {part!r}; write NAME, or NAME:WEIGHT with a number.') from error
+    if not weights:
+        raise InputError('--attribute is empty; name an attribute.')
+    return weights
+
+
+def embed_query(
+    gallery: Gallery, photo: str | os.PathLike, workdir: Path | None = None
+) -> Float[np.ndarray, 'attributes dim']:
+    """The vectors of a photo by the network that made the gallery; raises InputError if that is missing or has changed."""
+    about = gallery.about
+    if workdir is None and 'workdir' not in about:
+        raise InputError(f'{gallery.folder} does not say which network made it; name its --workdir.')
+    folder = workdir or Path(about['workdir'])
+    embedder = Embedder.load(folder, about.get('checkpoint', 'best'), about['precision'], batch_size=1)
+    if embedder.fingerprint != about['fingerprint']:
+        raise InputError(
+            f'{folder} is not the network that made {gallery.folder}, or was trained further; index into a new gallery.'
+        )
+    boxes = [None] if embedder.crop_to_bbox else None  # where the garment is in the query is not known: the whole photo
+    return embedder.embed([photo], boxes=boxes)[0]
+
+
+def format_json(matches: Sequence[Match]) -> str:
+    """A JSON list of objects with path, score, and the columns of the CSV."""
+    objects: list[Mapping[str, Any]] = [{'path': m.path, 'score': m.score, **m.metadata} for m in matches]
+    return json.dumps(objects, indent=1, ensure_ascii=False)
+
+
+def format_matches(matches: Sequence[Match], guesses: Mapping[str, Guess]) -> str:
+    """A table of the matches, and a line with the likely values."""
+    lines = [f'{"rank":>4} {"score":>7}  path']
+    for rank, match in enumerate(matches, 1):
+        columns = ', '.join(f'{name} {value}' for name, value in match.metadata.items())
+        lines.append(f'{rank:>4} {match.score:>7.4f}  {match.path}{f"  ({columns})" if columns else ""}')
+    if not matches:
+        lines.append('no matching photos')
+    if guesses:
+        likely = ', '.join(f'{name} {g.value} ({g.share:.0%} of {g.num_voters})' for name, g in guesses.items())
+        lines.append(f'likely values, judging by the nearest photos: {likely}')
+    return '\n'.join(lines)
+
+
+def draw_matches(query: Image.Image, title: str, matches: Sequence[Match]) -> Image.Image:
+    """A contact sheet: the query and the nearest photos."""
+    found = [_square(pictures.decode(match.thumbnail)) for match in matches[:MAX_DRAWN]]
+    return draw_rankings([Ranking(title, _square(query), None, found)])
+
+
+def _square(image: Image.Image) -> UInt8[np.ndarray, 'side side 3']:
+    return pictures.fit_square(image, CELL, 'pad')
