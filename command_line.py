@@ -203,7 +203,8 @@ def _check_mode(values: flags.FlagValues) -> None:
     for name in values:
         modes = [mode for mode in MODES if name in MODES[mode].needs + MODES[mode].accepts]
         if modes and values.mode not in modes and values[name].present:
-            raise InputError(f'--{name} goes with --mode {" or ".join(modes)}, not with {values.mode}.')
+            known = ' or '.join(filter(None, [', '.join(modes[:-1]), modes[-1]]))
+            raise InputError(f'--{name} goes with --mode {known}, not with {values.mode}.')
     for name in MODES[values.mode].needs:
         if values[name].value is None:
             raise InputError(f'--mode {values.mode} needs --{name}: {values[name].help}.')
