@@ -278,6 +278,7 @@ def draw_maps(
 
 def project(vectors: Float[np.ndarray, 'n dim']) -> Float[np.ndarray, 'n 2']:
     """The vectors along the two directions in which they vary most (principal components)."""
+    vectors = np.nan_to_num(vectors)  # a broken network has a report, too
     centered = vectors - vectors.mean(axis=0)
     points = centered @ np.linalg.svd(centered, full_matrices=False)[2][:2].T
     return np.pad(points, ((0, 0), (0, 2 - points.shape[1])))  # one photo, or one dimension, has a single direction

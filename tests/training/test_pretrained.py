@@ -93,13 +93,13 @@ def test_a_frozen_trunk_cannot_see_random_crops(config, tmp_path):
 def test_a_size_that_the_config_names_is_kept(config, records):
     assert loop.with_image_size(config, records).data.image_size == 32
     config.data.image_size = 0
-    assert loop.with_image_size(config, records).data.image_size == 224  # the photos have 32 pixels
+    assert loop.with_image_size(config, records).data.image_size == 160  # the photos have 32 pixels
 
 
 def test_a_size_chosen_from_the_photos_is_part_of_the_checkpoint_but_not_of_the_config(config, records, tmp_path):
     config.data.image_size, config.train.num_epochs = 0, 1
     run(config, tmp_path / 'run')
     meta = load_network(tmp_path / 'run', 'best', None, make_mesh()).meta
-    assert meta['config']['data']['image_size'] == 224
+    assert meta['config']['data']['image_size'] == 160
     assert json.loads((tmp_path / 'run/config.json').read_text())['data']['image_size'] == 0
     run(config, tmp_path / 'run')  # the same command resumes
