@@ -289,6 +289,7 @@ def new_figure(**options: Any) -> figure:
     plot = figure(sizing_mode='stretch_width', toolbar_location=None, tools='', **options)
     plot.background_fill_alpha = plot.border_fill_alpha = 0
     plot.outline_line_color = None
+    plot.grid.grid_line_color, plot.grid.grid_line_alpha = GRAY, 0.3
     plot.axis.axis_label_text_color = plot.axis.major_label_text_color = GRAY
     return plot
 
