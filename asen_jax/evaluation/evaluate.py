@@ -14,7 +14,6 @@ from asen_jax.data.prepared import LoadOptions, Records, has_targets, open_split
 from asen_jax.errors import InputError
 from asen_jax.evaluation import metrics
 from asen_jax.evaluation.figures import Ranking, draw_rankings
-from asen_jax.evaluation.report import write_report
 from asen_jax.evaluation.results import KS, format_table, write_result
 from asen_jax.evaluation.vectors import Vectors, collect_vectors
 from asen_jax.network import Embed, TrainedNetwork, attribute_names, config_as_trained
@@ -85,6 +84,8 @@ def evaluate_network(
             draw_rankings(rankings).save(file, 'JPEG', quality=88)
         print(f'wrote {picture}')
     if with_report:
+        from asen_jax.evaluation.report import write_report  # loads Bokeh, which no other mode needs
+
         print(f'wrote {write_report(config, records, result, vectors, embed, workdir, network.meta)}')
     return result
 

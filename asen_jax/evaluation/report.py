@@ -48,7 +48,7 @@ class Ranked(NamedTuple):
 
 
 class Sheet(NamedTuple):
-    """One attribute's rankings: of every query, by the average precision of the first `NUM_RANKS` photos and of all."""
+    """One attribute's queries with the first photos of their rankings, and which values they confuse."""
 
     ranked: list[Ranked]  # worst first
     confusion: Float[np.ndarray, 'values values']  # share of the neighbors of queries with one value that have another
@@ -198,7 +198,7 @@ def draw_bars(result: dict) -> figure:
 
 
 def draw_curves(workdir: Path) -> figure | None:
-    """Loss of training and MAP of valid by step, as `metrics.jsonl` recorded them; None without records."""
+    """Triplet accuracy of train and valid, and MAP of valid, by step, as `metrics.jsonl` recorded them; None without records."""
     try:
         lines = [json.loads(line) for line in (Path(workdir) / 'metrics.jsonl').read_text().splitlines()]
     except FileNotFoundError:

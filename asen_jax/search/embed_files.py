@@ -23,7 +23,7 @@ from asen_jax.errors import InputError
 from asen_jax.files import lock, write_atomically, write_json
 from asen_jax.network import config_as_trained
 from asen_jax.search.embedder import Embedded, Embedder
-from asen_jax.search.listing import ListedPhoto, list_photos, slices
+from asen_jax.search.listing import ListedPhoto, file_state, list_photos, slices
 
 CHUNK_SIZE = 1024  # photos
 TAB = '\t'  # between a skipped photo's path and the reason
@@ -156,14 +156,8 @@ def _read_request(folder: Path, like: Mapping[str, Any]) -> dict[str, Any] | Non
 
 def _part(folder: Path, number: int, photos: Sequence[ListedPhoto]) -> Path:
     """The file of a chunk. Its name changes when a photo is replaced, fixed or removed, so that the chunk is embedded again."""
-
-    def describe(photo: ListedPhoto) -> bytes:
-        with contextlib.suppress(OSError, ValueError):
-            status = Path(photo.path).stat()
-            return b'%d %d' % (status.st_size, status.st_mtime_ns)
-        return b'missing'
-
-    return folder / f'part-{number:06}-{_hash(map(describe, photos))[:16]}.npz'
+    states = ((file_state(photo.path) or 'missing').encode() for photo in photos)
+    return folder / f'part-{number:06}-{_hash(states)[:16]}.npz'
 
 
 def _embed_missing(

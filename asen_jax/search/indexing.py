@@ -19,7 +19,7 @@ from asen_jax.files import lock, write_atomically
 from asen_jax.network import config_as_trained
 from asen_jax.search.embedder import Embedder
 from asen_jax.search.gallery import SOURCE, STATE, THUMBNAIL, Gallery, is_gallery, path_conditions
-from asen_jax.search.listing import ListedPhoto, list_photos, slices
+from asen_jax.search.listing import ListedPhoto, file_state, list_photos, slices
 
 COMMIT_SIZE = 1024  # photos per commit; each commit makes a file, which `_tidy` merges
 THUMBNAIL_SIDE = 192  # pixels
@@ -119,15 +119,6 @@ def make_thumbnail(image: Image.Image) -> bytes:
     file = io.BytesIO()
     small.save(file, 'JPEG', quality=85)
     return file.getvalue()
-
-
-def file_state(path: str) -> str | None:
-    """A text that changes if the file does; None if there is no such file."""
-    try:
-        status = Path(path).stat()
-    except (OSError, ValueError):
-        return None
-    return f'{status.st_size} {status.st_mtime_ns}'
 
 
 def _read_list(embedder: Embedder, images: str | os.PathLike, folder: Path) -> tuple[dict[str, Listed], dict[str, str]]:

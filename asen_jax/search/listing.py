@@ -62,6 +62,15 @@ def slices(items: Sequence, size: int) -> Iterator[Sequence]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
+def file_state(path: str) -> str | None:
+    """A text that changes if the file does; None if there is no such file."""
+    try:
+        status = Path(path).stat()
+    except (OSError, ValueError):
+        return None
+    return f'{status.st_size} {status.st_mtime_ns}'
+
+
 def readable_suffixes() -> set[str]:
     """The suffixes, in lower case with their dot, of the formats that Pillow can decode without another program."""
     formats = Image.registered_extensions()

@@ -16,7 +16,8 @@ from asen_jax.evaluation.figures import CELL, Ranking, draw_rankings
 from asen_jax.files import write_atomically
 from asen_jax.search.embedder import Embedder
 from asen_jax.search.gallery import STATE, THUMBNAIL, Gallery, Guess, Match
-from asen_jax.search.indexing import absolute, file_state
+from asen_jax.search.indexing import absolute
+from asen_jax.search.listing import file_state
 
 MAX_DRAWN = 20  # photos on the contact sheet
 
