@@ -16,6 +16,11 @@ FITS = ('crop', 'pad', 'stretch')
 MAX_ASPECT = 100  # a longer photo is cut to its middle first: resizing all of it could exhaust memory
 BACKGROUND = (255, 255, 255)  # behind transparent pixels
 
+Image.init()  # Pillow would load its readers on first use, which is not thread-safe
+# Only formats that Pillow decodes by itself: for EPS it would start Ghostscript. Older builds of Pillow lack AVIF.
+KNOWN_FORMATS = ('AVIF', 'BMP', 'GIF', 'JPEG', 'JPEG2000', 'PNG', 'PPM', 'TGA', 'TIFF', 'WEBP')
+FORMATS = tuple(name for name in KNOWN_FORMATS if name in Image.OPEN)
+
 Box = Sequence  # left, top, right, bottom as in boxes.Box, but any four numbers, such as a record's array
 
 
@@ -56,7 +61,7 @@ def _reading() -> Iterator[None]:
     except MemoryError:
         raise
     except UnidentifiedImageError as error:  # its own message contains a memory address
-        raise ValueError('not a readable picture (in no format that Pillow knows)') from error
+        raise ValueError(f'not a readable picture (none of {", ".join(FORMATS)})') from error
     except Exception as error:
         raise ValueError(f'not a readable picture ({error})') from error
 
@@ -67,14 +72,14 @@ def decode(data: bytes) -> Image.Image:
     Raises ValueError with the reason if the bytes are not a picture, are truncated, or hold more than MAX_PIXELS.
     """
     with _reading():
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
     return upright_rgb(image)
 
 
 def read_size(data: bytes) -> tuple[int, int]:
     """Width and height of the picture in `data`, as stored, without decoding it; raises ValueError as `decode` does."""
     with _reading():
-        return Image.open(io.BytesIO(data)).size
+        return Image.open(io.BytesIO(data), formats=FORMATS).size
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:

@@ -68,8 +68,6 @@ class Embedder:
         self.dim = vectors.shape[-1]
         self.heatmap_shape = None if heatmaps is None else heatmaps.shape[2:]  # (h, w); None without attention
         self._image_lock = threading.Lock()
-        Image.preinit()  # Pillow would load its readers on first use, which is not thread-safe
-        Image.init()
 
     @classmethod
     def load(

@@ -10,9 +10,9 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from PIL import Image
-from PIL.ImageFile import StubImageFile
 
 from asen_jax.data.boxes import BOX_COLUMNS, Box, has_boxes, parse_box
+from asen_jax.data.images import FORMATS
 from asen_jax.errors import InputError
 
 ACCEPTED = (
@@ -31,7 +31,7 @@ class ListedPhoto(NamedTuple):
 def list_photos(images: str | os.PathLike, with_boxes: bool = False) -> list[ListedPhoto]:
     """The photos that `images` names; raises InputError if there are none.
 
-    - A folder: all files below it with a suffix that Pillow reads, sorted, without hidden ones.
+    - A folder: all files below it with a photo's suffix, sorted, without hidden ones.
     - A pattern: all files that match it, sorted.
     - A text file, or the column `path` of a CSV: as listed, relative to the list's folder.
     - A photo: itself.
@@ -72,14 +72,8 @@ def file_state(path: str) -> str | None:
 
 
 def readable_suffixes() -> set[str]:
-    """The suffixes, in lower case with their dot, of the formats that Pillow can decode without another program."""
-    formats = Image.registered_extensions()
-    readers = {name: factory for name, (factory, _) in Image.OPEN.items()}
-    unreadable = {'MPEG'}  # like the stubs, Pillow recognizes it but cannot decode it
-    for name, reader in readers.items():
-        if isinstance(reader, type) and issubclass(reader, StubImageFile):
-            unreadable.add(name)
-    return {suffix for suffix, name in formats.items() if name in readers and name not in unreadable}
+    """The suffixes of photos, in lower case with their dot."""
+    return {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
 
 
 def _walk(folder: Path, suffixes: set[str]) -> list[ListedPhoto]:

@@ -106,6 +106,8 @@ def test_unreadable_pictures_are_refused_with_a_reason(photo, monkeypatch):
     for broken in (b'', b'no picture', data[: len(data) // 2], encode(photo)[:200]):
         with pytest.raises(ValueError, match='not a readable picture'):
             images.decode(broken)
+    with pytest.raises(ValueError, match=r'none of .*JPEG'):
+        images.decode(encode(photo, 'EPS'))  # which Pillow would hand to Ghostscript
     monkeypatch.setattr(images, 'MAX_PIXELS', 1000)
     with pytest.raises(ValueError, match='61x90 pixels, but at most 1,000'):
         images.decode(data)

@@ -110,6 +110,6 @@ def test_an_unreadable_list_is_named_with_its_line(shop, name, content, reason):
         list_photos(shop / name, with_boxes=True)
 
 
-def test_suffixes_are_those_that_pillow_reads():
+def test_suffixes_are_those_of_photos():
     assert {'.jpg', '.jpeg', '.png', '.webp', '.gif', '.bmp', '.tif', '.tiff'} <= readable_suffixes()
-    assert not {'.pdf', '.h5', '.mpg', '.txt', '.csv', '.npz', ''} & readable_suffixes()
+    assert not {'.pdf', '.eps', '.h5', '.mpg', '.txt', '.csv', '.npz', ''} & readable_suffixes()
