@@ -5,6 +5,7 @@ begin with `gallery_`. Every change is one commit of LanceDB, so a killed proces
 """
 
 import contextlib
+import hashlib
 import heapq
 import json
 import os
@@ -27,7 +28,8 @@ except ImportError as error:
     raise InputError("Galleries need LanceDB; pip install '.[search]' installs it.") from error
 
 TABLE = 'photos'
-SOURCE, STATE, THUMBNAIL, VECTOR = 'gallery_source', 'gallery_state', 'gallery_thumbnail', 'gallery_vector_{}'
+ID, SOURCE, STATE, THUMBNAIL = 'gallery_id', 'gallery_source', 'gallery_state', 'gallery_thumbnail'
+VECTOR = 'gallery_vector_{}'
 PATHS_AT_ONCE = 1000  # in one condition
 NUM_VOTERS = 20  # nearest photos that vote on a value
 
@@ -79,7 +81,7 @@ class Gallery:
     @classmethod
     def create(cls, folder: str | os.PathLike, about: Mapping[str, Any], dim: int) -> 'Gallery':
         """An empty gallery for the vectors of the network that `about` describes; replaces one that is there."""
-        fields = [pa.field('path', pa.string(), False), pa.field(SOURCE, pa.string()), pa.field(STATE, pa.string())]
+        fields = [pa.field('path', pa.string(), False), *(pa.field(name, pa.string()) for name in (ID, SOURCE, STATE))]
         fields.append(pa.field(THUMBNAIL, pa.binary()))
         fields += [pa.field(VECTOR.format(n), pa.list_(pa.float32(), dim)) for n in range(len(about['attributes']))]
         schema = pa.schema(fields, metadata={b'asen_jax': json.dumps(about).encode()})
@@ -195,7 +197,7 @@ class Gallery:
             if where and 'LanceError(IO)' not in str(error):
                 columns = ', '.join(['path', *self.metadata_columns])
                 raise InputError(
-                    f'--where={where!r} does not work ({first_line(error).removeprefix("Invalid input, ")}); write a '
+                    f'The condition {where!r} does not work ({first_line(error).removeprefix("Invalid input, ")}); write a '
                     f'condition such as "color = \'red\'" on the columns {columns}.'
                 ) from error
             raise damage(self.folder, error) from error
@@ -240,6 +242,11 @@ class Gallery:
             case 'cosine':
                 return vectors @ query / np.maximum(np.linalg.norm(vectors, axis=1) * np.linalg.norm(query), 1e-12)
         return vectors @ query
+
+
+def photo_id(path: str) -> str:
+    """A short name for a photo that does not tell where it is: the first 16 digits of the SHA-256 of its path."""
+    return hashlib.sha256(path.encode()).hexdigest()[:16]
 
 
 def is_gallery(folder: Path) -> bool:

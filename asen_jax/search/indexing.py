@@ -18,7 +18,7 @@ from asen_jax.errors import InputError
 from asen_jax.files import lock, write_atomically
 from asen_jax.network import config_as_trained
 from asen_jax.search.embedder import Embedder
-from asen_jax.search.gallery import SOURCE, STATE, THUMBNAIL, Gallery, is_gallery, path_conditions
+from asen_jax.search.gallery import ID, SOURCE, STATE, THUMBNAIL, Gallery, is_gallery, path_conditions, photo_id
 from asen_jax.search.listing import ListedPhoto, file_state, list_photos, slices
 
 COMMIT_SIZE = 1024  # photos per commit; each commit makes a file, which `_tidy` merges
@@ -228,7 +228,8 @@ def _embed(
     for batch, result in zip(batches, stream, strict=True):
         for place, vectors, thumbnail in zip(result.kept, result.vectors, result.extras, strict=True):
             named = dict(zip(gallery.vector_columns, vectors, strict=True))
-            rows.append({'path': batch[place].path, THUMBNAIL: thumbnail, **named})
+            path = batch[place].path
+            rows.append({'path': path, ID: photo_id(path), THUMBNAIL: thumbnail, **named})
         broken |= {batch[place].path: why for place, why in result.broken.items()}
         if len(rows) + len(broken) >= COMMIT_SIZE:
             yield rows, broken

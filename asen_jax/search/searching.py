@@ -1,13 +1,12 @@
 """`--mode search`: the photos of a gallery that are nearest to one, printed and drawn."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 
 from asen_jax.data import images as pictures
@@ -47,7 +46,8 @@ def search_gallery(
     if known and state and known[STATE].startswith(f'{state} '):
         query, picture = gallery.vectors_of(known), pictures.decode(known[THUMBNAIL])
     else:
-        query = embed_query(gallery, path, workdir)
+        # where the garment is in this photo is not known, so all of it is used
+        query = load_embedder(gallery, workdir).embed([path], boxes=[None])[0]
         picture = pictures.decode(Path(path).read_bytes())
     without = path if known else None
     matches = gallery.search(query, weights, k, where, without)
@@ -70,16 +70,16 @@ def parse_weights(text: str) -> dict[str, float]:
         try:
             weights[name if colon else weight] = float(weight) if colon else 1.0
         except ValueError as error:
-            raise InputError(f'--attribute has {part!r}; write NAME, or NAME:WEIGHT with a number.') from error
+            raise InputError(
+                f'The attribute {part!r} has no number as its weight; write NAME, or NAME:WEIGHT.'
+            ) from error
     if not weights:
-        raise InputError('--attribute is empty; name an attribute.')
+        raise InputError('No attribute was given; name one.')
     return weights
 
 
-def embed_query(
-    gallery: Gallery, photo: str | os.PathLike, workdir: Path | None = None
-) -> Float[np.ndarray, 'attributes dim']:
-    """The vectors of a photo by the network that made the gallery; raises InputError if that is missing or has changed."""
+def load_embedder(gallery: Gallery, workdir: Path | None = None) -> Embedder:
+    """The network that made the gallery, for one photo at a time; raises InputError if it is missing or has changed."""
     about = gallery.about
     if workdir is None and 'workdir' not in about:
         raise InputError(f'{gallery.folder} does not say which network made it; name its --workdir.')
@@ -89,8 +89,7 @@ def embed_query(
         raise InputError(
             f'{folder} is not the network that made {gallery.folder}, or was trained further; index into a new gallery.'
         )
-    boxes = [None] if embedder.crop_to_bbox else None  # where the garment is in the query is not known: the whole photo
-    return embedder.embed([photo], boxes=boxes)[0]
+    return embedder
 
 
 def format_json(matches: Sequence[Match]) -> str:

@@ -1,6 +1,7 @@
 """A gallery follows its list of photos, survives what interrupts it, and ranks as the vectors say."""
 
 import csv
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -64,6 +65,7 @@ def test_a_gallery_holds_the_embedders_vectors_the_columns_and_a_thumbnail(netwo
     for number, color in enumerate(COLORS):
         row, path = rows[f'{number}.png'], tmp_path / f'{number}.png'
         assert (row['path'], row['color'], row['shop']) == (str(path), color or None, f"Ann's {number % 2}")
+        assert row['gallery_id'] == hashlib.sha256(str(path).encode()).hexdigest()[:16]
         np.testing.assert_allclose(
             Gallery.open(tmp_path / 'gallery').vectors_of(row), network.embed([path])[0], atol=1e-6
         )
@@ -205,7 +207,7 @@ def test_an_invalid_condition_is_answered_with_the_columns(network, listed, tmp_
     for weights in ({ATTRIBUTES[0]: 1.0}, {ATTRIBUTES[0]: 1.0, ATTRIBUTES[1]: 1.0}):
         with pytest.raises(
             InputError,
-            match=r'--where=.* does not work \(.*\); write a condition .* on the columns path, color, shop\.$',
+            match=r'The condition .* does not work \(.*\); write a condition .* on the columns path, color, shop\.$',
         ):
             gallery.search(np.ones((3, 32), np.float32), weights, 2, where)
 
@@ -218,7 +220,9 @@ def test_weights_are_checked(network, listed, tmp_path):
         gallery.check({'collr': 1.0})
     with pytest.raises(InputError, match='must be positive'):
         gallery.check({ATTRIBUTES[0]: 0.0})
-    with pytest.raises(InputError, match=r"--attribute has 'a:b'; write NAME, or NAME:WEIGHT"):
+    with pytest.raises(
+        InputError, match=r"The attribute 'a:b' has no number as its weight; write NAME, or NAME:WEIGHT"
+    ):
         parse_weights('a:b')
 
 
