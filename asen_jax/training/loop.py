@@ -20,7 +20,8 @@ from asen_jax.data.batches import check_triplets, steps_per_epoch, train_batches
 from asen_jax.data.prepared import LoadOptions, Records, choose_image_size, has_targets, open_records
 from asen_jax.errors import InputError, NumericsError, StoppedError
 from asen_jax.evaluation import results
-from asen_jax.evaluation.evaluate import evaluate, evaluate_network
+from asen_jax.evaluation.evaluate import evaluate, evaluate_network, rank_examples
+from asen_jax.evaluation.figures import draw_rankings
 from asen_jax.models import Structure, build_model, build_shapes
 from asen_jax.network import Embed, load_network, make_embedder
 from asen_jax.training.features import compute_features
@@ -269,10 +270,12 @@ def finish_epoch(run: Run, state: TrainState, epoch: int, numbers: dict) -> None
         report.append('no valid split: the latest checkpoint counts as the best')
     elif due:
         embed = run.bind(state.params, state.batch_stats)
-        result = evaluate(config, run.records, 'valid', embed, step).result
+        result, vectors = evaluate(config, run.records, 'valid', embed, step)
         score = results.score(result)
         keep_best(run, state, score, score)
         figures = results.headline(result)
+        if rankings := rank_examples(config, run.records, 'valid', embed, vectors):
+            run.tracker.write_picture(step, 'valid_rankings', draw_rankings(rankings))
         run.tracker.write(step, figures)
         report += [f'{name} {number:.4f}' for name, number in figures.items()]
     print('  '.join(report), flush=True)

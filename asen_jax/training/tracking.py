@@ -7,7 +7,9 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import tensorboardX
+from PIL import Image
 
 from asen_jax import files
 from asen_jax.errors import NumericsError
@@ -72,6 +74,10 @@ class Tracker:
         self.file.flush()
         for name, number in numbers.items():
             self.board.add_scalar(name, number, step)
+
+    def write_picture(self, step: int, name: str, picture: Image.Image) -> None:
+        """Add a picture to TensorBoard."""
+        self.board.add_image(name, np.asarray(picture), step, dataformats='HWC')
 
     def has(self, step: int, prefix: str) -> bool:
         """Whether a number whose name starts with `prefix` was written for `step`."""

@@ -9,6 +9,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from asen_jax.checkpoint import Checkpoints
 from asen_jax.errors import InputError, NumericsError, StoppedError
@@ -80,7 +81,9 @@ def test_a_run_writes_the_files_of_the_contract(unbroken):
     assert len(reproduce.checkpoint_hash(workdir)) == reproduce.HASH_DIGITS
     assert json.loads((workdir / 'eval_test.json').read_text()) == json.loads(json.dumps(result))
     assert json.loads((workdir / 'config.json').read_text())['train']['batch_size'] == 8
-    assert list(workdir.glob('events.out.tfevents.*'))
+    events = EventAccumulator(str(workdir)).Reload()
+    shown = events.Images('valid_rankings')  # where the network looks, and what it finds, after each epoch
+    assert [(picture.step, picture.height > 3 * figures.CELL) for picture in shown] == [(4, True), (8, True)]
     with Image.open(workdir / 'eval_test.jpg') as picture:
         assert picture.height > 3 * figures.CELL
     lines = lines_of(workdir)
