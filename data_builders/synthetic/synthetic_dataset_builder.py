@@ -10,6 +10,7 @@ from jaxtyping import Int
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from asen_jax import files
 from asen_jax.errors import InputError
 from data_builders import annotations, records
 from data_builders.records import Photo, RawDataset
@@ -55,8 +56,22 @@ def read(data: ConfigDict) -> RawDataset:
     num_queries = num_eval // QUERY_SHARE
     queries = {split: labels_between(splits[split], 0, num_queries) for split in ('valid', 'test')}
     candidates = {split: labels_between(splits[split], num_queries, num_eval) for split in ('valid', 'test')}
+    write_catalog(Path(data.dir).expanduser() / 'synthetic' / 'photos', [*splits['valid'], *splits['test']])
     raw = RawDataset('synthetic', tuple(ATTRIBUTES), ATTRIBUTES, splits, queries, candidates)
     return records.choose_attributes(raw, chosen)
+
+
+def write_catalog(folder: Path, photos: Sequence[Photo]) -> None:
+    """Write photos as files with a labels.csv, as a catalog has them, to search among them with --mode index."""
+    names = tuple(ATTRIBUTES)
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [f'path,{",".join(names)}\n']
+    for photo in photos:
+        with files.write_atomically(folder / photo.image_id) as file:
+            file.write(photo.read())
+        labels = {names[a]: ATTRIBUTES[names[a]][v] for a, v in zip(photo.attributes, photo.values, strict=True)}
+        lines.append(f'{photo.image_id},{",".join(labels.get(name, "") for name in names)}\n')
+    files.write_text(folder / 'labels.csv', ''.join(lines))
 
 
 def make_photo(index: int, garment: Garment) -> Photo:

@@ -3,12 +3,14 @@
 import io
 import itertools
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from asen_jax.errors import InputError
+from asen_jax.search.listing import list_photos
 from configs import common
 from data_builders.synthetic import garments
 from data_builders.synthetic import synthetic_dataset_builder as synthetic
@@ -101,7 +103,7 @@ def test_overall_color_does_not_reveal_a_value(drawn, attribute):
 
 
 @pytest.fixture
-def data(drawn, monkeypatch):
+def data(drawn, monkeypatch, tmp_path):
     """The config of 100 photos; those of the fixture `drawn` stand in for them."""
 
     def draw_garment(seed, index, size):
@@ -110,7 +112,7 @@ def data(drawn, monkeypatch):
 
     monkeypatch.setattr(synthetic, 'draw_garment', draw_garment)
     data = common.get_config().data
-    data.num_photos, data.synthetic_size = 100, 64
+    data.num_photos, data.synthetic_size, data.dir = 100, 64, str(tmp_path)
     return data
 
 
@@ -128,6 +130,18 @@ def test_builder_reads_every_photo_with_its_labels_and_boxes(data, drawn):
         assert dict(zip(names, values, strict=True)) == garment.labels
         assert dict(zip(names, photo.attribute_boxes, strict=True)) == garment.boxes
         assert Image.open(io.BytesIO(photo.read())).size == garment.image.size
+
+
+def test_photos_of_valid_and_test_are_written_as_a_catalog(data, tmp_path):
+    raw = synthetic.read(data)
+    expected = {photo.image_id: photo for split in ('valid', 'test') for photo in raw.photos[split]}
+    listed = list_photos(tmp_path / 'synthetic/photos/labels.csv')
+    assert [Path(photo.path).name for photo in listed] == list(expected)
+    for photo in listed:
+        original = expected[Path(photo.path).name]
+        assert Path(photo.path).read_bytes() == original.read()
+        labels = zip(original.attributes, original.values, strict=True)
+        assert photo.metadata == {raw.attributes[a]: raw.values[raw.attributes[a]][v] for a, v in labels}
 
 
 def test_builder_splits_photos_and_lists_every_label_once(data):
