@@ -58,6 +58,7 @@ MODES = {
         ('gallery', 'query', 'attribute'),
         ('k', 'where', 'json', 'output'),
     ),
+    'serve': Mode('serve a web page and an API over a gallery', ('gallery',), ('host', 'port')),
 }
 
 
@@ -83,7 +84,7 @@ def parse(argv: Sequence[str]) -> Arguments | None:
     except (flags.Error, OSError, SyntaxError, TypeError, ValueError) as error:
         raise InputError(_one_line(error)) from error
     flags.FLAGS.mark_as_parsed()  # Grain's worker processes check this
-    if values.mode != 'search':  # which reads nothing but the gallery
+    if values.mode not in ('search', 'serve'):  # which read nothing but the gallery
         _apply_workdir(values, workdir)
     common.check_numbers(values.config)
     for field in ('data.dir', 'data.manual_dir', 'init.trunk', 'init.workdir'):
@@ -136,6 +137,8 @@ def define_flags(argv: Sequence[str]) -> flags.FlagValues:
     flags.DEFINE_integer('k', 20, 'number of photos to find', lower_bound=1, flag_values=values)
     flags.DEFINE_string('where', None, "condition in SQL on the CSV's columns: \"color = 'red'\"", flag_values=values)
     flags.DEFINE_boolean('json', False, 'print what was found as JSON', flag_values=values)
+    flags.DEFINE_string('host', '127.0.0.1', 'address to serve on; 0.0.0.0 lets other machines in', flag_values=values)
+    flags.DEFINE_integer('port', 8000, 'port to serve on', 0, 65535, flag_values=values)
     flags.DEFINE_boolean('strict', False, 'stop at an unreadable photo instead of skipping it', flag_values=values)
     return values
 

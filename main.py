@@ -32,6 +32,7 @@ def run(argv: list[str]) -> int:
 def set_up_output() -> None:
     """Print what this project logs, and hide the messages of libraries, which users cannot act on."""
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # XLA reads it when JAX is imported
+    os.environ.setdefault('LANCEDB_LOG', 'error')  # it warns of every table that is new
     logging.set_verbosity(logging.ERROR)
     for name in ('asen_jax', 'data_builders'):
         logger = getLogger(name)
@@ -54,6 +55,7 @@ def dispatch(arguments: command_line.Arguments) -> None:
     from data_builders.darn import fetch
 
     mode, config, workdir, flags = arguments
+    moved = workdir if flags.workdir else None  # the network of a gallery that is no longer where it was
     sharding.split_cpu(config.mesh.cpu_devices)  # before JAX counts its devices
     match mode:
         case 'train':
@@ -88,11 +90,14 @@ def dispatch(arguments: command_line.Arguments) -> None:
         case 'search':
             from asen_jax.search.searching import search_gallery
 
-            moved = workdir if flags.workdir else None
             output = Path(flags.output) if flags.output else None
             search_gallery(
                 Path(flags.gallery), flags.query, flags.attribute, flags.k, flags.where, moved, flags.json, output
             )
+        case 'serve':
+            from asen_jax.search.serve import serve
+
+            serve(Path(flags.gallery), flags.host, flags.port, moved)
 
 
 if __name__ == '__main__':

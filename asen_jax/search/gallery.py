@@ -7,6 +7,7 @@ begin with `gallery_`. Every change is one commit of LanceDB, so a killed proces
 import contextlib
 import hashlib
 import heapq
+import itertools
 import json
 import os
 import sys
@@ -20,10 +21,10 @@ from jaxtyping import Float
 
 from asen_jax.errors import InputError
 
-os.environ.setdefault('LANCEDB_LOG', 'error')  # it warns of every table that is new
 try:
     import lancedb
     import pyarrow as pa
+    from pyarrow import compute
 except ImportError as error:
     raise InputError("Galleries need LanceDB; pip install '.[search]' installs it.") from error
 
@@ -43,6 +44,10 @@ class Match(NamedTuple):
     score: float  # similarity to the query: the cosine, or the negative distance, as the network compares vectors
     metadata: dict[str, str]  # the columns of the CSV that listed the photo, without empty cells
     thumbnail: bytes  # JPEG
+
+    def describe(self) -> dict[str, Any]:
+        """The match as JSON has it."""
+        return {'path': self.path, 'score': self.score, ID: photo_id(self.path), **self.metadata}
 
 
 class Guess(NamedTuple):
@@ -130,18 +135,42 @@ class Gallery:
 
         A cell with several values, `red|white`, is a vote for each.
         """
+        labeled = [name for name in self.attributes if name in self.metadata_columns]
+        voters = {
+            name: [path for path, _ in self._rank(query, {name: 1.0}, NUM_VOTERS, f'`{name}` is not null', without)]
+            for name in labeled
+        }
+        paths = list(dict.fromkeys(itertools.chain(*voters.values())))
+        rows = {row['path']: row for row in self.rows(paths, labeled)}
         guesses = {}
-        for attribute in self.attributes:
-            if attribute not in self.metadata_columns:
-                continue
-            labeled = f"`{attribute}` is not null and `{attribute}` != ''"
-            found = self._rank(query, {attribute: 1.0}, NUM_VOTERS, labeled, without)
-            cells = {row['path']: row[attribute] for row in self.rows([path for path, _ in found], [attribute])}
-            votes = Counter(value for path, _ in found for value in set(cells[path].split('|')))
+        for name, voting in voters.items():
+            votes = Counter(value for path in voting for value in set(rows[path][name].split('|')))
             if votes:
                 value, count = votes.most_common(1)[0]
-                guesses[attribute] = Guess(value, count / len(found), len(found))
+                guesses[name] = Guess(value, count / len(voting), len(voting))
         return guesses
+
+    def find(self, photo: str, columns: Sequence[str]) -> dict[str, Any] | None:
+        """The row of the photo with the id `photo`, with `path` and `columns`; None if there is none."""
+        self.table.checkout_latest()
+        with self.reading():
+            search = self.table.search().where(f'{ID} = {quote(photo)}').select(['path', *columns]).limit(1)
+            return next(iter(search.to_arrow().to_pylist()), None)
+
+    def values(self, column: str, k: int) -> list[str]:
+        """The `k` most frequent values of a column of the CSVs; `red|white` counts as two."""
+        with self.reading():
+            cells = self.table.search().select([column]).to_arrow().column(column)
+        values = compute.list_flatten(compute.split_pattern(cells.drop_null(), '|')).value_counts()
+        counts = sorted(values.to_pylist(), key=lambda each: (-each['counts'], each['values']))
+        return [each['values'] for each in counts[:k]]
+
+    def sample(self, k: int) -> list[str]:
+        """The ids of `k` photos, evenly spaced."""
+        count = len(self)
+        with self.reading():
+            offsets = sorted({number * count // k for number in range(k)}) if count else []
+            return self.table.take_offsets(offsets).select([ID]).to_arrow().column(ID).to_pylist()
 
     def rows(self, paths: Sequence[str], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
         """The rows of `paths`, in any order, with `path` and `columns`; paths that are not in the gallery are left out."""

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -94,8 +93,7 @@ def load_embedder(gallery: Gallery, workdir: Path | None = None) -> Embedder:
 
 def format_json(matches: Sequence[Match]) -> str:
     """A JSON list of objects with path, score, and the columns of the CSV."""
-    objects: list[Mapping[str, Any]] = [{'path': m.path, 'score': m.score, **m.metadata} for m in matches]
-    return json.dumps(objects, indent=1, ensure_ascii=False)
+    return json.dumps([match.describe() for match in matches], indent=1, ensure_ascii=False)
 
 
 def format_matches(matches: Sequence[Match], guesses: Mapping[str, Guess]) -> str:

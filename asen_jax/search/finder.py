@@ -1,0 +1,144 @@
+"""What the web page asks for: photos like an uploaded one, or like one of the gallery."""
+
+import functools
+import json
+import re
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+
+from asen_jax.data import images
+from asen_jax.errors import InputError
+from asen_jax.search.embedder import Embedder
+from asen_jax.search.gallery import THUMBNAIL, Gallery
+from asen_jax.search.searching import parse_weights
+
+MAX_RESULTS = 200
+MIN_SIDE = 16  # pixels of an uploaded photo; in a smaller one there is nothing to see
+MAX_CONDITION = 1000  # characters
+MAX_CHOICES = 100  # values of a column; one with more is not offered as a filter
+NUM_EXAMPLES = 12
+# What a condition may call. Others could be made to fill the memory: repeat('x', 1e11).
+FUNCTIONS = {'and', 'or', 'not', 'in', 'like', 'ilike', 'between', 'cast', 'try_cast', 'lower', 'upper'}
+FUNCTIONS |= {'array_has', 'string_to_array'}
+
+
+class Finder:
+    """A gallery with the network that made it. Its methods may be called from several threads."""
+
+    def __init__(self, gallery: Gallery, embedder: Embedder):
+        self.gallery, self.embedder = gallery, embedder
+        self.has_heatmaps = embedder.heatmap_shape is not None
+        self._lock, self._facts_of = threading.Lock(), functools.lru_cache(1)(self._read_facts)
+        self._run(Image.new('RGB', (64, 64)))  # compiles the network, so that the first visitor need not wait
+
+    def facts(self) -> dict[str, Any]:
+        """What the page shows before a search: the attributes, the values of each column, and some photos."""
+        self.gallery.table.checkout_latest()
+        with self._lock:  # several visitors at once should not all read the columns
+            return self._facts_of(self.gallery.table.version)
+
+    def embed(self, data: bytes) -> Float[np.ndarray, 'attributes dim']:
+        """The vectors of an uploaded photo; raises InputError if it cannot be used."""
+        return self._run(decode_upload(data))[0]
+
+    def search_upload(self, data: bytes, attribute: str, k: int, where: str | None) -> dict[str, Any]:
+        """The `k` photos most like an uploaded one; raises InputError if it cannot be used, and as `Gallery.search` does."""
+        weights = self._check(attribute, where)
+        query, heatmaps = self._run(decode_upload(data))
+        return self._search(query, heatmaps, weights, k, where, None)
+
+    def search_photo(self, photo: str, attribute: str, k: int, where: str | None) -> dict[str, Any] | None:
+        """The `k` photos most like the one of the gallery with the id `photo`; None if there is no such photo."""
+        weights = self._check(attribute, where)
+        row = self.gallery.find(photo, self.gallery.vector_columns)
+        if row is None:
+            return None
+        heatmaps = None
+        if self.has_heatmaps and Path(row['path']).is_file():
+            # the boxes of photos are not in the gallery, so that the whole photo is looked at
+            [result] = self.embedder.stream([[(row['path'], None)]], heatmaps=True)
+            heatmaps = None if result.broken or result.heatmaps is None else result.heatmaps[0]
+        return self._search(self.gallery.vectors_of(row), heatmaps, weights, k, where, row['path'])
+
+    def thumbnail(self, photo: str) -> bytes | None:
+        """The JPEG of the gallery's photo with the id `photo`; None if there is no such photo."""
+        row = self.gallery.find(photo, [THUMBNAIL])
+        return row and row[THUMBNAIL]
+
+    def _check(self, attribute: str, where: str | None) -> dict[str, float]:
+        """The weights of the attributes; raises InputError before anything is computed."""
+        weights = parse_weights(attribute)
+        self.gallery.check(weights)
+        check_condition(where or '')
+        return weights
+
+    def _search(
+        self,
+        query: Float[np.ndarray, 'attributes dim'],
+        heatmaps: Float[np.ndarray, 'attributes h w'] | None,
+        weights: dict[str, float],
+        k: int,
+        where: str | None,
+        without: str | None,
+    ) -> dict[str, Any]:
+        matches = self.gallery.search(query, weights, k, where or None, without)
+        guesses = self.gallery.guess(query, without)
+        numbers = [self.gallery.attributes.index(name) for name in weights]
+        shares = np.array(list(weights.values())) / sum(weights.values())
+        heatmap = None if heatmaps is None else np.tensordot(shares, heatmaps[numbers], 1).round(6).tolist()
+        return {
+            'results': [match.describe() for match in matches],
+            'likely': {name: {'value': guess.value, 'share': guess.share} for name, guess in guesses.items()},
+            'heatmap': heatmap,
+        }
+
+    def _run(
+        self, image: Image.Image
+    ) -> tuple[Float[np.ndarray, 'attributes dim'], Float[np.ndarray, 'attributes h w'] | None]:
+        """The vectors of a photo, and where the network looks."""
+        [result] = self.embedder.stream([[(image, None)]], heatmaps=self.has_heatmaps)
+        return result.vectors[0], None if result.heatmaps is None else result.heatmaps[0]
+
+    def _read_facts(self, version: int) -> dict[str, Any]:
+        del version  # with another one, the table has changed
+        columns = {name: self.gallery.values(name, MAX_CHOICES + 1) for name in self.gallery.metadata_columns}
+        return {
+            'photos': len(self.gallery),
+            'attributes': list(self.gallery.attributes),
+            'columns': {name: values for name, values in columns.items() if 1 < len(values) <= MAX_CHOICES},
+            'examples': self.gallery.sample(NUM_EXAMPLES),
+            'fit': self.embedder.fit,
+            'has_heatmaps': self.has_heatmaps,
+            'most': MAX_RESULTS,
+        }
+
+
+def decode_upload(data: bytes) -> Image.Image:
+    """The photo in `data`, upright; raises InputError if it is not one, or if it has too few or too many pixels."""
+    try:
+        image = images.decode(data)
+    except ValueError as error:
+        raise InputError(f'The photo cannot be used: {error}.') from error
+    if min(image.size) < MIN_SIDE:
+        raise InputError(
+            f'The photo has {image.width}x{image.height} pixels; send one of at least {MIN_SIDE}x{MIN_SIDE}.'
+        )
+    return image
+
+
+def check_condition(where: str) -> None:
+    """Raise InputError if a condition from the network could cost more than comparing columns with values."""
+    if len(where) > MAX_CONDITION:
+        raise InputError(f'The condition has {len(where)} characters; write one of at most {MAX_CONDITION}.')
+    bare = re.sub(r"""'(?:[^']|'')*'|`[^`]*`|"[^"]*\"""", 'quoted', where)
+    called = [name for name in re.findall(r'(\w+)\s*\(', bare) if name.lower() not in FUNCTIONS]
+    if called or '--' in bare or '/*' in bare:
+        what = json.dumps(called[0]) if called else 'a comment'
+        raise InputError(
+            f'The condition contains {what}, which is not allowed here; use =, <, LIKE, IN, AND, OR, and NOT.'
+        )

@@ -1,0 +1,203 @@
+"""`--mode serve`: a web page over a gallery, with a JSON API beside it."""
+
+import ipaddress
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+from asen_jax.errors import InputError
+from asen_jax.search.finder import MAX_RESULTS, Finder
+from asen_jax.search.gallery import Gallery
+from asen_jax.search.searching import load_embedder
+
+try:
+    import uvicorn
+    from anyio import CapacityLimiter, to_thread
+    from fastapi import FastAPI, Form, HTTPException, Query, Request, Response, UploadFile
+    from fastapi import Path as InUrl
+    from fastapi.responses import FileResponse, JSONResponse
+    from fastapi.staticfiles import StaticFiles
+    from fastapi_offline import FastAPIOffline
+    from limits import RateLimitItemPerMinute
+    from limits.storage import MemoryStorage
+    from limits.strategies import FixedWindowRateLimiter
+    from pydantic import BaseModel
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+except ImportError as error:
+    raise InputError("The web page needs FastAPI; pip install '.[search]' installs it.") from error
+
+PAGE = Path(__file__).with_name('page')
+MAX_UPLOAD = 20 * 2**20  # bytes of a request
+SEARCHES_PER_MINUTE = 1200  # by one client
+AT_ONCE = min(4, os.cpu_count() or 1)  # searches; each may hold a decoded photo of 64 megapixels
+MAX_CONNECTIONS = 500
+DRAIN_SECONDS = 30  # for running searches, after SIGTERM
+HEADERS = {
+    'Content-Security-Policy': "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'",
+    'Referrer-Policy': 'no-referrer',
+}
+
+WHICH = 'an attribute, or several with weights: sleeve_length:2,neckline'
+CONDITION = "SQL on the columns of the CSV: color = 'red'"
+Id = Annotated[str, InUrl(pattern='^[0-9a-f]{16}$')]
+
+
+class Found(BaseModel, extra='allow'):
+    """A photo that was found, with the columns of the CSV that listed it."""
+
+    path: str
+    score: float
+    gallery_id: str
+
+
+class Likely(BaseModel):
+    """The value of an attribute that most of the nearest photos have."""
+
+    value: str
+    share: float
+
+
+class Answer(BaseModel):
+    """The photos that were found, the likely values of the query, and where the network looks in it."""
+
+    results: list[Found]
+    likely: dict[str, Likely]
+    heatmap: list[list[float]] | None
+
+
+class Embedding(BaseModel):
+    """A photo's vector under each attribute."""
+
+    attributes: list[str]
+    embeddings: list[list[float]]
+
+
+def serve(folder: Path, host: str, port: int, workdir: Path | None = None) -> None:
+    """`--mode serve`: serve the gallery in `folder` until a signal; SIGTERM lets running requests finish.
+
+    The network is that of the gallery's workdir, or of `workdir` if it has moved. Raises InputError if there is none, or if
+    the address cannot be used.
+    """
+    gallery = Gallery.open(folder)
+    try:
+        listener = socket.create_server((host, port), family=socket.AF_INET6 if ':' in host else socket.AF_INET)
+    except OSError as error:
+        raise InputError(
+            f'{host}:{port} cannot be used ({error.strerror}); choose another --port or --host.'
+        ) from error
+    with listener:
+        app = create_app(Finder(gallery, load_embedder(gallery, workdir)), allowed_hosts(host))
+        config = uvicorn.Config(
+            app,
+            log_level='warning',
+            access_log=False,
+            server_header=False,
+            limit_concurrency=MAX_CONNECTIONS,
+            timeout_graceful_shutdown=DRAIN_SECONDS,
+        )
+        address = f'[{host}]' if ':' in host else host
+        print(f'{folder}: {len(gallery):,} photos on http://{address}:{listener.getsockname()[1]}', flush=True)
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def allowed_hosts(host: str) -> list[str]:
+    """The names under which the page may be asked for: on loopback only its own, so that no other site can pose as it."""
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = host == 'localhost'
+    return ['localhost', '127.0.0.1', '[::1]', host] if loopback else ['*']
+
+
+def create_app(finder: Finder, hosts: list[str]) -> FastAPI:
+    """The page and the API."""
+    app = FastAPIOffline(
+        title='Fashion search by attribute', version='1', docs_url='/docs', redoc_url=None, max_body_size=MAX_UPLOAD
+    )
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
+    app.middleware('http')(limit_rate())
+    app.mount('/page', StaticFiles(directory=PAGE), name='page')
+    busy = CapacityLimiter(AT_ONCE)
+
+    async def run(work: Callable[..., Any], *args: Any) -> Any:
+        return await to_thread.run_sync(work, *args, limiter=busy)
+
+    @app.exception_handler(InputError)
+    async def refuse(request: Request, error: InputError) -> JSONResponse:
+        return JSONResponse({'detail': str(error)}, 400)
+
+    @app.get('/', include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(PAGE / 'index.html', headers=HEADERS)
+
+    @app.get('/healthz')
+    async def health() -> dict[str, Any]:
+        """Whether searches can be answered, and the number of photos."""
+        try:
+            return {'status': 'ok', 'photos': await to_thread.run_sync(len, finder.gallery)}
+        except InputError as error:
+            raise HTTPException(503, str(error)) from error
+
+    @app.get('/facts')
+    async def facts() -> dict[str, Any]:
+        """The attributes, the values of each column, and the ids of some photos."""
+        return await to_thread.run_sync(finder.facts)
+
+    @app.post('/embed')
+    async def embed(photo: UploadFile) -> Embedding:
+        """A photo's vector under each attribute."""
+        vectors = await run(lambda: finder.embed(photo.file.read()))
+        return Embedding(attributes=list(finder.gallery.attributes), embeddings=vectors.tolist())
+
+    @app.post('/search')
+    async def search(
+        photo: UploadFile,
+        attribute: Annotated[str, Form(description=WHICH)],
+        k: Annotated[int, Form(ge=1, le=MAX_RESULTS)] = 20,
+        where: Annotated[str | None, Form(description=CONDITION)] = None,
+    ) -> Answer:
+        """The photos most like an uploaded one. Nothing of the photo is kept."""
+        return await run(lambda: finder.search_upload(photo.file.read(), attribute, k, where))
+
+    @app.get('/photos/{photo}/similar')
+    async def similar(
+        photo: Id,
+        attribute: Annotated[str, Query(description=WHICH)],
+        k: Annotated[int, Query(ge=1, le=MAX_RESULTS)] = 20,
+        where: Annotated[str | None, Query(description=CONDITION)] = None,
+    ) -> Answer:
+        """The photos most like one of the gallery."""
+        return found(await run(finder.search_photo, photo, attribute, k, where))
+
+    @app.get('/photos/{photo}/thumbnail', response_class=Response, responses={200: {'content': {'image/jpeg': {}}}})
+    async def thumbnail(photo: Id) -> Response:
+        """A small picture of a photo of the gallery."""
+        picture = found(await to_thread.run_sync(finder.thumbnail, photo))
+        return Response(picture, media_type='image/jpeg', headers={'Cache-Control': 'private, max-age=600'})
+
+    return app
+
+
+def found(answer: Any) -> Any:
+    """`answer`, or status 404 if it is None."""
+    if answer is None:
+        raise HTTPException(404, 'The gallery has no photo with this id.')
+    return answer
+
+
+def limit_rate() -> Callable[[Request, Callable[[Request], Awaitable[Response]]], Awaitable[Response]]:
+    """Middleware that refuses a client's searches above SEARCHES_PER_MINUTE with status 429."""
+    limiter, rate = FixedWindowRateLimiter(MemoryStorage()), RateLimitItemPerMinute(SEARCHES_PER_MINUTE)
+
+    async def limit(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
+        client = request.client.host if request.client else ''
+        if request.url.path.endswith(('/embed', '/search', '/similar')) and not limiter.hit(rate, client):
+            told = f'More than {SEARCHES_PER_MINUTE} searches in a minute; wait a moment.'
+            return JSONResponse({'detail': told}, 429, headers={'Retry-After': '60'})
+        response = await answer(request)
+        response.headers['X-Content-Type-Options'] = 'nosniff'
+        return response
+
+    return limit

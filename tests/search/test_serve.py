@@ -1,0 +1,235 @@
+"""The web page's API answers as the library does, and refuses what could harm it."""
+
+import io
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from asen_jax.errors import InputError
+from asen_jax.search import serve
+from asen_jax.search.finder import Finder, check_condition
+from asen_jax.search.gallery import Gallery
+from asen_jax.search.indexing import index_photos
+from tests.conftest import ROOT
+from tests.search.conftest import ATTRIBUTES
+
+COLORS = ('red', 'blue', 'red|white', 'blue', '', 'red')
+
+
+@pytest.fixture(scope='module')
+def shop(network, tmp_path_factory):
+    """A gallery of six photos with their colors."""
+    folder, rng, lines = tmp_path_factory.mktemp('shop'), np.random.default_rng(0), ['path,color']
+    for number, color in enumerate(COLORS):
+        Image.fromarray(rng.integers(0, 256, (40, 33, 3), np.uint8)).save(folder / f'{number}.png')
+        lines.append(f'{number}.png,{color}')
+    (folder / 'list.csv').write_text('\n'.join(lines))
+    index_photos(network, folder / 'list.csv', folder / 'gallery')
+    return folder
+
+
+@pytest.fixture(scope='module')
+def finder(network, shop):
+    return Finder(Gallery.open(shop / 'gallery'), network)
+
+
+@pytest.fixture
+def client(finder):
+    with TestClient(serve.create_app(finder, ['testserver'])) as client:
+        yield client
+
+
+def post(client, path, data, **fields):
+    return client.post(path, files={'photo': ('photo.jpg', data)}, data=fields)
+
+
+def test_embed_returns_the_embedders_vectors(client, network, shop):
+    answer = post(client, '/embed', (shop / '0.png').read_bytes())
+    assert answer.json()['attributes'] == list(ATTRIBUTES)
+    np.testing.assert_allclose(answer.json()['embeddings'], network.embed([shop / '0.png'])[0], atol=1e-6)
+
+
+def test_a_search_with_a_photo_ranks_as_the_gallery_does_and_shows_where_the_network_looks(client, network, shop):
+    answer = post(client, '/search', (shop / '0.png').read_bytes(), attribute='color', k=3).json()
+    matches = Gallery.open(shop / 'gallery').search(network.embed([shop / '0.png'])[0], {'color': 1.0}, 3)
+    assert [result['path'] for result in answer['results']] == [match.path for match in matches]
+    assert [result['score'] for result in answer['results']] == pytest.approx([m.score for m in matches], abs=1e-5)
+    assert answer['results'][0]['color'] == 'red'
+    assert answer['likely']['color']['value'] in ('red', 'blue')
+    np.testing.assert_allclose(answer['heatmap'], network.heatmaps([shop / '0.png'], 'color')[0, 0], atol=1e-5)
+
+
+def test_several_attributes_are_weighted_in_the_ranking_and_in_the_heatmap(client, network, shop):
+    answer = post(client, '/search', (shop / '0.png').read_bytes(), attribute='color:3,neckline', k=6).json()
+    vectors = network.embed([shop / '0.png'])[0]
+    matches = Gallery.open(shop / 'gallery').search(vectors, {'color': 3.0, 'neckline': 1.0}, 6)
+    assert [result['path'] for result in answer['results']] == [match.path for match in matches]
+    heatmaps = network.heatmaps([shop / '0.png'], ['color', 'neckline'])[0]
+    np.testing.assert_allclose(answer['heatmap'], 0.75 * heatmaps[0] + 0.25 * heatmaps[1], atol=1e-5)
+
+
+def test_a_search_from_a_photo_of_the_gallery_leaves_it_out_and_works_without_its_file(client, shop, tmp_path):
+    first = post(client, '/search', (shop / '0.png').read_bytes(), attribute='color').json()['results'][0]
+    url = f'/photos/{first["gallery_id"]}/similar'
+    answer = client.get(url, params={'attribute': 'color', 'where': "color like '%red%'"}).json()
+    assert {result['color'] for result in answer['results']} == {'red', 'red|white'}
+    assert first['path'] not in {result['path'] for result in answer['results']}
+    assert len(answer['heatmap']) == 2
+    (shop / '0.png').rename(tmp_path / '0.png')
+    gone = client.get(url, params={'attribute': 'color', 'where': "color like '%red%'"}).json()
+    (tmp_path / '0.png').rename(shop / '0.png')
+    assert gone == answer | {'heatmap': None}
+
+
+def test_facts_and_thumbnails_are_what_the_page_needs(client):
+    facts = client.get('/facts').json()
+    assert facts['photos'] == client.get('/healthz').json()['photos'] == 6
+    assert facts['attributes'] == list(ATTRIBUTES)
+    assert facts['columns'] == {'color': ['red', 'blue', 'white']}
+    assert len(facts['examples']) == len(set(facts['examples'])) == 6
+    picture = client.get(f'/photos/{facts["examples"][0]}/thumbnail')
+    assert Image.open(io.BytesIO(picture.content)).size == (33, 40)
+
+
+def test_facts_follow_the_gallery(finder, client, network, shop):
+    rows = (shop / 'list.csv').read_text()
+    (shop / 'list.csv').write_text(rows.replace('red|white', 'green'))
+    index_photos(network, shop / 'list.csv', shop / 'gallery')
+    assert client.get('/facts').json()['columns'] == {'color': ['blue', 'red', 'green']}
+    (shop / 'list.csv').write_text(rows)
+    index_photos(network, shop / 'list.csv', shop / 'gallery')
+
+
+@pytest.mark.parametrize('path', ['/', '/docs', '/page/app.js', '/page/style.css'])
+def test_pages_load_nothing_from_elsewhere(client, path):
+    answer = client.get(path)
+    assert answer.status_code == 200
+    assert answer.headers['x-content-type-options'] == 'nosniff'
+    assert not re.findall(r'(?:src|href|url)\s*[=(]\s*["\']?(?:https?:)?//', answer.text)
+
+
+def png(width, height):
+    """A black PNG of any size, in a few kilobytes."""
+
+    def chunk(name, data):
+        return len(data).to_bytes(4) + name + data + zlib.crc32(name + data).to_bytes(4)
+
+    header = width.to_bytes(4) + height.to_bytes(4) + bytes([1, 0, 0, 0, 0])
+    pixels = zlib.compress(bytes((width + 7) // 8 + 1) * height)
+    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', pixels) + chunk(b'IEND', b'')
+
+
+def encode(kind, size=(64, 64)):
+    file = io.BytesIO()
+    Image.new('RGB', size, 'red').save(file, kind)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ('data', 'reason'),
+    [
+        (b'', 'not a readable picture'),
+        (b'#!/bin/sh\nrm -rf /\n', 'not a readable picture'),
+        (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 'not a readable picture'),
+        (encode('EPS'), 'not a readable picture'),
+        (encode('JPEG')[:300], 'not a readable picture'),
+        (png(10_000, 10_000), 'but at most 64,000,000 are read'),
+        (png(200_000, 200_000)[:5000], 'not a readable picture'),
+        (encode('PNG', (1, 1)), '1x1 pixels; send one of at least 16x16'),
+    ],
+)
+def test_uploads_that_cannot_be_used_are_refused_with_the_reason(client, data, reason):
+    answer = post(client, '/search', data, attribute='color')
+    assert answer.status_code == 400
+    assert reason in answer.json()['detail']
+    assert post(client, '/embed', data).status_code == 400
+
+
+def test_large_uploads_are_refused_before_they_are_read(client):
+    assert post(client, '/embed', bytes(serve.MAX_UPLOAD)).status_code == 413
+
+
+@pytest.mark.parametrize(
+    ('fields', 'status'),
+    [
+        ({'attribute': 'sleeves'}, 400),
+        ({'attribute': 'color:-1'}, 400),
+        ({'attribute': ','}, 400),
+        ({'attribute': 'color', 'where': 'price > 3'}, 400),
+        ({'attribute': 'color', 'where': "repeat('x', 100000000000) = color"}, 400),
+        ({'attribute': 'color', 'k': 0}, 422),
+        ({'attribute': 'color', 'k': 10**6}, 422),
+        ({}, 422),
+    ],
+)
+def test_invalid_fields_are_refused(client, shop, fields, status):
+    assert post(client, '/search', (shop / '0.png').read_bytes(), **fields).status_code == status
+    photo = client.get('/facts').json()['examples'][0]
+    assert client.get(f'/photos/{photo}/similar', params=fields).status_code == status
+
+
+def test_ids_that_the_gallery_does_not_have_are_not_found(client):
+    for name, status in (('0' * 16, 404), ('..', 404), ('%2e%2e%2fetc%2fpasswd', 404), ("' or true --", 422)):
+        assert client.get(f'/photos/{name}/thumbnail').status_code == status
+        assert client.get(f'/photos/{name}/similar', params={'attribute': 'color'}).status_code == status
+
+
+@pytest.mark.parametrize(
+    'where',
+    ['`repeat`(color, 9)', '"repeat" (color, 9)', 'repeat/**/(color, 9)', "color = 'a' -- b", 'a' * 1001, 'f(1) = 2'],
+)
+def test_conditions_cannot_call_arbitrary_functions(where):
+    with pytest.raises(InputError, match='condition'):
+        check_condition(where)
+
+
+def test_conditions_may_compare_columns():
+    check_condition("(color = 'repeat(x) -- /*' or not (`a b` in ('x', 'y'))) and try_cast(price as float) < 3")
+
+
+def test_a_client_with_too_many_searches_is_told_to_wait(finder, shop, monkeypatch):
+    monkeypatch.setattr(serve, 'SEARCHES_PER_MINUTE', 2)
+    with TestClient(serve.create_app(finder, ['testserver'])) as limited:
+        answers = [post(limited, '/embed', (shop / '0.png').read_bytes()) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    assert answers[-1].headers['retry-after']
+
+
+def test_other_host_names_are_refused(finder):
+    with TestClient(serve.create_app(finder, serve.allowed_hosts('127.0.0.1')), 'http://evil.example') as client:
+        assert client.get('/facts').status_code == 400
+    assert serve.allowed_hosts('0.0.0.0') == ['*']
+
+
+def test_a_used_port_is_refused(shop, workdir):
+    with socket.create_server(('127.0.0.1', 0)) as taken, pytest.raises(InputError, match='choose another --port'):
+        serve.serve(shop / 'gallery', '127.0.0.1', taken.getsockname()[1], workdir)
+
+
+def test_sigterm_lets_a_running_upload_finish(shop, workdir):
+    command = [sys.executable, '-u', ROOT / 'main.py', '--mode=serve', f'--gallery={shop / "gallery"}', '--port=0']
+    with subprocess.Popen([*command, f'--workdir={workdir}'], stdout=subprocess.PIPE, text=True) as process:
+        port = int(process.stdout.readline().rsplit(':', 1)[1])
+        request = urllib.request.Request(f'http://127.0.0.1:{port}/healthz')
+        assert urllib.request.urlopen(request, timeout=60).status == 200
+        body = b'--x\r\nContent-Disposition: form-data; name="photo"; filename="a"\r\n\r\n'
+        body += (shop / '0.png').read_bytes() + b'\r\n--x--\r\n'
+        head = 'POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n'
+        with socket.create_connection(('127.0.0.1', port), 60) as connection:
+            connection.sendall(f'{head}Content-Length: {len(body)}\r\n\r\n'.encode() + body[:100])
+            time.sleep(0.5)
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.5)
+            connection.sendall(body[100:])
+            assert connection.recv(20).startswith(b'HTTP/1.1 200')
+        assert process.wait(60) == -signal.SIGTERM
