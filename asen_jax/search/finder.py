@@ -14,7 +14,7 @@ from PIL import Image
 from asen_jax.data import images
 from asen_jax.errors import InputError
 from asen_jax.search.embedder import Embedder
-from asen_jax.search.gallery import THUMBNAIL, Gallery
+from asen_jax.search.gallery import ID, THUMBNAIL, Gallery, photo_id
 from asen_jax.search.searching import parse_weights
 
 MAX_RESULTS = 200
@@ -68,7 +68,7 @@ class Finder:
     def thumbnail(self, photo: str) -> bytes | None:
         """The JPEG of the gallery's photo with the id `photo`; None if there is no such photo."""
         row = self.gallery.find(photo, [THUMBNAIL])
-        return row and row[THUMBNAIL]
+        return None if row is None else row[THUMBNAIL]
 
     def _check(self, attribute: str, where: str | None) -> dict[str, float]:
         """The weights of the attributes; raises InputError before anything is computed."""
@@ -92,7 +92,7 @@ class Finder:
         shares = np.array(list(weights.values())) / sum(weights.values())
         heatmap = None if heatmaps is None else np.tensordot(shares, heatmaps[numbers], 1).round(6).tolist()
         return {
-            'results': [match.describe() for match in matches],
+            'results': [match.describe() | {ID: photo_id(match.path)} for match in matches],
             'likely': {name: {'value': guess.value, 'share': guess.share} for name, guess in guesses.items()},
             'heatmap': heatmap,
         }

@@ -24,7 +24,6 @@ from asen_jax.errors import InputError
 try:
     import lancedb
     import pyarrow as pa
-    from pyarrow import compute
 except ImportError as error:
     raise InputError("Galleries need LanceDB; pip install '.[search]' installs it.") from error
 
@@ -47,7 +46,7 @@ class Match(NamedTuple):
 
     def describe(self) -> dict[str, Any]:
         """The match as JSON has it."""
-        return {'path': self.path, 'score': self.score, ID: photo_id(self.path), **self.metadata}
+        return {'path': self.path, 'score': self.score, **self.metadata}
 
 
 class Guess(NamedTuple):
@@ -161,9 +160,10 @@ class Gallery:
         """The `k` most frequent values of a column of the CSVs; `red|white` counts as two."""
         with self.reading():
             cells = self.table.search().select([column]).to_arrow().column(column)
-        values = compute.list_flatten(compute.split_pattern(cells.drop_null(), '|')).value_counts()
-        counts = sorted(values.to_pylist(), key=lambda each: (-each['counts'], each['values']))
-        return [each['values'] for each in counts[:k]]
+        counts: Counter[str] = Counter()
+        for each in cells.drop_null().value_counts().to_pylist():
+            counts.update(dict.fromkeys(each['values'].split('|'), each['counts']))
+        return sorted(counts, key=lambda value: (-counts[value], value))[:k]
 
     def sample(self, k: int) -> list[str]:
         """The ids of `k` photos, evenly spaced."""

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import os
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from asen_jax.search import indexing
 from asen_jax.search.gallery import Gallery
 from asen_jax.search.indexing import index_photos
 from asen_jax.search.searching import parse_weights, search_gallery
+from tests.conftest import ROOT
 from tests.search.conftest import ATTRIBUTES
 
 COLORS = ('red', 'blue', 'red|white', 'blue', '', 'red')
@@ -378,3 +380,13 @@ def test_the_commands_end_with_a_sentence(workdir, listed, tmp_path, capsys):
     assert len(json.loads(capsys.readouterr().out)) == 2
     assert main.run([*search, '--attribute=collar']) == 2
     assert "no attribute 'collar'" in capsys.readouterr().err
+
+
+def test_the_example_prints_the_nearest_photos(workdir, listed, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    query = str(tmp_path / '0.png')
+    monkeypatch.setattr('sys.argv', ['search_photos.py', str(workdir), str(listed), query, ATTRIBUTES[0]])
+    runpy.run_path(str(ROOT / 'examples/search_photos.py'))
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 5
+    assert printed[0].startswith(f"1.000  {query}  {{'color': 'red'")

@@ -112,7 +112,7 @@ function drawHeat(heatmap) {
   const pixels = new ImageData(canvas.width, canvas.height)
   values.forEach((value, place) => {
     const share = (value - low) / Math.max(high - low, 1e-12)
-    pixels.data.set([255 * share, 190 * share, 40 * share, 175 - 105 * share], 4 * place) // from dark to a warm light
+    pixels.data.set([255 * share, 190 * share, 40 * share, 135 - 65 * share], 4 * place) // from dark to a warm light
   })
   canvas.getContext('2d').putImageData(pixels, 0, 0)
 }
