@@ -1,7 +1,7 @@
 """What the web page asks for: photos like an uploaded one, or like one of the gallery."""
 
 import functools
-import json
+import itertools
 import re
 import threading
 from pathlib import Path
@@ -22,7 +22,10 @@ MIN_SIDE = 16  # pixels of an uploaded photo; in a smaller one there is nothing 
 MAX_CONDITION = 1000  # characters
 MAX_CHOICES = 100  # values of a column; one with more is not offered as a filter
 NUM_EXAMPLES = 12
-# What a condition may call. Others could be made to fill the memory: repeat('x', 1e11).
+# A condition from the network: words, numbers, strings, columns in backticks, and operators.
+OPERATORS = '=<>!(),.+*/%|-'
+TOKEN = re.compile(rf"\s+|\w+|'(?:[^']|'')*'|`[^`]+`|[{OPERATORS}]")
+# What it may call. Others could fill the memory, as repeat('x', 1e11) would.
 FUNCTIONS = {'and', 'or', 'not', 'in', 'like', 'ilike', 'between', 'cast', 'try_cast', 'lower', 'upper'}
 FUNCTIONS |= {'array_has', 'string_to_array'}
 
@@ -38,9 +41,14 @@ class Finder:
 
     def facts(self) -> dict[str, Any]:
         """What the page shows before a search: the attributes, the values of each column, and some photos."""
-        self.gallery.table.checkout_latest()
+        self.gallery.refresh()
         with self._lock:  # several visitors at once should not all read the columns
             return self._facts_of(self.gallery.table.version)
+
+    def count(self) -> int:
+        """The number of photos; raises DamageError if the gallery cannot be read."""
+        self.gallery.refresh()
+        return len(self.gallery)
 
     def embed(self, data: bytes) -> Float[np.ndarray, 'attributes dim']:
         """The vectors of an uploaded photo; raises InputError if it cannot be used."""
@@ -132,13 +140,19 @@ def decode_upload(data: bytes) -> Image.Image:
 
 
 def check_condition(where: str) -> None:
-    """Raise InputError if a condition from the network could cost more than comparing columns with values."""
+    """Raise InputError if a condition from the network does more than compare columns with values."""
     if len(where) > MAX_CONDITION:
         raise InputError(f'The condition has {len(where)} characters; write one of at most {MAX_CONDITION}.')
-    bare = re.sub(r"""'(?:[^']|'')*'|`[^`]*`|"[^"]*\"""", 'quoted', where)
-    called = [name for name in re.findall(r'(\w+)\s*\(', bare) if name.lower() not in FUNCTIONS]
-    if called or '--' in bare or '/*' in bare:
-        what = json.dumps(called[0]) if called else 'a comment'
+    tokens = TOKEN.findall(where)
+    faults = [] if ''.join(tokens) == where else [TOKEN.sub('', where)]
+    pairs = list(itertools.pairwise(tokens))
+    faults += [token + after for token, after in pairs if token + after in ('--', '/*')]  # comments
+    faults += [token + after for token, after in pairs if after[0] == "'" and re.match(r'\w', token)]  # E'\n'
+    for token, after in itertools.pairwise(token for token in tokens if not token.isspace()):
+        if after == '(' and token not in OPERATORS and token.lower() not in FUNCTIONS:
+            faults.append(f'{token}(')
+    if faults:
         raise InputError(
-            f'The condition contains {what}, which is not allowed here; use =, <, LIKE, IN, AND, OR, and NOT.'
+            f'The condition contains {faults[0][:50]!r}, which is not allowed here; use columns, strings in single quotes, '
+            'numbers, =, <, LIKE, IN, AND, OR, and NOT.'
         )

@@ -36,6 +36,10 @@ NUM_VOTERS = 20  # nearest photos that vote on a value
 Scored = list[tuple[str, float]]  # path and similarity, best first
 
 
+class DamageError(InputError):
+    """A gallery cannot be read."""
+
+
 class Match(NamedTuple):
     """A photo that a search found."""
 
@@ -95,6 +99,11 @@ class Gallery:
     def __len__(self) -> int:
         return self.table.count_rows()
 
+    def refresh(self) -> None:
+        """See what other processes have changed; raises DamageError if the gallery cannot be read."""
+        with self.reading():
+            self.table.checkout_latest()
+
     @property
     def metadata_columns(self) -> list[str]:
         """The columns that came from CSVs."""
@@ -116,7 +125,7 @@ class Gallery:
         condition, or a damaged gallery.
         """
         self.check(weights)
-        self.table.checkout_latest()
+        self.refresh()
         found = self._rank(query, weights, k, where, without)
         rows = {row['path']: row for row in self.rows([path for path, _ in found], [THUMBNAIL, *self.metadata_columns])}
         return [
@@ -151,7 +160,7 @@ class Gallery:
 
     def find(self, photo: str, columns: Sequence[str]) -> dict[str, Any] | None:
         """The row of the photo with the id `photo`, with `path` and `columns`; None if there is none."""
-        self.table.checkout_latest()
+        self.refresh()
         with self.reading():
             search = self.table.search().where(f'{ID} = {quote(photo)}').select(['path', *columns]).limit(1)
             return next(iter(search.to_arrow().to_pylist()), None)
@@ -222,8 +231,10 @@ class Gallery:
         """Turn LanceDB's errors, which are about a condition or about damaged files, into ours."""
         try:
             yield
-        except (OSError, RuntimeError, ValueError) as error:
-            if where and 'LanceError(IO)' not in str(error):
+        except InputError:
+            raise
+        except Exception as error:  # a panic of Rust, too, whose class cannot be imported
+            if where and ('LanceError(IO)' not in str(error) or 'sql filter' in str(error)):
                 columns = ', '.join(['path', *self.metadata_columns])
                 raise InputError(
                     f'The condition {where!r} does not work ({first_line(error).removeprefix("Invalid input, ")}); write a '
@@ -293,9 +304,9 @@ def drop_torn_versions(folder: Path) -> None:
         print(told, file=sys.stderr)
 
 
-def damage(folder: Path, error: Exception) -> InputError:
+def damage(folder: Path, error: Exception) -> DamageError:
     """The error for a gallery that cannot be read."""
-    return InputError(
+    return DamageError(
         f'{folder} is damaged ({first_line(error)}); delete it and run --mode index --gallery={folder} again.'
     )
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from asen_jax.errors import InputError
 from asen_jax.search.finder import MAX_RESULTS, Finder
-from asen_jax.search.gallery import Gallery
+from asen_jax.search.gallery import DamageError, Gallery
 from asen_jax.search.searching import load_embedder
 
 try:
@@ -39,6 +39,12 @@ HEADERS = {
     'Referrer-Policy': 'no-referrer',
 }
 
+LIMITS: dict[int | str, dict[str, Any]] = {
+    413: {'description': f'More than {MAX_UPLOAD:,} bytes'},
+    429: {'description': 'Too many searches in a minute'},
+}
+MISSING: dict[int | str, dict[str, Any]] = {404: {'description': 'The gallery has no photo with this id'}}
+JPEG: dict[int | str, dict[str, Any]] = {200: {'content': {'image/jpeg': {}}}}
 WHICH = 'an attribute, or several with weights: sleeve_length:2,neckline'
 CONDITION = "SQL on the columns of the CSV: color = 'red'"
 Id = Annotated[str, InUrl(pattern='^[0-9a-f]{16}$')]
@@ -65,6 +71,12 @@ class Answer(BaseModel):
     results: list[Found]
     likely: dict[str, Likely]
     heatmap: list[list[float]] | None
+
+
+class Problem(BaseModel):
+    """Why there is no answer, and what to do."""
+
+    detail: str
 
 
 class Embedding(BaseModel):
@@ -114,7 +126,11 @@ def allowed_hosts(host: str) -> list[str]:
 def create_app(finder: Finder, hosts: list[str]) -> FastAPI:
     """The page and the API."""
     app = FastAPIOffline(
-        title='Fashion search by attribute', version='1', docs_url='/docs', redoc_url=None, max_body_size=MAX_UPLOAD
+        title='Fashion search by attribute',
+        version='1',
+        redoc_url=None,
+        max_body_size=MAX_UPLOAD,
+        responses={400: {'model': Problem, 'description': 'The request cannot be answered'}},
     )
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
     app.middleware('http')(limit_rate())
@@ -126,7 +142,7 @@ def create_app(finder: Finder, hosts: list[str]) -> FastAPI:
 
     @app.exception_handler(InputError)
     async def refuse(request: Request, error: InputError) -> JSONResponse:
-        return JSONResponse({'detail': str(error)}, 400)
+        return JSONResponse({'detail': str(error)}, 503 if isinstance(error, DamageError) else 400)
 
     @app.get('/', include_in_schema=False)
     async def page() -> FileResponse:
@@ -135,23 +151,20 @@ def create_app(finder: Finder, hosts: list[str]) -> FastAPI:
     @app.get('/healthz')
     async def health() -> dict[str, Any]:
         """Whether searches can be answered, and the number of photos."""
-        try:
-            return {'status': 'ok', 'photos': await to_thread.run_sync(len, finder.gallery)}
-        except InputError as error:
-            raise HTTPException(503, str(error)) from error
+        return {'status': 'ok', 'photos': await to_thread.run_sync(finder.count)}
 
     @app.get('/facts')
     async def facts() -> dict[str, Any]:
         """The attributes, the values of each column, and the ids of some photos."""
         return await to_thread.run_sync(finder.facts)
 
-    @app.post('/embed')
+    @app.post('/embed', responses=LIMITS)
     async def embed(photo: UploadFile) -> Embedding:
         """A photo's vector under each attribute."""
         vectors = await run(lambda: finder.embed(photo.file.read()))
         return Embedding(attributes=list(finder.gallery.attributes), embeddings=vectors.tolist())
 
-    @app.post('/search')
+    @app.post('/search', responses=LIMITS)
     async def search(
         photo: UploadFile,
         attribute: Annotated[str, Form(description=WHICH)],
@@ -161,7 +174,7 @@ def create_app(finder: Finder, hosts: list[str]) -> FastAPI:
         """The photos most like an uploaded one. Nothing of the photo is kept."""
         return await run(lambda: finder.search_upload(photo.file.read(), attribute, k, where))
 
-    @app.get('/photos/{photo}/similar')
+    @app.get('/photos/{photo}/similar', responses=LIMITS | MISSING)
     async def similar(
         photo: Id,
         attribute: Annotated[str, Query(description=WHICH)],
@@ -171,7 +184,7 @@ def create_app(finder: Finder, hosts: list[str]) -> FastAPI:
         """The photos most like one of the gallery."""
         return found(await run(finder.search_photo, photo, attribute, k, where))
 
-    @app.get('/photos/{photo}/thumbnail', response_class=Response, responses={200: {'content': {'image/jpeg': {}}}})
+    @app.get('/photos/{photo}/thumbnail', response_class=Response, responses=MISSING | JPEG)
     async def thumbnail(photo: Id) -> Response:
         """A small picture of a photo of the gallery."""
         picture = found(await to_thread.run_sync(finder.thumbnail, photo))

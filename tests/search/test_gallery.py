@@ -202,7 +202,7 @@ def test_the_search_prints_a_table_or_json_and_draws_a_sheet(network, workdir, l
     assert found[0]['score'] == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.parametrize('where', ['colour = 1', 'color =', '1'])
+@pytest.mark.parametrize('where', ['colour = 1', 'color =', '1', 'color between 1 and true', '?'])
 def test_an_invalid_condition_is_answered_with_the_columns(network, listed, tmp_path, where):
     index_photos(network, listed, tmp_path / 'gallery')
     gallery = Gallery.open(tmp_path / 'gallery')
