@@ -2,11 +2,14 @@
 
     python benchmarks/kill_index.py --workdir W --images=PATH [--kills 40]
 
-The command is started again after each kill. Whenever a run finishes before it is killed, and at the end, the rows must be those of
-a gallery that was filled without a kill; then the gallery is deleted and rebuilt. Prints the number of committed rows at each kill.
+The command is started again after each kill. Half of the kills come at a random moment of the run, the others within 30 milliseconds
+after LanceDB has begun to write a file, that is, around a commit. Whenever a run finishes before it is killed, and at the end, the
+rows must be those of a gallery that was filled without a kill; then the gallery is deleted and rebuilt. Prints the number of committed
+rows at each kill.
 """
 
 import argparse
+import contextlib
 import random
 import shutil
 import subprocess
@@ -41,15 +44,19 @@ def main(argv: Sequence[str]) -> int:
         seconds, same = time.monotonic() - start, True
         while len(killed_at) < args.kills:
             process = index(args, killed)
-            try:
-                process.wait(timeout=rng.uniform(0.3, 1.1) * seconds)
-                finish(process)
-                same &= equal(Gallery.open(whole), Gallery.open(killed))
-                shutil.rmtree(killed)
-            except subprocess.TimeoutExpired:
+            if rng.random() < 0.5:
+                wait_for_write(process, killed)
+                time.sleep(rng.uniform(0, 0.03))
+            else:
+                sleep(process, rng.uniform(0.3, 1.1) * seconds)
+            if process.poll() is None:
                 process.kill()
                 process.wait()
                 killed_at.append(count(killed))
+            else:
+                finish(process)
+                same &= equal(Gallery.open(whole), Gallery.open(killed))
+                shutil.rmtree(killed)
         finish(index(args, killed))
         same &= equal(Gallery.open(whole), Gallery.open(killed))
     print(f'{len(killed_at)} kills in runs of {seconds:.1f} s, with these numbers of rows on disk: {sorted(killed_at)}')
@@ -62,6 +69,20 @@ def index(args: argparse.Namespace, gallery: Path) -> subprocess.Popen:
     command = [sys.executable, str(ROOT / 'main.py'), '--mode=index', f'--workdir={args.workdir}']
     command += [f'--images={args.images}', f'--gallery={gallery}']
     return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+
+
+def sleep(process: subprocess.Popen, seconds: float) -> None:
+    """Wait, but not longer than the process lives."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=seconds)
+
+
+def wait_for_write(process: subprocess.Popen, gallery: Path) -> None:
+    """Wait until a file appears in the gallery, or the process ends."""
+    table = gallery / 'photos.lance'
+    before = set(table.rglob('*'))
+    while process.poll() is None and not any(path.is_file() for path in set(table.rglob('*')) - before):
+        time.sleep(0.002)
 
 
 def finish(process: subprocess.Popen) -> None:
