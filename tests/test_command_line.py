@@ -22,7 +22,7 @@ INVALID = {
     '--darn_urls=urls.txt --mode=prepare': '--darn_urls goes with --mode prepare --config configs/darn.py.',
     '--darn_urls= --mode=prepare': 'flag --darn_urls=: the path is empty',
     '--mode=export --output=x --format=onnx': 'value should be one of <jax|torch>',
-    '--mode=evaluate': 'value should be one of <train|eval|report|prepare|import|export|embed|index|search>',
+    '--mode=evaluate': 'value should be one of <train|eval|report|prepare|import|export|embed|index|search|serve>',
     '--split=train': 'value should be one of <valid|test>',
     '--fast': "Unknown command line flag 'fast'",
     'eval': "'eval' is not a flag; flags begin with two dashes",
