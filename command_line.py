@@ -27,7 +27,7 @@ PATH_FLAGS = {
     'torch_checkpoint': 'file to import: .pth.tar, .pth or .safetensors',
     'output': 'folder for the export, .npz file for the vectors, or .jpg file for the contact sheet of a search',
     'images': 'photos to embed: a folder, a quoted glob, a list of paths, or a .csv with a "path" column',
-    'gallery': 'folder of the gallery',
+    'gallery': 'folder of the gallery, or s3://BUCKET/NAME',
     'query': 'photo to search with',
 }
 
@@ -144,12 +144,12 @@ def define_flags(argv: Sequence[str]) -> flags.FlagValues:
 
 
 class PathParser(flags.ArgumentParser):
-    """Expands a leading ~, which shells leave alone after an equals sign."""
+    """Expands a leading ~, which shells leave alone after an equals sign, and keeps both slashes of s3://BUCKET."""
 
     def parse(self, argument: str) -> str:
         if not argument:
             raise ValueError('the path is empty; write one, or omit the flag.')
-        return str(_expand_home(argument))
+        return argument if argument.startswith('s3://') else str(_expand_home(argument))
 
 
 class NamesParser(tuple_parser.TupleParser):

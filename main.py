@@ -86,18 +86,16 @@ def dispatch(arguments: command_line.Arguments) -> None:
         case 'index':
             from asen_jax.search.indexing import index_workdir
 
-            index_workdir(config, workdir, flags.checkpoint, flags.images, Path(flags.gallery), flags.strict)
+            index_workdir(config, workdir, flags.checkpoint, flags.images, flags.gallery, flags.strict)
         case 'search':
             from asen_jax.search.searching import search_gallery
 
             output = Path(flags.output) if flags.output else None
-            search_gallery(
-                Path(flags.gallery), flags.query, flags.attribute, flags.k, flags.where, moved, flags.json, output
-            )
+            search_gallery(flags.gallery, flags.query, flags.attribute, flags.k, flags.where, moved, flags.json, output)
         case 'serve':
             from asen_jax.search.serve import serve
 
-            serve(Path(flags.gallery), flags.host, flags.port, moved)
+            serve(flags.gallery, flags.host, flags.port, moved)
 
 
 if __name__ == '__main__':

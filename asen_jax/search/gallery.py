@@ -1,4 +1,4 @@
-"""A gallery: photos on disk, ready to be searched by attribute, in a LanceDB table.
+"""A gallery: photos, ready to be searched by attribute, in a LanceDB table in a folder or on object storage.
 
 One row per photo: its path, the columns of the CSV that listed it, a thumbnail, and a vector per attribute. Our own columns
 begin with `gallery_`. Every change is one commit of LanceDB, so a killed process leaves the state before it or after it.
@@ -10,6 +10,7 @@ import heapq
 import itertools
 import json
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +33,21 @@ ID, SOURCE, STATE, THUMBNAIL = 'gallery_id', 'gallery_source', 'gallery_state', 
 VECTOR = 'gallery_vector_{}'
 PATHS_AT_ONCE = 1000  # in one condition
 NUM_VOTERS = 20  # nearest photos that vote on a value
+NUM_PROBES = 64  # partitions of an index that are searched
+PRIMARY_KEY = {
+    b'lance-schema:unenforced-primary-key': b'true'
+}  # a commit fails if another one has added the same photo
+S3 = 's3://'
+# to look for a table, which LanceDB retries on top of these, so that a silent endpoint is reported in half a minute
+S3_FIRST_CONTACT = {'client_max_retries': '0', 'connect_timeout': '3 seconds', 'timeout': '5 seconds'}
+S3_CAUSES = (
+    r'<Message>([^<]+)',
+    '(no credentials)',
+    r'(?:message|error): "([^"]+)',
+    r'HttpError { kind: (\w+)',
+    'HTTP error: ([^,]+)',
+    r'(status: \d+)',
+)
 
 Scored = list[tuple[str, float]]  # path and similarity, best first
 
@@ -64,7 +80,7 @@ class Guess(NamedTuple):
 class Gallery:
     """An opened gallery. `about` describes the network that made its vectors: `fingerprint`, `attributes`, `workdir`, …"""
 
-    def __init__(self, folder: Path, table: Any):
+    def __init__(self, folder: Path | str, table: Any):
         self.folder, self.table = folder, table
         try:
             self.about = json.loads(table.schema.metadata[b'asen_jax'])
@@ -76,11 +92,12 @@ class Gallery:
 
     @classmethod
     def open(cls, folder: str | os.PathLike) -> 'Gallery':
-        """The gallery in `folder`; raises InputError if there is none, or if it is damaged."""
-        folder = Path(folder).expanduser()
+        """The gallery in `folder` (or at s3://…); raises InputError if there is none, or if it cannot be read."""
+        folder = locate(folder)
         if not is_gallery(folder):
             raise InputError(f'{folder} is not a gallery; make one with --mode index --gallery={folder}.')
-        drop_torn_versions(folder)
+        if isinstance(folder, Path):
+            drop_torn_versions(folder)
         try:
             return cls(folder, lancedb.connect(folder).open_table(TABLE))
         except (OSError, RuntimeError, ValueError) as error:
@@ -89,11 +106,12 @@ class Gallery:
     @classmethod
     def create(cls, folder: str | os.PathLike, about: Mapping[str, Any], dim: int) -> 'Gallery':
         """An empty gallery for the vectors of the network that `about` describes; replaces one that is there."""
-        fields = [pa.field('path', pa.string(), False), *(pa.field(name, pa.string()) for name in (ID, SOURCE, STATE))]
+        fields = [pa.field('path', pa.string(), False, PRIMARY_KEY)]
+        fields += [pa.field(name, pa.string()) for name in (ID, SOURCE, STATE)]
         fields.append(pa.field(THUMBNAIL, pa.binary()))
         fields += [pa.field(VECTOR.format(n), pa.list_(pa.float32(), dim)) for n in range(len(about['attributes']))]
         schema = pa.schema(fields, metadata={b'asen_jax': json.dumps(about).encode()})
-        folder = Path(folder)
+        folder = locate(folder)
         return cls(folder, lancedb.connect(folder).create_table(TABLE, schema=schema, mode='overwrite'))
 
     def __len__(self) -> int:
@@ -246,6 +264,7 @@ class Gallery:
         """The nearest photos under one attribute, by LanceDB."""
         search = self.table.search(query, vector_column_name=VECTOR.format(number))
         search = search.distance_type(self.about['metric']).select(['path', '_distance']).limit(k)
+        search = search.minimum_nprobes(NUM_PROBES).maximum_nprobes(0)  # more if `condition` leaves fewer than k
         if condition:
             search = search.where(condition)
         found = search.to_arrow()
@@ -289,9 +308,43 @@ def photo_id(path: str) -> str:
     return hashlib.sha256(path.encode()).hexdigest()[:16]
 
 
-def is_gallery(folder: Path) -> bool:
+def locate(gallery: str | os.PathLike) -> Path | str:
+    """The folder of a gallery, or its address on object storage, which a Path would change."""
+    text = os.fspath(gallery)
+    if not text.startswith(S3):
+        return Path(text).expanduser()
+    if not text.removeprefix(S3).strip('/').partition('/')[2]:
+        raise InputError(f'{text} names no gallery; write s3://BUCKET/NAME.')
+    return text.rstrip('/')
+
+
+def file_of(folder: Path | str, name: str) -> Path:
+    """A file about a gallery: in its folder or, for one on object storage, in the current folder as GALLERY-name."""
+    return folder / name if isinstance(folder, Path) else Path(f'{folder.rpartition("/")[2]}-{name}')
+
+
+def is_gallery(folder: Path | str) -> bool:
     """Whether `folder` has a table, not only the beginning of one whose first commit was killed."""
-    return any((folder / f'{TABLE}.lance/_versions').glob('*.manifest'))
+    if isinstance(folder, Path):
+        return any((folder / f'{TABLE}.lance/_versions').glob('*.manifest'))
+    try:
+        lancedb.connect(folder, storage_options=S3_FIRST_CONTACT).open_table(TABLE)
+    except (OSError, RuntimeError, ValueError) as error:
+        if str(error) == f"Table '{TABLE}' was not found":
+            return False
+        raise damage(folder, error) from error
+    return True
+
+
+@contextlib.contextmanager
+def writing(folder: Path | str) -> Iterator[None]:
+    """Turn LanceDB's errors during a change into ours if the gallery is on object storage, which may be out of reach."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        if isinstance(folder, Path) or not re.search('LanceError|namespace', str(error)):
+            raise
+        raise damage(folder, error) from error
 
 
 def drop_torn_versions(folder: Path) -> None:
@@ -304,8 +357,15 @@ def drop_torn_versions(folder: Path) -> None:
         print(told, file=sys.stderr)
 
 
-def damage(folder: Path, error: Exception) -> DamageError:
+def damage(folder: Path | str, error: Exception) -> DamageError:
     """The error for a gallery that cannot be read."""
+    if isinstance(folder, str):
+        told = str(error).replace('Failed to get AWS credentials', 'no credentials')
+        causes = (match[1] for cause in S3_CAUSES if (match := re.search(cause, told)))
+        return DamageError(
+            f'{folder} cannot be used ({next(causes, first_line(error))}); check the bucket and the environment variables '
+            'AWS_ENDPOINT, AWS_ALLOW_HTTP, AWS_ACCESS_KEY_ID, and AWS_SECRET_ACCESS_KEY, then run the same command again.'
+        )
     return DamageError(
         f'{folder} is damaged ({first_line(error)}); delete it and run --mode index --gallery={folder} again.'
     )

@@ -1,5 +1,6 @@
 """`--mode index`: add, update, and delete photos so that a gallery matches a list."""
 
+import contextlib
 import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,11 +19,24 @@ from asen_jax.errors import InputError
 from asen_jax.files import lock, write_atomically
 from asen_jax.network import config_as_trained
 from asen_jax.search.embedder import Embedder
-from asen_jax.search.gallery import ID, SOURCE, STATE, THUMBNAIL, Gallery, is_gallery, path_conditions, photo_id
+from asen_jax.search.gallery import (
+    ID,
+    SOURCE,
+    STATE,
+    THUMBNAIL,
+    Gallery,
+    file_of,
+    is_gallery,
+    locate,
+    path_conditions,
+    photo_id,
+    writing,
+)
 from asen_jax.search.listing import ListedPhoto, file_state, list_photos, slices
 
 COMMIT_SIZE = 1024  # photos per commit; each commit makes a file, which `_tidy` merges
 THUMBNAIL_SIDE = 192  # pixels
+SKIPPED = 'skipped.txt'
 EXACT_UP_TO = 100_000  # rows; below, comparing every photo takes less than a tenth of a second
 KEEP_VERSIONS = timedelta(hours=1)  # for readers that began before a change
 
@@ -30,7 +44,7 @@ KEEP_VERSIONS = timedelta(hours=1)  # for readers that began before a change
 class Changes(NamedTuple):
     """What `index_photos` did, in photos."""
 
-    folder: Path
+    folder: Path | str
     total: int  # in the gallery now
     added: int
     updated: int  # whose file or box changed, so that they were embedded again
@@ -43,7 +57,7 @@ class Changes(NamedTuple):
         told = ', '.join(f'{count:,} {what}' for what, count in counts.items())
         lines = [f'{self.folder}: {self.total:,} photos ({told})']
         if self.skipped:
-            lines.append(f'skipped {len(self.skipped):,} photos, listed in {self.folder / "skipped.txt"}')
+            lines.append(f'skipped {len(self.skipped):,} photos, listed in {file_of(self.folder, SKIPPED)}')
         return '\n'.join(lines)
 
 
@@ -61,7 +75,7 @@ class Listed(NamedTuple):
 
 
 def index_workdir(
-    config: ConfigDict, workdir: Path, which: str, images: str, folder: Path, strict: bool = False
+    config: ConfigDict, workdir: Path, which: str, images: str, folder: Path | str, strict: bool = False
 ) -> Changes:
     """`--mode index`: `index_photos` with the checkpoint `which` of a workdir; prints what changed."""
     embedder = Embedder.load(workdir, which, config.precision, config.eval.batch_size)
@@ -83,24 +97,23 @@ def index_photos(
 
     A photo is identified by its absolute path. New ones are added, and those whose file or box changed are embedded again.
     Photos that an earlier call with the same `images` listed and this one does not are deleted; those of other calls stay.
-    Unusable photos are listed in `skipped.txt` there; with `strict` they are an InputError. If a file is missing, as on a
+    Unusable photos are listed in `skipped.txt` there (see `file_of`); with `strict` they are an InputError. If a file is missing, as on a
     drive that is not mounted, its row stays. After a stop, the same call continues. Raises InputError also if another
-    network made the gallery, or if another process is changing it.
+    network made the gallery, or if another process is changing it, which is not checked on object storage.
     """
-    folder = Path(folder).expanduser()
+    folder = locate(folder)
     listed, skipped = _read_list(embedder, images, folder)
     columns = sorted({name for each in listed.values() for name in each.photo.metadata})
     _check_columns(columns, images)
     if embedder.crop_to_bbox and not any(each.photo.box for each in listed.values()):
         print(f'{images} has no boxes: photos are taken whole, although the network was trained with data.crop_to_bbox')
-    folder.mkdir(parents=True, exist_ok=True)
-    with lock(folder / '.lock', f'Another process is changing {folder}; wait for it.'):
+    with _locked(folder), writing(folder):
         gallery = _open_or_create(embedder, folder, origin or {})
         if new := [name for name in columns if name not in gallery.metadata_columns]:
             gallery.table.add_columns(dict.fromkeys(new, 'cast(null as string)'))
         changes = _synchronize(gallery, embedder, listed, skipped, strict)
         _tidy(gallery)
-        skipped_file = folder / 'skipped.txt'
+        skipped_file = file_of(folder, SKIPPED)
         if changes.skipped:
             with write_atomically(skipped_file) as file:
                 file.writelines(os.fsencode(f'{path}\t{why}\n') for path, why in changes.skipped.items())
@@ -121,13 +134,26 @@ def make_thumbnail(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def _read_list(embedder: Embedder, images: str | os.PathLike, folder: Path) -> tuple[dict[str, Listed], dict[str, str]]:
+@contextlib.contextmanager
+def _locked(folder: Path | str) -> Iterator[None]:
+    """Hold the lock of the gallery's folder, which is created; object storage has none."""
+    if isinstance(folder, str):
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with lock(folder / '.lock', f'Another process is changing {folder}; wait for it.'):
+        yield
+
+
+def _read_list(
+    embedder: Embedder, images: str | os.PathLike, folder: Path | str
+) -> tuple[dict[str, Listed], dict[str, str]]:
     """The photos that `images` names by absolute path, without those in `folder`; and why others cannot be in a gallery."""
-    source, own = absolute(images), absolute(folder)
+    source, sheet = absolute(images), absolute(file_of(folder, 'search.jpg'))
     listed, skipped = {}, {}
     for photo in list_photos(images, with_boxes=embedder.crop_to_bbox):
         path = absolute(photo.path)
-        if path.startswith(f'{own}{os.sep}'):
+        if path == sheet or (isinstance(folder, Path) and path.startswith(f'{absolute(folder)}{os.sep}')):
             continue  # a contact sheet
         if path in listed and listed[path].photo != photo._replace(path=path):
             raise InputError(f'{images} lists {path} twice; keep one line of it.')
@@ -152,7 +178,7 @@ def _check_columns(columns: Sequence[str], images: str | os.PathLike) -> None:
             raise InputError(f'{images} has a column {name!r}, a name that galleries cannot use; rename it.')
 
 
-def _open_or_create(embedder: Embedder, folder: Path, origin: Mapping[str, str]) -> Gallery:
+def _open_or_create(embedder: Embedder, folder: Path | str, origin: Mapping[str, str]) -> Gallery:
     """The gallery in `folder`; raises InputError if its vectors are of another network."""
     config = embedder.network.meta['config']
     cosine, unit = config['train']['distance'] == 'cosine', config['model']['normalize']

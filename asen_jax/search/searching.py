@@ -13,7 +13,7 @@ from asen_jax.errors import InputError
 from asen_jax.evaluation.figures import CELL, Ranking, draw_rankings
 from asen_jax.files import write_atomically
 from asen_jax.search.embedder import Embedder
-from asen_jax.search.gallery import STATE, THUMBNAIL, Gallery, Guess, Match
+from asen_jax.search.gallery import STATE, THUMBNAIL, Gallery, Guess, Match, file_of
 from asen_jax.search.indexing import absolute
 from asen_jax.search.listing import file_state
 
@@ -21,7 +21,7 @@ MAX_DRAWN = 20  # photos on the contact sheet
 
 
 def search_gallery(
-    folder: Path,
+    folder: Path | str,
     photo: str,
     attribute: str,
     k: int = 20,
@@ -38,7 +38,7 @@ def search_gallery(
     weights, gallery, path = parse_weights(attribute), Gallery.open(folder), absolute(photo)
     gallery.check(weights)  # before the network is loaded
     known = next(gallery.rows([path], [STATE, THUMBNAIL, *gallery.vector_columns]), None)
-    output = output or folder / 'search.jpg'
+    output = output or file_of(gallery.folder, 'search.jpg')
     if absolute(output) == path or next(gallery.rows([absolute(output)], []), None):
         raise InputError(f'{output} is one of the photos; name another --output.')
     state = file_state(path)

@@ -86,7 +86,7 @@ class Embedding(BaseModel):
     embeddings: list[list[float]]
 
 
-def serve(folder: Path, host: str, port: int, workdir: Path | None = None) -> None:
+def serve(folder: Path | str, host: str, port: int, workdir: Path | None = None) -> None:
     """`--mode serve`: serve the gallery in `folder` until a signal; SIGTERM lets running requests finish.
 
     The network is that of the gallery's workdir, or of `workdir` if it has moved. Raises InputError if there is none, or if

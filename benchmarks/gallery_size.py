@@ -1,0 +1,166 @@
+"""Measure searches in galleries of up to a million rows: how good, how fast, and in how much memory.
+
+    python benchmarks/gallery_size.py FOLDER [--rows 10000,100000,1000000]
+
+Fills `FOLDER/<rows>` with rows of one attribute whose unit vectors are drawn from overlapping clusters, searches by every variant, each
+in its own process, and prints a row for it. Recall is that of the 10 nearest rows, by comparing all of them in float32.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import pyarrow as pa
+from lancedb.index import BTree, IvfFlat
+
+from asen_jax.search import gallery as galleries
+from asen_jax.search.gallery import SOURCE, STATE, THUMBNAIL, Gallery
+
+DIM, LATENT_DIM, NUM_CENTERS = 128, 24, 4000  # of the vectors; half of a row's nearest are from other clusters
+SPREAD, NOISE = 0.8, 0.3  # beside centers of length 1: in the clusters' subspace, and in all dimensions
+NUM_QUERIES, K = 300, 10
+THUMBNAIL_BYTES = 5000
+CHUNK = 50_000  # rows that are added at once
+ATTRIBUTE, VECTOR = 'sleeve', galleries.VECTOR.format(0)
+VARIANTS: dict[str, tuple[Any, dict[str, int]]] = {  # index, and constants of asen_jax/search/gallery.py
+    'exact': (None, {}),
+    'flat 20': (IvfFlat(distance_type='dot'), {'NUM_PROBES': 20}),
+    'flat 40': (IvfFlat(distance_type='dot'), {'NUM_PROBES': 40}),
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Build and measure; prints a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+    parser.add_argument('folder', type=Path, help='where to make the galleries; 6 GB for a million rows')
+    parser.add_argument('--rows', default='10000,100000,1000000', help='sizes of the galleries')
+    parser.add_argument('--variants', default=','.join(VARIANTS), help='what to measure')
+    parser.add_argument('--step', nargs='+', help=argparse.SUPPRESS)  # one process of a measurement
+    args = parser.parse_args(argv)
+    if args.step:
+        step, *rest = args.step
+        print(json.dumps({'fill': fill, 'index': index, 'search': search}[step](args.folder, *rest)))
+        return 0
+    print('| rows | variant | recall@10 | median | 95th percentile | peak memory | index on disk | time to build |')
+    print('| --- | --- | --- | --- | --- | --- | --- | --- |', flush=True)
+    for rows in map(int, args.rows.split(',')):
+        folder = args.folder / str(rows)
+        if not folder.exists():
+            run(folder, 'fill', str(rows))
+        for variant in args.variants.split(','):
+            built, found = run(folder, 'index', variant), run(folder, 'search', variant)
+            figures = [
+                f'{found["recall"]:.3f}',
+                f'{found["median"]:.1f} ms',
+                f'{found["p95"]:.1f} ms',
+                f'{found["peak"]:.0f} MB',
+                f'{built["size"]:.0f} MB',
+                f'{built["seconds"]:.0f} s',
+            ]
+            print(f'| {rows:,} | {variant} | {" | ".join(figures)} |', flush=True)
+    return 0
+
+
+def run(folder: Path, *step: str) -> dict[str, float]:
+    """The figures of one step, in its own process."""
+    command = [sys.executable, __file__, str(folder), '--step', *step]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+
+
+def draw(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Unit vectors from clusters that overlap, in a subspace, with noise around it."""
+    fixed = np.random.default_rng(0)
+    subspace = np.linalg.qr(fixed.normal(size=(DIM, LATENT_DIM)))[0].T.astype(np.float32)
+    centers = fixed.normal(size=(NUM_CENTERS, LATENT_DIM)).astype(np.float32)
+    centers /= np.linalg.norm(centers, axis=1, keepdims=True)
+    spread = SPREAD / LATENT_DIM**0.5 * rng.standard_normal((count, LATENT_DIM), np.float32)
+    noise = NOISE / DIM**0.5 * rng.standard_normal((count, DIM), np.float32)
+    vectors = (centers[rng.integers(NUM_CENTERS, size=count)] + spread) @ subspace + noise
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def fill(folder: Path, rows: str) -> dict[str, float]:
+    """A gallery without an index of its vectors, and its nearest rows in `truth.npz`."""
+    total = int(rows)
+    about = {'fingerprint': '', 'attributes': [ATTRIBUTE], 'metric': 'dot'}
+    gallery = Gallery.create(folder, about, DIM)
+    gallery.table.add_columns({'color': 'cast(null as string)', 'shop': 'cast(null as string)'})
+    rng = np.random.default_rng(1)
+    queries = draw(np.random.default_rng(2), NUM_QUERIES)
+    scores, places = np.full((NUM_QUERIES, K), -2, np.float32), np.zeros((NUM_QUERIES, K), int)
+    for start in range(0, total, CHUNK):
+        numbers = np.arange(start, min(start + CHUNK, total))
+        vectors = draw(rng, len(numbers))
+        columns = {
+            'path': [path_of(number) for number in numbers],
+            SOURCE: ['/photos/list.csv'] * len(numbers),
+            STATE: [f'{number} 1700000000000000000 None' for number in numbers],
+            THUMBNAIL: [rng.bytes(THUMBNAIL_BYTES) for _ in numbers],
+            VECTOR: pa.FixedSizeListArray.from_arrays(vectors.ravel(), DIM),
+            'color': [f'color {number % 10}' for number in numbers],
+            'shop': [f'shop {number % 1000}' for number in numbers],
+        }
+        gallery.table.add(pa.table(columns, schema=gallery.table.schema))
+        scores = np.concatenate([scores, queries @ vectors.T], axis=1)
+        places = np.concatenate([places, np.broadcast_to(numbers, (NUM_QUERIES, len(numbers)))], axis=1)
+        best = np.argsort(-scores, axis=1)[:, :K]
+        scores, places = np.take_along_axis(scores, best, 1), np.take_along_axis(places, best, 1)
+    gallery.table.create_index('path', config=BTree())
+    gallery.table.optimize(cleanup_older_than=timedelta(0))
+    np.savez(folder / 'truth.npz', queries=queries, places=places)
+    return {}
+
+
+def path_of(number: int) -> str:
+    return f'/photos/{number:07d}.jpg'
+
+
+def index(folder: Path, variant: str) -> dict[str, float]:
+    """Build the variant's index in place of the one before."""
+    table = Gallery.open(folder).table
+    for each in table.list_indices():
+        if each.columns == [VECTOR]:
+            table.drop_index(each.name)
+    table.optimize(cleanup_older_than=timedelta(0))
+    before, start = size(folder), time.monotonic()
+    if config := VARIANTS[variant][0]:
+        table.create_index(VECTOR, config=config)
+    return {'seconds': time.monotonic() - start, 'size': (size(folder) - before) / 1e6}
+
+
+def size(folder: Path) -> int:
+    """Bytes on disk."""
+    return sum(path.stat().st_size for path in folder.rglob('*') if path.is_file())
+
+
+def search(folder: Path, variant: str) -> dict[str, float]:
+    """Search one photo after another, as `--mode search` does."""
+    for name, value in VARIANTS[variant][1].items():
+        setattr(galleries, name, value)
+    truth, gallery = np.load(folder / 'truth.npz'), Gallery.open(folder)
+    times, recalls = [], []
+    for query, places in zip(truth['queries'], truth['places'], strict=True):
+        start = time.perf_counter()
+        found = gallery.search(query[None], {ATTRIBUTE: 1.0}, K)
+        times.append(1000 * (time.perf_counter() - start))
+        recalls.append(len({match.path for match in found} & set(map(path_of, places))) / K)
+    return {
+        'recall': np.mean(recalls),
+        'median': np.median(times),
+        'p95': np.percentile(times, 95),
+        'peak': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000,
+    }
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))
