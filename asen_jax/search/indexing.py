@@ -209,10 +209,10 @@ def _synchronize(
     skipped |= {path: 'cannot be read (No such file or directory)' for path, each in listed.items() if not each.state}
     usable = {path: each for path, each in listed.items() if each.state}
     source = next((each.source for each in listed.values()), None)
-    gone = [path for path, row in known.items() if row[SOURCE] == source and path not in listed]
-    changed = [path for path, each in usable.items() if known.get(path) != each.describe(columns)]
-    relabeled = [path for path in changed if path in known and known[path][STATE] == usable[path].state]
-    outdated = [path for path in changed if path not in known or known[path][STATE] != usable[path].state]
+    gone = [path for path, (listed_in, *_) in known.items() if listed_in == source and path not in listed]
+    changed = [path for path, each in usable.items() if known.get(path) != tuple(each.describe(columns).values())]
+    relabeled = [path for path in changed if path in known and known[path][1] == usable[path].state]
+    outdated = [path for path in changed if path not in known or known[path][1] != usable[path].state]
     _refuse(skipped, strict)
     _delete(gallery, gone)
     for some in slices(relabeled, COMMIT_SIZE):
@@ -237,11 +237,17 @@ def _refuse(skipped: Mapping[str, str], strict: bool) -> None:
         raise InputError(f'{path}: {why}; fix it, or leave out --strict to skip such photos.')
 
 
-def _known(gallery: Gallery) -> dict[str, dict[str, Any]]:
-    """What the gallery knows of each photo: its source, its state, and the CSV's columns."""
+def _known(gallery: Gallery) -> dict[str, tuple[str | None, ...]]:
+    """What the gallery knows of each photo, in the order of `Listed.describe`: source, state, and the CSV's columns.
+
+    Equal cells are one object, so that a million photos take 0.4 GB.
+    """
+    columns, same, known = [SOURCE, STATE, *gallery.metadata_columns], {}, {}
     with gallery.reading():
-        found = gallery.table.search().select(['path', SOURCE, STATE, *gallery.metadata_columns]).to_arrow()
-    return {row.pop('path'): row for row in found.to_pylist()}
+        for batch in gallery.table.search().select(['path', *columns]).to_batches():
+            cells = ([same.setdefault(cell, cell) for cell in batch.column(name).to_pylist()] for name in columns)
+            known |= zip(batch.column('path').to_pylist(), zip(*cells, strict=True), strict=True)
+    return known
 
 
 def _embed(
