@@ -2,8 +2,8 @@
 
     python benchmarks/gallery_size.py FOLDER [--rows 10000,100000,1000000]
 
-Fills `FOLDER/<rows>` with rows of one attribute whose unit vectors are drawn from overlapping clusters, searches by every variant, each
-in its own process, and prints a row for it. Recall is that of the 10 nearest rows, by comparing all of them in float32.
+Fills `FOLDER/<rows>` with rows of one attribute whose unit vectors are drawn from overlapping clusters, searches in several ways,
+each in its own process, and prints a row for each. Recall is that of the 10 nearest rows, by comparing all of them in float32.
 """
 
 import argparse
@@ -12,16 +12,17 @@ import resource
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import pyarrow as pa
-from lancedb.index import BTree, IvfFlat
+from lancedb.index import BTree, IvfFlat, IvfPq, IvfRq
 
 from asen_jax.search import gallery as galleries
 from asen_jax.search.gallery import SOURCE, STATE, THUMBNAIL, Gallery
@@ -30,12 +31,25 @@ DIM, LATENT_DIM, NUM_CENTERS = 128, 24, 4000  # of the vectors; half of a row's 
 SPREAD, NOISE = 0.8, 0.3  # beside centers of length 1: in the clusters' subspace, and in all dimensions
 NUM_QUERIES, K = 300, 10
 THUMBNAIL_BYTES = 5000
+NOW = timedelta(0)
 CHUNK = 50_000  # rows that are added at once
 ATTRIBUTE, VECTOR = 'sleeve', galleries.VECTOR.format(0)
-VARIANTS: dict[str, tuple[Any, dict[str, int]]] = {  # index, and constants of asen_jax/search/gallery.py
-    'exact': (None, {}),
-    'flat 20': (IvfFlat(distance_type='dot'), {'NUM_PROBES': 20}),
-    'flat 40': (IvfFlat(distance_type='dot'), {'NUM_PROBES': 40}),
+
+
+class Variant(NamedTuple):
+    """A way to search."""
+
+    index: Any = None
+    num_probes: int = 1  # partitions that are searched
+    refine_factor: int = 0  # this many times K rows are compared again, by their full vectors
+
+
+VARIANTS = {
+    'exact': Variant(),
+    'IVF_FLAT, 20 probes': Variant(IvfFlat('dot'), 20),
+    f'IVF_FLAT, {galleries.NUM_PROBES} probes': Variant(IvfFlat('dot'), galleries.NUM_PROBES),  # a gallery's
+    'IVF_PQ, 64 probes, refine 20': Variant(IvfPq('dot', num_sub_vectors=DIM // 4), 64, 20),
+    'IVF_RQ, 64 probes, refine 30': Variant(IvfRq('dot'), 64, 30),
 }
 
 
@@ -44,20 +58,20 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     parser.add_argument('folder', type=Path, help='where to make the galleries; 6 GB for a million rows')
     parser.add_argument('--rows', default='10000,100000,1000000', help='sizes of the galleries')
-    parser.add_argument('--variants', default=','.join(VARIANTS), help='what to measure')
     parser.add_argument('--step', nargs='+', help=argparse.SUPPRESS)  # one process of a measurement
     args = parser.parse_args(argv)
     if args.step:
+        warnings.filterwarnings('ignore', r'optimize\(cleanup_older_than=0\)')  # it could harm other readers
         step, *rest = args.step
         print(json.dumps({'fill': fill, 'index': index, 'search': search}[step](args.folder, *rest)))
         return 0
-    print('| rows | variant | recall@10 | median | 95th percentile | peak memory | index on disk | time to build |')
-    print('| --- | --- | --- | --- | --- | --- | --- | --- |', flush=True)
+    print('| rows | search | recall@10 | median | 95% | peak memory | index on disk | built in | in memory |')
+    print('| --- | --- | --- | --- | --- | --- | --- | --- | --- |', flush=True)
     for rows in map(int, args.rows.split(',')):
         folder = args.folder / str(rows)
         if not folder.exists():
             run(folder, 'fill', str(rows))
-        for variant in args.variants.split(','):
+        for variant in VARIANTS:
             built, found = run(folder, 'index', variant), run(folder, 'search', variant)
             figures = [
                 f'{found["recall"]:.3f}',
@@ -66,6 +80,7 @@ def main(argv: Sequence[str]) -> int:
                 f'{found["peak"]:.0f} MB',
                 f'{built["size"]:.0f} MB',
                 f'{built["seconds"]:.0f} s',
+                f'{built["peak"]:.0f} MB',
             ]
             print(f'| {rows:,} | {variant} | {" | ".join(figures)} |', flush=True)
     return 0
@@ -116,12 +131,13 @@ def fill(folder: Path, rows: str) -> dict[str, float]:
         best = np.argsort(-scores, axis=1)[:, :K]
         scores, places = np.take_along_axis(scores, best, 1), np.take_along_axis(places, best, 1)
     gallery.table.create_index('path', config=BTree())
-    gallery.table.optimize(cleanup_older_than=timedelta(0))
+    gallery.table.optimize(cleanup_older_than=NOW)
     np.savez(folder / 'truth.npz', queries=queries, places=places)
     return {}
 
 
 def path_of(number: int) -> str:
+    """The path of a row."""
     return f'/photos/{number:07d}.jpg'
 
 
@@ -131,11 +147,11 @@ def index(folder: Path, variant: str) -> dict[str, float]:
     for each in table.list_indices():
         if each.columns == [VECTOR]:
             table.drop_index(each.name)
-    table.optimize(cleanup_older_than=timedelta(0))
+    table.optimize(cleanup_older_than=NOW)
     before, start = size(folder), time.monotonic()
-    if config := VARIANTS[variant][0]:
+    if config := VARIANTS[variant].index:
         table.create_index(VECTOR, config=config)
-    return {'seconds': time.monotonic() - start, 'size': (size(folder) - before) / 1e6}
+    return {'seconds': time.monotonic() - start, 'size': (size(folder) - before) / 1e6, 'peak': peak_memory()}
 
 
 def size(folder: Path) -> int:
@@ -145,9 +161,13 @@ def size(folder: Path) -> int:
 
 def search(folder: Path, variant: str) -> dict[str, float]:
     """Search one photo after another, as `--mode search` does."""
-    for name, value in VARIANTS[variant][1].items():
-        setattr(galleries, name, value)
+    _, galleries.NUM_PROBES, factor = VARIANTS[variant]
     truth, gallery = np.load(folder / 'truth.npz'), Gallery.open(folder)
+    if factor:  # a gallery does not do this
+        plain = gallery.table.search
+        gallery.table.search = lambda *query, **options: (
+            plain(*query, **options).refine_factor(factor) if query else plain()
+        )
     times, recalls = [], []
     for query, places in zip(truth['queries'], truth['places'], strict=True):
         start = time.perf_counter()
@@ -158,8 +178,13 @@ def search(folder: Path, variant: str) -> dict[str, float]:
         'recall': np.mean(recalls),
         'median': np.median(times),
         'p95': np.percentile(times, 95),
-        'peak': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000,
+        'peak': peak_memory(),
     }
+
+
+def peak_memory() -> float:
+    """Of this process so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
 
 
 if __name__ == '__main__':

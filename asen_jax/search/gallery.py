@@ -33,7 +33,7 @@ ID, SOURCE, STATE, THUMBNAIL = 'gallery_id', 'gallery_source', 'gallery_state', 
 VECTOR = 'gallery_vector_{}'
 PATHS_AT_ONCE = 1000  # in one condition
 NUM_VOTERS = 20  # nearest photos that vote on a value
-NUM_PROBES = 64  # partitions of an index that are searched
+NUM_PROBES = 64  # partitions of an index, of about 4,096 photos each, that are searched
 PRIMARY_KEY = {
     b'lance-schema:unenforced-primary-key': b'true'
 }  # a commit fails if another one has added the same photo
@@ -242,7 +242,7 @@ class Gallery:
             if len(numbers) > 1:
                 return self._scan(numbers, query, k, condition)
             [number] = numbers
-            return self._nearest(number, query[number], k, condition)
+            return self._nearest(number, query[number], k, condition, exhaustive=bool(where))
 
     @contextlib.contextmanager
     def reading(self, where: str | None = None) -> Iterator[None]:
@@ -260,11 +260,13 @@ class Gallery:
                 ) from error
             raise damage(self.folder, error) from error
 
-    def _nearest(self, number: int, query: Float[np.ndarray, ' dim'], k: int, condition: str | None) -> Scored:
-        """The nearest photos under one attribute, by LanceDB."""
+    def _nearest(
+        self, number: int, query: Float[np.ndarray, ' dim'], k: int, condition: str | None, exhaustive: bool
+    ) -> Scored:
+        """The nearest photos under one attribute, by LanceDB; `exhaustive` if few may meet the condition, which an index would miss."""
         search = self.table.search(query, vector_column_name=VECTOR.format(number))
         search = search.distance_type(self.about['metric']).select(['path', '_distance']).limit(k)
-        search = search.minimum_nprobes(NUM_PROBES).maximum_nprobes(0)  # more if `condition` leaves fewer than k
+        search = search.bypass_vector_index() if exhaustive else search.nprobes(NUM_PROBES)
         if condition:
             search = search.where(condition)
         found = search.to_arrow()

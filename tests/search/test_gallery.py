@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lancedb.index import IvfFlat
 from PIL import Image
 
 import main
@@ -302,6 +303,18 @@ def test_a_large_gallery_gets_an_index_for_each_attribute_even_after_a_kill(netw
     assert indexed == ['gallery_vector_0', 'gallery_vector_1', 'gallery_vector_2', 'path']
     query = network.embed([tmp_path / '0.png'])[0]
     assert gallery.search(query, {ATTRIBUTES[2]: 1.0}, 10**12)[0].path == str(tmp_path / '0.png')
+
+
+def test_with_an_index_a_condition_that_few_photos_meet_finds_them(tmp_path):
+    about = {'fingerprint': '', 'attributes': ['color'], 'metric': 'l2'}
+    gallery, vectors = Gallery.create(tmp_path, about, 8), np.random.default_rng(0).normal(size=(2000, 8))
+    rows = [{'path': str(number), 'gallery_vector_0': vector} for number, vector in enumerate(vectors.tolist())]
+    gallery.table.add(rows)
+    gallery.table.create_index('gallery_vector_0', config=IvfFlat('l2', num_partitions=200))
+    farthest = np.argsort(-np.linalg.norm(vectors - vectors[0], axis=1))[:3]
+    condition = f'path in ({", ".join(repr(str(number)) for number in farthest)})'
+    found = gallery.search(vectors[:1].astype(np.float32), {'color': 1.0}, 5, condition)
+    assert [match.path for match in found] == [str(number) for number in farthest[::-1]]
 
 
 def test_a_photo_that_changed_since_it_was_indexed_is_embedded_anew(network, workdir, listed, tmp_path, photos, capsys):
