@@ -51,7 +51,7 @@ MODES = {
     'index': Mode(
         'add, update, and delete photos so that a gallery matches a list',
         ('images', 'gallery'),
-        ('checkpoint', 'strict'),
+        ('checkpoint', 'strict', 'engine', 'workers'),
     ),
     'search': Mode(
         'print and draw the photos of a gallery that are nearest to one',
@@ -140,6 +140,9 @@ def define_flags(argv: Sequence[str]) -> flags.FlagValues:
     flags.DEFINE_string('host', '127.0.0.1', 'address to serve on; 0.0.0.0 lets other machines in', flag_values=values)
     flags.DEFINE_integer('port', 8000, 'port to serve on', 0, 65535, flag_values=values)
     flags.DEFINE_boolean('strict', False, 'stop at an unreadable photo instead of skipping it', flag_values=values)
+    flags.DEFINE_enum('engine', 'local', ['local', 'ray'], 'what embeds the photos', flag_values=values)
+    about = 'workers of --engine=ray; default: one per GPU of the cluster, or per machine'
+    flags.DEFINE_integer('workers', None, about, lower_bound=1, flag_values=values)
     return values
 
 
@@ -211,6 +214,8 @@ def _check_mode(values: flags.FlagValues) -> None:
     for name in MODES[values.mode].needs:
         if values[name].value is None:
             raise InputError(f'--mode {values.mode} needs --{name}: {values[name].help}.')
+    if values.workers and values.engine != 'ray':
+        raise InputError('--workers goes with --engine=ray.')
     if values.darn_urls and values.config.data.name != 'darn':
         raise InputError('--darn_urls goes with --mode prepare --config configs/darn.py.')
 

@@ -86,7 +86,8 @@ def dispatch(arguments: command_line.Arguments) -> None:
         case 'index':
             from asen_jax.search.indexing import index_workdir
 
-            index_workdir(config, workdir, flags.checkpoint, flags.images, flags.gallery, flags.strict)
+            where = (flags.images, flags.gallery, flags.strict)
+            index_workdir(config, workdir, flags.checkpoint, *where, flags.engine, flags.workers)
         case 'search':
             from asen_jax.search.searching import search_gallery
 

@@ -1,15 +1,18 @@
 """`--mode index`: add, update, and delete photos so that a gallery matches a list."""
 
 import contextlib
+import functools
 import io
+import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Float
 from lancedb.index import BTree, IvfFlat
 from ml_collections import ConfigDict
 from PIL import Image
@@ -74,14 +77,42 @@ class Listed(NamedTuple):
         return {SOURCE: self.source, STATE: self.state, **told}
 
 
+class Outcome(NamedTuple):
+    """What became of a photo: vectors and a thumbnail, or why it cannot be used."""
+
+    path: str
+    vectors: Float[np.ndarray, 'attributes dim'] | None = None
+    thumbnail: bytes | None = None
+    why: str | None = None
+
+
+Engine = Callable[[Sequence[ListedPhoto]], Iterator[Outcome]]  # embeds photos, in any order
+
+
 def index_workdir(
-    config: ConfigDict, workdir: Path, which: str, images: str, folder: Path | str, strict: bool = False
+    config: ConfigDict,
+    workdir: Path,
+    which: str,
+    images: str,
+    folder: Path | str,
+    strict: bool = False,
+    engine: str = 'local',
+    workers: int | None = None,
 ) -> Changes:
-    """`--mode index`: `index_photos` with the checkpoint `which` of a workdir; prints what changed."""
+    """`--mode index`: `index_photos` with the checkpoint `which` of a workdir; prints what changed.
+
+    With the engine `ray`, the photos are embedded by that many workers of a Ray cluster.
+    """
+    embed = None
+    if engine == 'ray':
+        from asen_jax.search import ray_engine  # early: Ray may be missing
+
+        source = ray_engine.Source(absolute(workdir), which, config.precision, config.eval.batch_size)
+        embed = functools.partial(ray_engine.embed, source, workers)
     embedder = Embedder.load(workdir, which, config.precision, config.eval.batch_size)
     config_as_trained(embedder.network.meta, config)
     origin = {'workdir': absolute(workdir), 'checkpoint': which}
-    changes = index_photos(embedder, images, folder, strict, origin)
+    changes = index_photos(embedder, images, folder, strict, origin, embed)
     print(changes, flush=True)
     return changes
 
@@ -92,13 +123,14 @@ def index_photos(
     folder: str | os.PathLike,
     strict: bool = False,
     origin: Mapping[str, str] | None = None,
+    embed: Engine | None = None,
 ) -> Changes:
     """Make the gallery in `folder`, which is created if needed, match the photos that `images` names.
 
     A photo is identified by its absolute path. New ones are added, and those whose file or box changed are embedded again.
     Photos that an earlier call with the same `images` listed and this one does not are deleted; those of other calls stay.
     Unusable photos are listed in `skipped.txt` there (see `file_of`); with `strict` they are an InputError. If a file is missing, as on a
-    drive that is not mounted, its row stays. After a stop, the same call continues. Raises InputError also if another
+    drive that is not mounted, its row stays. After a stop, the same call continues. `embed` may embed the photos elsewhere. Raises InputError also if another
     network made the gallery, or if another process is changing it, which is not checked on object storage.
     """
     folder = locate(folder)
@@ -111,7 +143,7 @@ def index_photos(
         gallery = _open_or_create(embedder, folder, origin or {})
         if new := [name for name in columns if name not in gallery.metadata_columns]:
             gallery.table.add_columns(dict.fromkeys(new, 'cast(null as string)'))
-        changes = _synchronize(gallery, embedder, listed, skipped, strict)
+        changes = _synchronize(gallery, embed or functools.partial(embed_here, embedder), listed, skipped, strict)
         _tidy(gallery)
         skipped_file = file_of(folder, SKIPPED)
         if changes.skipped:
@@ -123,6 +155,17 @@ def index_photos(
         path, why = next(iter(changes.skipped.items()))
         raise InputError(f'None of the photos of {images} can be used; {path}: {why}.')
     return changes
+
+
+def embed_here(embedder: Embedder, photos: Sequence[ListedPhoto]) -> Iterator[Outcome]:
+    """The engine of this process."""
+    batches = list(slices(photos, embedder.batch_size))
+    stream = embedder.stream([[(photo.path, photo.box) for photo in batch] for batch in batches], keep=make_thumbnail)
+    for batch, result in zip(batches, stream, strict=True):
+        for place, vectors, thumbnail in zip(result.kept, result.vectors, result.extras, strict=True):
+            yield Outcome(batch[place].path, vectors, thumbnail)
+        for place, why in result.broken.items():
+            yield Outcome(batch[place].path, why=why)
 
 
 def make_thumbnail(image: Image.Image) -> bytes:
@@ -202,7 +245,7 @@ def _open_or_create(embedder: Embedder, folder: Path | str, origin: Mapping[str,
 
 
 def _synchronize(
-    gallery: Gallery, embedder: Embedder, listed: Mapping[str, Listed], skipped: dict[str, str], strict: bool
+    gallery: Gallery, embed: Engine, listed: Mapping[str, Listed], skipped: dict[str, str], strict: bool
 ) -> Changes:
     """Delete, add, and update rows until the gallery's rows of this list are `listed`; completes `skipped`."""
     known, columns = _known(gallery), gallery.metadata_columns
@@ -219,7 +262,7 @@ def _synchronize(
         _merge(gallery, [{'path': path, **usable[path].describe(columns)} for path in some])
     unreadable: dict[str, str] = {}
     with tqdm(total=len(outdated), desc='index', unit='photo', disable=None) as bar:
-        for rows, broken in _embed(gallery, embedder, [usable[path].photo for path in outdated]):
+        for rows, broken in _commits(gallery, embed([usable[path].photo for path in outdated])):
             _refuse(broken, strict)
             unreadable |= broken
             _delete(gallery, [path for path in broken if path in known])  # its vectors are of an earlier photo
@@ -250,24 +293,20 @@ def _known(gallery: Gallery) -> dict[str, tuple[str | None, ...]]:
     return known
 
 
-def _embed(
-    gallery: Gallery, embedder: Embedder, photos: Sequence[ListedPhoto]
-) -> Iterator[tuple[list[dict[str, Any]], dict[str, str]]]:
-    """(rows with path, thumbnail, and vectors; path -> why it cannot be used) for about COMMIT_SIZE photos at a time."""
-    batches = list(slices(photos, embedder.batch_size))
-    rows, broken = [], {}
-    stream = embedder.stream([[(photo.path, photo.box) for photo in batch] for batch in batches], keep=make_thumbnail)
-    for batch, result in zip(batches, stream, strict=True):
-        for place, vectors, thumbnail in zip(result.kept, result.vectors, result.extras, strict=True):
-            named = dict(zip(gallery.vector_columns, vectors, strict=True))
-            path = batch[place].path
-            rows.append({'path': path, ID: photo_id(path), THUMBNAIL: thumbnail, **named})
-        broken |= {batch[place].path: why for place, why in result.broken.items()}
-        if len(rows) + len(broken) >= COMMIT_SIZE:
-            yield rows, broken
-            rows, broken = [], {}
-    if rows or broken:
-        yield rows, broken
+def _commits(gallery: Gallery, outcomes: Iterator[Outcome]) -> Iterator[tuple[list[dict[str, Any]], dict[str, str]]]:
+    """(rows with path, thumbnail, and vectors; path -> why it cannot be used) for COMMIT_SIZE photos at a time."""
+    while some := list(itertools.islice(outcomes, COMMIT_SIZE)):
+        rows = [
+            {
+                'path': each.path,
+                ID: photo_id(each.path),
+                THUMBNAIL: each.thumbnail,
+                **dict(zip(gallery.vector_columns, each.vectors, strict=True)),
+            }
+            for each in some
+            if each.vectors is not None
+        ]
+        yield rows, {each.path: each.why for each in some if each.why is not None}
 
 
 def _merge(gallery: Gallery, rows: Sequence[Mapping[str, Any]]) -> None:

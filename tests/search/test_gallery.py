@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lancedb.index import IvfFlat
 from PIL import Image
 
 import main
@@ -310,7 +309,7 @@ def test_with_an_index_a_condition_that_few_photos_meet_finds_them(tmp_path):
     gallery, vectors = Gallery.create(tmp_path, about, 8), np.random.default_rng(0).normal(size=(2000, 8))
     rows = [{'path': str(number), 'gallery_vector_0': vector} for number, vector in enumerate(vectors.tolist())]
     gallery.table.add(rows)
-    gallery.table.create_index('gallery_vector_0', config=IvfFlat('l2', num_partitions=200))
+    gallery.table.create_index('gallery_vector_0', config=indexing.IvfFlat('l2', num_partitions=200))
     farthest = np.argsort(-np.linalg.norm(vectors - vectors[0], axis=1))[:3]
     condition = f'path in ({", ".join(repr(str(number)) for number in farthest)})'
     found = gallery.search(vectors[:1].astype(np.float32), {'color': 1.0}, 5, condition)
