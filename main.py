@@ -10,6 +10,8 @@ from absl import logging
 import command_line
 from asen_jax.errors import InputError, NumericsError, StoppedError
 
+EXTRAS = {'lancedb': 'search', 'fastapi': 'search', 'ray': 'ray'}  # packages that only some modes need
+
 
 def run(argv: list[str]) -> int:
     """Run a command; the exit status: 0 done, 2 invalid input, 3 numbers not finite, 130 or 143 stopped by a signal."""
@@ -21,6 +23,10 @@ def run(argv: list[str]) -> int:
         return 0
     except (InputError, NumericsError, StoppedError) as error:
         status, message = error.exit_status, str(error)
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        status, message = 2, f"this needs {error.name}; pip install '.[{EXTRAS[error.name]}]' installs it."
     except OSError as error:  # for example: a folder is a file, permission denied, disk full
         status, message = 2, f'{error.filename or "the disk"}: {error.strerror or error}.'
     except KeyboardInterrupt:

@@ -10,50 +10,27 @@ import heapq
 import itertools
 import json
 import os
-import re
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import lancedb
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Float
 
 from asen_jax.errors import InputError
+from asen_jax.search.location import TABLE, damage, drop_torn_versions, first_line, is_gallery, locate
 
-try:
-    import lancedb
-    import pyarrow as pa
-except ImportError as error:
-    raise InputError("Galleries need LanceDB; pip install '.[search]' installs it.") from error
-
-TABLE = 'photos'
 ID, SOURCE, STATE, THUMBNAIL = 'gallery_id', 'gallery_source', 'gallery_state', 'gallery_thumbnail'
 VECTOR = 'gallery_vector_{}'
 PATHS_AT_ONCE = 1000  # in one condition
 NUM_VOTERS = 20  # nearest photos that vote on a value
 NUM_PROBES = 64  # partitions of an index, of about 4,096 photos each, that are searched
-PRIMARY_KEY = {
-    b'lance-schema:unenforced-primary-key': b'true'
-}  # a commit fails if another one has added the same photo
-S3 = 's3://'
-# to look for a table, which LanceDB retries on top of these, so that a silent endpoint is reported in half a minute
-S3_FIRST_CONTACT = {'client_max_retries': '0', 'connect_timeout': '3 seconds', 'timeout': '5 seconds'}
-S3_CAUSES = (
-    r'<Message>([^<]+)',
-    '(no credentials)',
-    r'(?:message|error): "([^"]+)',
-    r'HttpError { kind: (\w+)',
-    'HTTP error: ([^,]+)',
-    r'(status: \d+)',
-)
+PRIMARY_KEY = {b'lance-schema:unenforced-primary-key': b'true'}  # two commits cannot add the same photo
 
 Scored = list[tuple[str, float]]  # path and similarity, best first
-
-
-class DamageError(InputError):
-    """A gallery cannot be read."""
 
 
 class Match(NamedTuple):
@@ -308,74 +285,6 @@ class Gallery:
 def photo_id(path: str) -> str:
     """A short name for a photo that does not tell where it is: the first 16 digits of the SHA-256 of its path."""
     return hashlib.sha256(path.encode()).hexdigest()[:16]
-
-
-def locate(gallery: str | os.PathLike) -> Path | str:
-    """The folder of a gallery, or its address on object storage, which a Path would change."""
-    text = os.fspath(gallery)
-    if not text.startswith(S3):
-        return Path(text).expanduser()
-    if not text.removeprefix(S3).strip('/').partition('/')[2]:
-        raise InputError(f'{text} names no gallery; write s3://BUCKET/NAME.')
-    return text.rstrip('/')
-
-
-def file_of(folder: Path | str, name: str) -> Path:
-    """A file about a gallery: in its folder or, for one on object storage, in the current folder as GALLERY-name."""
-    return folder / name if isinstance(folder, Path) else Path(f'{folder.rpartition("/")[2]}-{name}')
-
-
-def is_gallery(folder: Path | str) -> bool:
-    """Whether `folder` has a table, not only the beginning of one whose first commit was killed."""
-    if isinstance(folder, Path):
-        return any((folder / f'{TABLE}.lance/_versions').glob('*.manifest'))
-    try:
-        lancedb.connect(folder, storage_options=S3_FIRST_CONTACT).open_table(TABLE)
-    except (OSError, RuntimeError, ValueError) as error:
-        if str(error) == f"Table '{TABLE}' was not found":
-            return False
-        raise damage(folder, error) from error
-    return True
-
-
-@contextlib.contextmanager
-def writing(folder: Path | str) -> Iterator[None]:
-    """Turn LanceDB's errors during a change into ours if the gallery is on object storage, which may be out of reach."""
-    try:
-        yield
-    except (OSError, RuntimeError, ValueError) as error:
-        if isinstance(folder, Path) or not re.search('LanceError|namespace', str(error)):
-            raise
-        raise damage(folder, error) from error
-
-
-def drop_torn_versions(folder: Path) -> None:
-    """Set aside manifests that a power cut left empty, so that the previous version is used, and print what to do."""
-    for manifest in sorted((folder / f'{TABLE}.lance/_versions').glob('*.manifest')):
-        if manifest.stat().st_size:
-            return  # the newest has the lowest name
-        manifest.rename(manifest.with_suffix('.torn'))
-        told = f'{manifest} is empty, probably after a power cut; using the previous version. Run --mode index again.'
-        print(told, file=sys.stderr)
-
-
-def damage(folder: Path | str, error: Exception) -> DamageError:
-    """The error for a gallery that cannot be read."""
-    if isinstance(folder, str):
-        told = str(error).replace('Failed to get AWS credentials', 'no credentials')
-        causes = (match[1] for cause in S3_CAUSES if (match := re.search(cause, told)))
-        return DamageError(
-            f'{folder} cannot be used ({next(causes, first_line(error))}); check the bucket and the environment variables '
-            'AWS_ENDPOINT, AWS_ALLOW_HTTP, AWS_ACCESS_KEY_ID, and AWS_SECRET_ACCESS_KEY, then run the same command again.'
-        )
-    return DamageError(
-        f'{folder} is damaged ({first_line(error)}); delete it and run --mode index --gallery={folder} again.'
-    )
-
-
-def first_line(error: Exception) -> str:
-    """LanceDB's message without the list of columns and the place in its own sources."""
-    return str(error).split('\n')[0].partition(', /')[0].partition('. Valid fields')[0].rstrip('.')
 
 
 def path_conditions(paths: Sequence[str]) -> Iterator[str]:

@@ -1,6 +1,5 @@
 """`--mode index`: add, update, and delete photos so that a gallery matches a list."""
 
-import contextlib
 import functools
 import io
 import itertools
@@ -19,23 +18,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from asen_jax.errors import InputError
-from asen_jax.files import lock, write_atomically
+from asen_jax.files import write_atomically
 from asen_jax.network import config_as_trained
 from asen_jax.search.embedder import Embedder
-from asen_jax.search.gallery import (
-    ID,
-    SOURCE,
-    STATE,
-    THUMBNAIL,
-    Gallery,
-    file_of,
-    is_gallery,
-    locate,
-    path_conditions,
-    photo_id,
-    writing,
-)
+from asen_jax.search.gallery import ID, SOURCE, STATE, THUMBNAIL, Gallery, path_conditions, photo_id
 from asen_jax.search.listing import ListedPhoto, file_state, list_photos, slices
+from asen_jax.search.location import file_of, is_gallery, locate, locked, writing
 
 COMMIT_SIZE = 1024  # photos per commit; each commit makes a file, which `_tidy` merges
 THUMBNAIL_SIDE = 192  # pixels
@@ -139,7 +127,7 @@ def index_photos(
     _check_columns(columns, images)
     if embedder.crop_to_bbox and not any(each.photo.box for each in listed.values()):
         print(f'{images} has no boxes: photos are taken whole, although the network was trained with data.crop_to_bbox')
-    with _locked(folder), writing(folder):
+    with locked(folder), writing(folder):
         gallery = _open_or_create(embedder, folder, origin or {})
         if new := [name for name in columns if name not in gallery.metadata_columns]:
             gallery.table.add_columns(dict.fromkeys(new, 'cast(null as string)'))
@@ -175,17 +163,6 @@ def make_thumbnail(image: Image.Image) -> bytes:
     file = io.BytesIO()
     small.save(file, 'JPEG', quality=85)
     return file.getvalue()
-
-
-@contextlib.contextmanager
-def _locked(folder: Path | str) -> Iterator[None]:
-    """Hold the lock of the gallery's folder, which is created; object storage has none."""
-    if isinstance(folder, str):
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with lock(folder / '.lock', f'Another process is changing {folder}; wait for it.'):
-        yield
 
 
 def _read_list(

@@ -11,17 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import ray
+import ray.data
 
 from asen_jax.errors import InputError
 from asen_jax.search.embedder import Embedder
 from asen_jax.search.indexing import Outcome, embed_here
 from asen_jax.search.listing import ListedPhoto
-
-try:
-    import ray
-    import ray.data
-except ImportError as error:
-    raise InputError("--engine=ray needs Ray; pip install '.[ray]' installs it.") from error
 
 BATCHES_PER_TASK = 4  # a worker decodes the next batch while its device embeds one
 OUTCOMES = pa.schema(

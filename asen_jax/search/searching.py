@@ -13,9 +13,10 @@ from asen_jax.errors import InputError
 from asen_jax.evaluation.figures import CELL, Ranking, draw_rankings
 from asen_jax.files import write_atomically
 from asen_jax.search.embedder import Embedder
-from asen_jax.search.gallery import STATE, THUMBNAIL, Gallery, Guess, Match, file_of
+from asen_jax.search.gallery import STATE, THUMBNAIL, Gallery, Guess, Match
 from asen_jax.search.indexing import absolute
 from asen_jax.search.listing import file_state
+from asen_jax.search.location import file_of
 
 MAX_DRAWN = 20  # photos on the contact sheet
 

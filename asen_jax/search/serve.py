@@ -7,26 +7,24 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+import uvicorn
+from anyio import CapacityLimiter, to_thread
+from fastapi import FastAPI, Form, HTTPException, Query, Request, Response, UploadFile
+from fastapi import Path as InUrl
+from fastapi.responses import FileResponse, JSONResponse
+from fastapi.staticfiles import StaticFiles
+from fastapi_offline import FastAPIOffline
+from limits import RateLimitItemPerMinute
+from limits.storage import MemoryStorage
+from limits.strategies import FixedWindowRateLimiter
+from pydantic import BaseModel
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
 from asen_jax.errors import InputError
 from asen_jax.search.finder import MAX_RESULTS, Finder
-from asen_jax.search.gallery import DamageError, Gallery
+from asen_jax.search.gallery import Gallery
+from asen_jax.search.location import DamageError
 from asen_jax.search.searching import load_embedder
-
-try:
-    import uvicorn
-    from anyio import CapacityLimiter, to_thread
-    from fastapi import FastAPI, Form, HTTPException, Query, Request, Response, UploadFile
-    from fastapi import Path as InUrl
-    from fastapi.responses import FileResponse, JSONResponse
-    from fastapi.staticfiles import StaticFiles
-    from fastapi_offline import FastAPIOffline
-    from limits import RateLimitItemPerMinute
-    from limits.storage import MemoryStorage
-    from limits.strategies import FixedWindowRateLimiter
-    from pydantic import BaseModel
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
-except ImportError as error:
-    raise InputError("The web page needs FastAPI; pip install '.[search]' installs it.") from error
 
 PAGE = Path(__file__).with_name('page')
 MAX_UPLOAD = 20 * 2**20  # bytes of a request

@@ -12,8 +12,9 @@ from PIL import Image
 
 import main
 from asen_jax.errors import InputError
-from asen_jax.search.gallery import Gallery, file_of, locate
+from asen_jax.search.gallery import Gallery
 from asen_jax.search.indexing import index_photos
+from asen_jax.search.location import file_of, locate
 from tests.search.conftest import ATTRIBUTES
 
 SHOP = 's3://shop/galleries/dresses'

@@ -58,4 +58,4 @@ def test_what_ray_lacks_is_said(workdir, listed, tmp_path, capsys, monkeypatch):
     monkeypatch.delitem(sys.modules, 'asen_jax.search.ray_engine')
     monkeypatch.delattr('asen_jax.search.ray_engine')
     assert index(*options, '--engine=ray') == 2
-    assert capsys.readouterr().err == "main.py: --engine=ray needs Ray; pip install '.[ray]' installs it.\n"
+    assert capsys.readouterr().err == "main.py: this needs ray; pip install '.[ray]' installs it.\n"
