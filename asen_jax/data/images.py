@@ -93,7 +93,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
         image.load()
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith('I'):  # 16-bit gray: Pillow's own conversion clips it to white
-            image = Image.fromarray(np.uint8(np.clip(np.asarray(image, np.int64) // 257, 0, 255)))
+            image = Image.fromarray(np.uint8(np.clip(np.asarray(image) // 257, 0, 255)))
         if image.mode in ('RGBA', 'LA', 'PA') or 'transparency' in image.info:
             image = image.convert('RGBA')
             ground = Image.new('RGBA', image.size, (*BACKGROUND, 255))

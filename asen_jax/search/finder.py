@@ -4,7 +4,6 @@ import functools
 import itertools
 import re
 import threading
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,16 +13,22 @@ from PIL import Image
 from asen_jax.data import images
 from asen_jax.errors import InputError
 from asen_jax.search.embedder import Embedder
-from asen_jax.search.gallery import ID, THUMBNAIL, Gallery, photo_id
+from asen_jax.search.gallery import ID, STATE, THUMBNAIL, Gallery, photo_id
+from asen_jax.search.listing import file_state
 from asen_jax.search.searching import parse_weights
 
 MAX_RESULTS = 200
+MAX_PIXELS = 40_000_000  # of an uploaded photo; decoding takes up to 20 bytes each
+JPEG_SCAN, MAX_SCANS = (
+    b'\xff\xda',
+    100,
+)  # each is decoded over the whole photo; cameras and web sites use at most about 10
 MIN_SIDE = 16  # pixels of an uploaded photo; in a smaller one there is nothing to see
-MAX_CONDITION = 1000  # characters
+MAX_CONDITION = 4000  # characters
 MAX_CHOICES = 100  # values of a column; one with more is not offered as a filter
 NUM_EXAMPLES = 12
 # A condition from the network: words, numbers, strings, columns in backticks, and operators.
-OPERATORS = '=<>!(),.+*/%|-'
+OPERATORS = '=<>!(),.+*/%-'
 TOKEN = re.compile(rf"\s+|\w+|'(?:[^']|'')*'|`[^`]+`|[{OPERATORS}]")
 # What it may call. Others could fill the memory, as repeat('x', 1e11) would.
 FUNCTIONS = {'and', 'or', 'not', 'in', 'like', 'ilike', 'between', 'cast', 'try_cast', 'lower', 'upper'}
@@ -48,6 +53,7 @@ class Finder:
     def count(self) -> int:
         """The number of photos; raises DamageError if the gallery cannot be read."""
         self.gallery.refresh()
+        self.gallery.sample(1)
         return len(self.gallery)
 
     def embed(self, data: bytes) -> Float[np.ndarray, 'attributes dim']:
@@ -63,15 +69,15 @@ class Finder:
     def search_photo(self, photo: str, attribute: str, k: int, where: str | None) -> dict[str, Any] | None:
         """The `k` photos most like the one of the gallery with the id `photo`; None if there is no such photo."""
         weights = self._check(attribute, where)
-        row = self.gallery.find(photo, self.gallery.vector_columns)
+        row = self.gallery.find(photo, [STATE, *self.gallery.vector_columns])
         if row is None:
             return None
-        heatmaps = None
-        if self.has_heatmaps and Path(row['path']).is_file():
-            # the boxes of photos are not in the gallery, so that the whole photo is looked at
-            [result] = self.embedder.stream([[(row['path'], None)]], heatmaps=True)
+        heatmaps, path = None, row['path']
+        # a changed photo, or the part of one that is inside a box, is not what the page shows
+        if self.has_heatmaps and row[STATE] == f'{file_state(path)} {None}':
+            [result] = self.embedder.stream([[(path, None)]], heatmaps=True)
             heatmaps = None if result.broken or result.heatmaps is None else result.heatmaps[0]
-        return self._search(self.gallery.vectors_of(row), heatmaps, weights, k, where, row['path'])
+        return self._search(self.gallery.vectors_of(row), heatmaps, weights, k, where, path)
 
     def thumbnail(self, photo: str) -> bytes | None:
         """The JPEG of the gallery's photo with the id `photo`; None if there is no such photo."""
@@ -80,7 +86,7 @@ class Finder:
 
     def _check(self, attribute: str, where: str | None) -> dict[str, float]:
         """The weights of the attributes; raises InputError before anything is computed."""
-        weights = parse_weights(attribute)
+        weights = parse_weights(attribute, self.gallery.attributes)
         self.gallery.check(weights)
         check_condition(where or '')
         return weights
@@ -127,16 +133,18 @@ class Finder:
 
 
 def decode_upload(data: bytes) -> Image.Image:
-    """The photo in `data`, upright; raises InputError if it is not one, or if it has too few or too many pixels."""
+    """The photo in `data`, upright; raises InputError if it is not one, is too small, or would take too long to decode."""
     try:
-        image = images.decode(data)
+        width, height = images.read_size(data)
+        if width * height > MAX_PIXELS:
+            raise ValueError(f'it has {width}x{height} pixels; send one of at most {MAX_PIXELS:,}')
+        if min(width, height) < MIN_SIDE:
+            raise ValueError(f'it has {width}x{height} pixels; send one of at least {MIN_SIDE}x{MIN_SIDE}')
+        if data.count(JPEG_SCAN) > MAX_SCANS:
+            raise ValueError(f'it has more than {MAX_SCANS} scans; save it again as a JPEG')
+        return images.decode(data)
     except ValueError as error:
         raise InputError(f'The photo cannot be used: {error}.') from error
-    if min(image.size) < MIN_SIDE:
-        raise InputError(
-            f'The photo has {image.width}x{image.height} pixels; send one of at least {MIN_SIDE}x{MIN_SIDE}.'
-        )
-    return image
 
 
 def check_condition(where: str) -> None:
@@ -144,11 +152,13 @@ def check_condition(where: str) -> None:
     if len(where) > MAX_CONDITION:
         raise InputError(f'The condition has {len(where)} characters; write one of at most {MAX_CONDITION}.')
     tokens = TOKEN.findall(where)
+    solid = [token for token in tokens if not token.isspace()]
     faults = [] if ''.join(tokens) == where else [TOKEN.sub('', where)]
     pairs = list(itertools.pairwise(tokens))
     faults += [token + after for token, after in pairs if token + after in ('--', '/*')]  # comments
     faults += [token + after for token, after in pairs if after[0] == "'" and re.match(r'\w', token)]  # E'\n'
-    for token, after in itertools.pairwise(token for token in tokens if not token.isspace()):
+    faults += [token for token in solid if token.strip('`').lower().startswith(('gallery_', '_'))]  # our own columns
+    for token, after in itertools.pairwise(solid):
         if after == '(' and token not in OPERATORS and token.lower() not in FUNCTIONS:
             faults.append(f'{token}(')
     if faults:

@@ -21,12 +21,13 @@ import pyarrow as pa
 from jaxtyping import Float
 
 from asen_jax.errors import InputError
-from asen_jax.search.location import TABLE, damage, drop_torn_versions, first_line, is_gallery, locate
+from asen_jax.search.location import TABLE, DamageError, damage, drop_torn_versions, first_line, is_gallery, locate
 
 ID, SOURCE, STATE, THUMBNAIL = 'gallery_id', 'gallery_source', 'gallery_state', 'gallery_thumbnail'
 VECTOR = 'gallery_vector_{}'
 PATHS_AT_ONCE = 1000  # in one condition
 NUM_VOTERS = 20  # nearest photos that vote on a value
+MAX_WEIGHT = 1_000_000
 NUM_PROBES = 64  # partitions of an index, of about 4,096 photos each, that are searched
 PRIMARY_KEY = {b'lance-schema:unenforced-primary-key': b'true'}  # two commits cannot add the same photo
 
@@ -58,9 +59,9 @@ class Gallery:
     """An opened gallery. `about` describes the network that made its vectors: `fingerprint`, `attributes`, `workdir`, …"""
 
     def __init__(self, folder: Path | str, table: Any):
-        self.folder, self.table = folder, table
+        self.folder, self.table, self._metadata = folder, table, table.schema.metadata
         try:
-            self.about = json.loads(table.schema.metadata[b'asen_jax'])
+            self.about = json.loads(self._metadata[b'asen_jax'])
         except (TypeError, KeyError, ValueError) as error:
             raise InputError(
                 f'{folder} contains a LanceDB table that is not a gallery; choose another --gallery.'
@@ -98,6 +99,9 @@ class Gallery:
         """See what other processes have changed; raises DamageError if the gallery cannot be read."""
         with self.reading():
             self.table.checkout_latest()
+            metadata = self.table.schema.metadata
+        if metadata != self._metadata:
+            raise DamageError(f'{self.folder} was made again since it was opened; open it again.')
 
     @property
     def metadata_columns(self) -> list[str]:
@@ -123,14 +127,11 @@ class Gallery:
         self.refresh()
         found = self._rank(query, weights, k, where, without)
         rows = {row['path']: row for row in self.rows([path for path, _ in found], [THUMBNAIL, *self.metadata_columns])}
+        columns = self.metadata_columns
         return [
-            Match(
-                path,
-                score,
-                {name: rows[path][name] for name in self.metadata_columns if rows[path][name]},
-                rows[path][THUMBNAIL],
-            )
+            Match(path, score, {name: row[name] for name in columns if row.get(name)}, row[THUMBNAIL])
             for path, score in found
+            if (row := rows.get(path))  # another process may have deleted it since
         ]
 
     def guess(self, query: Float[np.ndarray, 'attributes dim'], without: str | None = None) -> dict[str, Guess]:
@@ -147,7 +148,8 @@ class Gallery:
         rows = {row['path']: row for row in self.rows(paths, labeled)}
         guesses = {}
         for name, voting in voters.items():
-            votes = Counter(value for path in voting for value in set(rows[path][name].split('|')))
+            voting = [path for path in voting if path in rows and rows[path][name]]
+            votes = Counter(value for path in voting for value in set(split_cell(rows[path][name])))
             if votes:
                 value, count = votes.most_common(1)[0]
                 guesses[name] = Guess(value, count / len(voting), len(voting))
@@ -166,7 +168,7 @@ class Gallery:
             cells = self.table.search().select([column]).to_arrow().column(column)
         counts: Counter[str] = Counter()
         for each in cells.drop_null().value_counts().to_pylist():
-            counts.update(dict.fromkeys(each['values'].split('|'), each['counts']))
+            counts.update(dict.fromkeys(split_cell(each['values']), each['counts']))
         return sorted(counts, key=lambda value: (-counts[value], value))[:k]
 
     def sample(self, k: int) -> list[str]:
@@ -196,8 +198,10 @@ class Gallery:
         for name, weight in weights.items():
             if name not in self.attributes:
                 raise InputError(f'The gallery has no attribute {name!r}; it has {", ".join(self.attributes)}.')
-            if not 0 < weight < float('inf'):
-                raise InputError(f'The weight of {name} is {weight:g}; it must be positive.')
+            if not 0 < weight <= MAX_WEIGHT:
+                raise InputError(
+                    f'The weight of {name} is {weight:g}; it must be positive, and at most {MAX_WEIGHT:,}.'
+                )
 
     def _rank(
         self,
@@ -210,16 +214,14 @@ class Gallery:
         """The `k` nearest photos under one attribute or several."""
         total = sum(weights.values())
         numbers = {self.attributes.index(name): weight / total for name, weight in weights.items()}
-        conditions = [f'({where})'] if where else []
-        if without is not None:
-            conditions.append(f'path != {quote(without)}')
-        condition = ' and '.join(conditions) or None
-        k = min(k, max(len(self), 1))
+        k = min(k + (without is not None), max(len(self), 1))
         with self.reading(where):
             if len(numbers) > 1:
-                return self._scan(numbers, query, k, condition)
-            [number] = numbers
-            return self._nearest(number, query[number], k, condition, exhaustive=bool(where))
+                found = self._scan(numbers, query, k, where)
+            else:
+                [number] = numbers
+                found = self._nearest(number, query[number], k, where)
+        return [(path, score) for path, score in found if path != without][: k - (without is not None)]
 
     @contextlib.contextmanager
     def reading(self, where: str | None = None) -> Iterator[None]:
@@ -237,15 +239,12 @@ class Gallery:
                 ) from error
             raise damage(self.folder, error) from error
 
-    def _nearest(
-        self, number: int, query: Float[np.ndarray, ' dim'], k: int, condition: str | None, exhaustive: bool
-    ) -> Scored:
-        """The nearest photos under one attribute, by LanceDB; `exhaustive` if few may meet the condition, which an index would miss."""
+    def _nearest(self, number: int, query: Float[np.ndarray, ' dim'], k: int, where: str | None) -> Scored:
+        """The nearest photos under one attribute, by LanceDB."""
         search = self.table.search(query, vector_column_name=VECTOR.format(number))
         search = search.distance_type(self.about['metric']).select(['path', '_distance']).limit(k)
-        search = search.bypass_vector_index() if exhaustive else search.nprobes(NUM_PROBES)
-        if condition:
-            search = search.where(condition)
+        # few photos may meet a condition, and an index would miss them
+        search = search.bypass_vector_index().where(where) if where else search.nprobes(NUM_PROBES)
         found = search.to_arrow()
         distances = found.column('_distance').to_numpy()
         scores = -np.sqrt(distances) if self.about['metric'] == 'l2' else 1 - distances  # l2 is squared
@@ -256,12 +255,12 @@ class Gallery:
         weights: Mapping[int, float],
         query: Float[np.ndarray, 'attributes dim'],
         k: int,
-        condition: str | None,
+        where: str | None,
     ) -> Scored:
         """The nearest photos under several attributes: each photo is compared, a batch of rows at a time."""
         search = self.table.search().select(['path', *map(VECTOR.format, weights)])
-        if condition:
-            search = search.where(condition)
+        if where:
+            search = search.where(where)
         best: list[tuple[float, str]] = []
         for batch in search.to_batches():
             scores = np.zeros(batch.num_rows, np.float32)
@@ -280,6 +279,11 @@ class Gallery:
             case 'cosine':
                 return vectors @ query / np.maximum(np.linalg.norm(vectors, axis=1) * np.linalg.norm(query), 1e-12)
         return vectors @ query
+
+
+def split_cell(cell: str) -> list[str]:
+    """The values in a cell of a CSV: `red|white` has two."""
+    return [value for value in cell.split('|') if value.strip()]
 
 
 def photo_id(path: str) -> str:

@@ -36,7 +36,8 @@ def search_gallery(
     `attribute` is a name, or several with weights, `sleeve:2,neckline`. A photo of the gallery itself is not among its
     results, and needs no network; for another one, the network is that of the gallery's workdir, or of `workdir` if it has moved.
     """
-    weights, gallery, path = parse_weights(attribute), Gallery.open(folder), absolute(photo)
+    gallery, path = Gallery.open(folder), absolute(photo)
+    weights = parse_weights(attribute, gallery.attributes)
     gallery.check(weights)  # before the network is loaded
     known = next(gallery.rows([path], [STATE, THUMBNAIL, *gallery.vector_columns]), None)
     output = output or file_of(gallery.folder, 'search.jpg')
@@ -62,8 +63,10 @@ def search_gallery(
     return matches
 
 
-def parse_weights(text: str) -> dict[str, float]:
+def parse_weights(text: str, attributes: Sequence[str]) -> dict[str, float]:
     """The weights in `sleeve:2,neckline`; a name without one weighs 1. Raises InputError if a weight is not a number."""
+    if text in attributes:  # a name may contain a comma or a colon
+        return {text: 1.0}
     weights = {}
     for part in filter(None, (part.strip() for part in text.split(','))):
         name, colon, weight = part.rpartition(':')

@@ -2,7 +2,9 @@
 
 import ipaddress
 import os
+import signal
 import socket
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +22,7 @@ from limits.strategies import FixedWindowRateLimiter
 from pydantic import BaseModel
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from asen_jax.errors import InputError
+from asen_jax.errors import InputError, StoppedError
 from asen_jax.search.finder import MAX_RESULTS, Finder
 from asen_jax.search.gallery import Gallery
 from asen_jax.search.location import DamageError
@@ -29,18 +31,14 @@ from asen_jax.search.searching import load_embedder
 PAGE = Path(__file__).with_name('page')
 MAX_UPLOAD = 20 * 2**20  # bytes of a request
 SEARCHES_PER_MINUTE = 1200  # by one client
-AT_ONCE = min(4, os.cpu_count() or 1)  # searches; each may hold a decoded photo of 64 megapixels
+AT_ONCE = min(4, os.cpu_count() or 1)  # searches; each may hold a decoded photo, up to 0.8 GB
 MAX_CONNECTIONS = 500
 DRAIN_SECONDS = 30  # for running searches, after SIGTERM
-HEADERS = {
-    'Content-Security-Policy': "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'",
-    'Referrer-Policy': 'no-referrer',
-}
+POLICY = {'Content-Security-Policy': "default-src 'self'; img-src 'self' blob: data:"}  # of the page
+HEADERS = {'X-Content-Type-Options': 'nosniff', 'X-Frame-Options': 'DENY', 'Referrer-Policy': 'no-referrer'}
 
-LIMITS: dict[int | str, dict[str, Any]] = {
-    413: {'description': f'More than {MAX_UPLOAD:,} bytes'},
-    429: {'description': 'Too many searches in a minute'},
-}
+BUSY: dict[int | str, dict[str, Any]] = {429: {'description': 'Too many searches in a minute'}}
+LARGE: dict[int | str, dict[str, Any]] = {413: {'description': f'More than {MAX_UPLOAD:,} bytes'}}
 MISSING: dict[int | str, dict[str, Any]] = {404: {'description': 'The gallery has no photo with this id'}}
 JPEG: dict[int | str, dict[str, Any]] = {200: {'content': {'image/jpeg': {}}}}
 WHICH = 'an attribute, or several with weights: sleeve_length:2,neckline'
@@ -85,7 +83,7 @@ class Embedding(BaseModel):
 
 
 def serve(folder: Path | str, host: str, port: int, workdir: Path | None = None) -> None:
-    """`--mode serve`: serve the gallery in `folder` until a signal; SIGTERM lets running requests finish.
+    """`--mode serve`: serve the gallery in `folder` until a signal, which lets running requests finish.
 
     The network is that of the gallery's workdir, or of `workdir` if it has moved. Raises InputError if there is none, or if
     the address cannot be used.
@@ -109,7 +107,10 @@ def serve(folder: Path | str, host: str, port: int, workdir: Path | None = None)
         )
         address = f'[{host}]' if ':' in host else host
         print(f'{folder}: {len(gallery):,} photos on http://{address}:{listener.getsockname()[1]}', flush=True)
-        uvicorn.Server(config).run(sockets=[listener])
+        try:
+            uvicorn.Server(config).run(sockets=[listener])
+        except KeyboardInterrupt:
+            raise StoppedError('The server has stopped.', signal.SIGINT) from None
 
 
 def allowed_hosts(host: str) -> list[str]:
@@ -140,11 +141,14 @@ def create_app(finder: Finder, hosts: list[str]) -> FastAPI:
 
     @app.exception_handler(InputError)
     async def refuse(request: Request, error: InputError) -> JSONResponse:
-        return JSONResponse({'detail': str(error)}, 503 if isinstance(error, DamageError) else 400)
+        if not isinstance(error, DamageError):
+            return JSONResponse({'detail': str(error)}, 400)
+        print(error, file=sys.stderr, flush=True)  # for whoever runs the server; visitors need not know where it is
+        return JSONResponse({'detail': 'The gallery cannot be read; the log of the server says why.'}, 503)
 
     @app.get('/', include_in_schema=False)
     async def page() -> FileResponse:
-        return FileResponse(PAGE / 'index.html', headers=HEADERS)
+        return FileResponse(PAGE / 'index.html', headers=POLICY)
 
     @app.get('/healthz')
     async def health() -> dict[str, Any]:
@@ -154,15 +158,15 @@ def create_app(finder: Finder, hosts: list[str]) -> FastAPI:
     @app.get('/facts')
     async def facts() -> dict[str, Any]:
         """The attributes, the values of each column, and the ids of some photos."""
-        return await to_thread.run_sync(finder.facts)
+        return await to_thread.run_sync(finder.facts) | {'max_bytes': MAX_UPLOAD}
 
-    @app.post('/embed', responses=LIMITS)
+    @app.post('/embed', responses=BUSY | LARGE)
     async def embed(photo: UploadFile) -> Embedding:
         """A photo's vector under each attribute."""
         vectors = await run(lambda: finder.embed(photo.file.read()))
         return Embedding(attributes=list(finder.gallery.attributes), embeddings=vectors.tolist())
 
-    @app.post('/search', responses=LIMITS)
+    @app.post('/search', responses=BUSY | LARGE)
     async def search(
         photo: UploadFile,
         attribute: Annotated[str, Form(description=WHICH)],
@@ -172,7 +176,7 @@ def create_app(finder: Finder, hosts: list[str]) -> FastAPI:
         """The photos most like an uploaded one. Nothing of the photo is kept."""
         return await run(lambda: finder.search_upload(photo.file.read(), attribute, k, where))
 
-    @app.get('/photos/{photo}/similar', responses=LIMITS | MISSING)
+    @app.get('/photos/{photo}/similar', responses=BUSY | MISSING)
     async def similar(
         photo: Id,
         attribute: Annotated[str, Query(description=WHICH)],
@@ -199,16 +203,17 @@ def found(answer: Any) -> Any:
 
 
 def limit_rate() -> Callable[[Request, Callable[[Request], Awaitable[Response]]], Awaitable[Response]]:
-    """Middleware that refuses a client's searches above SEARCHES_PER_MINUTE with status 429."""
+    """Middleware that refuses a client's searches above SEARCHES_PER_MINUTE with status 429, and adds HEADERS."""
     limiter, rate = FixedWindowRateLimiter(MemoryStorage()), RateLimitItemPerMinute(SEARCHES_PER_MINUTE)
 
     async def limit(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
         client = request.client.host if request.client else ''
         if request.url.path.endswith(('/embed', '/search', '/similar')) and not limiter.hit(rate, client):
             told = f'More than {SEARCHES_PER_MINUTE} searches in a minute; wait a moment.'
-            return JSONResponse({'detail': told}, 429, headers={'Retry-After': '60'})
-        response = await answer(request)
-        response.headers['X-Content-Type-Options'] = 'nosniff'
+            response: Response = JSONResponse({'detail': told}, 429, headers={'Retry-After': '60'})
+        else:
+            response = await answer(request)
+        response.headers.update(HEADERS)
         return response
 
     return limit

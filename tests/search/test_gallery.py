@@ -17,6 +17,7 @@ from asen_jax.files import lock
 from asen_jax.search import indexing
 from asen_jax.search.gallery import Gallery
 from asen_jax.search.indexing import index_photos
+from asen_jax.search.location import DamageError
 from asen_jax.search.searching import parse_weights, search_gallery
 from tests.conftest import ROOT
 from tests.search.conftest import ATTRIBUTES
@@ -214,10 +215,38 @@ def test_an_invalid_condition_is_answered_with_the_columns(network, listed, tmp_
             gallery.search(np.ones((3, 32), np.float32), weights, 2, where)
 
 
+def test_an_attribute_may_have_a_comma_or_a_colon_in_its_name():
+    assert parse_weights('size: EU, men', ['size: EU, men']) == {'size: EU, men': 1.0}
+    assert parse_weights('a:2, b', ['a', 'b']) == {'a': 2.0, 'b': 1.0}
+
+
+def test_photos_that_change_during_a_search_are_left_out(network, listed, tmp_path, monkeypatch):
+    index_photos(network, listed, tmp_path / 'gallery')
+    gallery, query = Gallery.open(tmp_path / 'gallery'), network.embed([tmp_path / '0.png'])[0]
+    rank = Gallery._rank
+
+    def rank_and_change(*args):
+        found = rank(*args)
+        gallery.table.delete(f"path = '{tmp_path / '0.png'}'")
+        gallery.table.update(f"path = '{tmp_path / '1.png'}'", {'color': None})
+        return found
+
+    monkeypatch.setattr(Gallery, '_rank', rank_and_change)
+    assert len(gallery.search(query, {'color': 1.0}, 6)) == 5
+    assert gallery.guess(query)['color'].num_voters == 3
+
+
+def test_a_gallery_that_was_made_again_is_not_searched_as_the_old_one(network, listed, tmp_path):
+    index_photos(network, listed, tmp_path / 'gallery')
+    gallery, query = Gallery.open(tmp_path / 'gallery'), network.embed([tmp_path / '0.png'])[0]
+    Gallery.create(tmp_path / 'gallery', gallery.about | {'attributes': ATTRIBUTES[::-1]}, network.dim)
+    with pytest.raises(DamageError, match='was made again since it was opened'):
+        gallery.search(query, {'color': 1.0}, 6)
+
+
 def test_weights_are_checked(network, listed, tmp_path):
     index_photos(network, listed, tmp_path / 'gallery')
     gallery = Gallery.open(tmp_path / 'gallery')
-    assert parse_weights('a:2, b') == {'a': 2.0, 'b': 1.0}
     with pytest.raises(InputError, match=f"no attribute 'collr'; it has {', '.join(ATTRIBUTES)}"):
         gallery.check({'collr': 1.0})
     with pytest.raises(InputError, match='must be positive'):
@@ -225,7 +254,7 @@ def test_weights_are_checked(network, listed, tmp_path):
     with pytest.raises(
         InputError, match=r"The attribute 'a:b' has no number as its weight; write NAME, or NAME:WEIGHT"
     ):
-        parse_weights('a:b')
+        parse_weights('a:b', ATTRIBUTES)
 
 
 def test_after_a_power_cut_the_version_before_counts(network, listed, tmp_path, capsys):

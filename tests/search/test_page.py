@@ -85,11 +85,11 @@ def test_a_visitor_uploads_a_photo_switches_attributes_filters_and_shares(browse
     assert len(browser.find_elements(By.CSS_SELECTOR, '#examples li')) == 12
     upload = browser.find_element(By.ID, 'file')
     after(browser, lambda: upload.send_keys(str(shop / 'upload.png')))
-    assert f'24 photos by {ATTRIBUTES[0].replace("_", " ")}' in status(browser)
+    assert f'24 photos most similar in {ATTRIBUTES[0].replace("_", " ")}' in status(browser)
     assert not browser.find_element(By.ID, 'share').is_displayed()
     first = browser.find_element(By.CSS_SELECTOR, 'input[name=attribute]')
     after(browser, lambda: first.send_keys(Keys.ARROW_RIGHT))  # by keyboard alone
-    assert 'by neckline' in status(browser)
+    assert 'in neckline' in status(browser)
 
     browser.find_element(By.CSS_SELECTOR, '#filter summary').click()
     season = Select(browser.find_element(By.NAME, 'season'))
@@ -121,6 +121,28 @@ def test_a_file_that_is_no_photo_is_explained_and_the_ranking_stays(browser, tmp
     assert [line['message'] for line in browser.get_log('browser') if '400' not in line['message']] == []
 
 
+def test_back_returns_to_an_uploaded_photo_and_more_can_be_shown(browser, shop):
+    upload = browser.find_element(By.ID, 'file')
+    uploaded = after(browser, lambda: upload.send_keys(str(shop / 'upload.png')))
+    clicked = after(browser, browser.find_element(By.CSS_SELECTOR, '#results button').click)
+    assert browser.execute_script('return document.activeElement.id') == 'found-title'
+    assert after(browser, browser.find_element(By.ID, 'more').click)[:24] == clicked
+    assert len(ranking(browser)) == 39
+    assert not browser.find_element(By.ID, 'more').is_displayed()
+    assert after(browser, browser.back) == uploaded
+    assert not browser.find_element(By.ID, 'share').is_displayed()
+    assert after(browser, browser.forward) == clicked
+
+
+@pytest.mark.parametrize(
+    ('link', 'told'), [('?photo=x', 'names no photo'), (f'?photo={"0" * 16}', 'no photo with this id')]
+)
+def test_links_to_no_photo_are_explained(browser, address, link, told):
+    browser.get(f'{address}/{link}')
+    wait(browser, lambda: told in status(browser))
+    assert [line['message'] for line in browser.get_log('browser') if '404' not in line['message']] == []
+
+
 @pytest.mark.parametrize(('width', 'scheme'), [(360, 'light'), (360, 'dark'), (1600, 'dark')])
 def test_the_page_fits_its_window_and_follows_the_color_scheme(browser, width, scheme):
     size = {'width': width, 'height': 800, 'deviceScaleFactor': 1, 'mobile': width < 500}
@@ -133,8 +155,9 @@ def test_the_page_fits_its_window_and_follows_the_color_scheme(browser, width, s
 
 
 def test_everything_that_can_be_used_has_a_name(browser):
-    unnamed = browser.execute_script(
-        "return [...document.querySelectorAll('button, input, select, summary, a')]"
-        '.filter(e => !(e.ariaLabel || e.textContent.trim() || e.labels?.[0]?.textContent.trim())).map(e => e.outerHTML)'
-    )
+    unnamed = browser.execute_script("""
+        return [...document.querySelectorAll('button, input, select, summary, a')]
+            .filter((e) => !(e.ariaLabel || (e.matches('input, select') ? e.labels[0] : e)?.textContent.trim()))
+            .map((e) => e.outerHTML)
+    """)
     assert unnamed == []

@@ -3,6 +3,7 @@
 import io
 import itertools
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,11 +19,13 @@ from starlette.testclient import TestClient
 
 from asen_jax.errors import InputError
 from asen_jax.search import serve
+from asen_jax.search.embedder import Embedder
 from asen_jax.search.finder import Finder, check_condition
 from asen_jax.search.gallery import Gallery
 from asen_jax.search.indexing import index_photos
-from tests.conftest import ROOT
-from tests.search.conftest import ATTRIBUTES
+from configs import variants
+from tests.conftest import ROOT, tiny_config
+from tests.search.conftest import ATTRIBUTES, save_network
 
 COLORS = ('red', 'blue', 'red|white', 'blue', '', 'red')
 
@@ -87,8 +90,10 @@ def test_a_search_from_a_photo_of_the_gallery_leaves_it_out_and_works_without_it
     assert first['path'] not in {result['path'] for result in answer['results']}
     assert len(answer['heatmap']) == 2
     (shop / '0.png').rename(tmp_path / '0.png')
-    gone = client.get(url, params={'attribute': 'color', 'where': "color like '%red%'"}).json()
-    (tmp_path / '0.png').rename(shop / '0.png')
+    try:
+        gone = client.get(url, params={'attribute': 'color', 'where': "color like '%red%'"}).json()
+    finally:
+        (tmp_path / '0.png').rename(shop / '0.png')
     assert gone == answer | {'heatmap': None}
 
 
@@ -102,13 +107,56 @@ def test_facts_and_thumbnails_are_what_the_page_needs(client):
     assert Image.open(io.BytesIO(picture.content)).size == (33, 40)
 
 
-def test_facts_follow_the_gallery(finder, client, network, shop):
-    rows = (shop / 'list.csv').read_text()
-    (shop / 'list.csv').write_text(rows.replace('red|white', 'green'))
-    index_photos(network, shop / 'list.csv', shop / 'gallery')
-    assert client.get('/facts').json()['columns'] == {'color': ['blue', 'red', 'green']}
-    (shop / 'list.csv').write_text(rows)
-    index_photos(network, shop / 'list.csv', shop / 'gallery')
+def test_facts_follow_the_gallery(network, shop, tmp_path):
+    (tmp_path / 'list.csv').write_text((shop / 'list.csv').read_text().replace('.png', '.jpg'))
+    for number in range(6):
+        Image.open(shop / f'{number}.png').save(tmp_path / f'{number}.jpg')
+    index_photos(network, tmp_path / 'list.csv', tmp_path / 'gallery')
+    finder = Finder(Gallery.open(tmp_path / 'gallery'), network)
+    assert finder.facts()['columns'] == {'color': ['red', 'blue', 'white']}
+    (tmp_path / 'list.csv').write_text('path,color,shop\n0.jpg,green|,a\n1.jpg,blue,b\n')
+    index_photos(network, tmp_path / 'list.csv', tmp_path / 'gallery')
+    assert finder.facts()['columns'] == {'color': ['blue', 'green'], 'shop': ['a', 'b']}
+    (tmp_path / 'list.csv').write_text('path\n0.jpg\n')
+    index_photos(network, tmp_path / 'list.csv', tmp_path / 'gallery')
+    assert (finder.facts()['photos'], finder.facts()['columns']) == (1, {})
+
+
+@pytest.mark.parametrize('change', ['euclidean', 'triplet', 'crop_to_bbox'])
+def test_other_networks_are_served_too(change, shop, tmp_path):
+    config = tiny_config()
+    if change == 'euclidean':
+        config.train.loss, config.train.distance, config.model.normalize = 'triplet', 'euclidean', False
+    elif change == 'triplet':
+        variants.set_network(config, 'triplet')
+    config.data.crop_to_bbox = change == 'crop_to_bbox'
+    network = Embedder.load(save_network(tmp_path / 'workdir', config), batch_size=8)
+    (tmp_path / 'list.csv').write_text(f'path,x1,y1,x2,y2\n{shop / "0.png"},1,1,20,20\n{shop / "1.png"},,,,\n')
+    index_photos(network, tmp_path / 'list.csv', tmp_path / 'gallery')
+    finder = Finder(Gallery.open(tmp_path / 'gallery'), network)
+    with TestClient(serve.create_app(finder, ['testserver'])) as client:
+        answer = post(client, '/search', (shop / '1.png').read_bytes(), attribute='color').json()
+        paths = [result['path'] for result in answer['results']]
+        assert paths == [str(shop / '1.png'), str(shop / '0.png')]
+        assert answer['results'][0]['score'] == pytest.approx(0 if change == 'euclidean' else 1, abs=1e-4)
+        assert (answer['heatmap'] is None) == (change == 'triplet')
+        similar = client.get(f'/photos/{answer["results"][1]["gallery_id"]}/similar?attribute=color').json()
+        assert (similar['heatmap'] is None) == (change != 'euclidean')  # that of a box would not fit the photo
+        assert 'results' in client.get(f'/photos/{answer["results"][0]["gallery_id"]}/similar?attribute=color').json()
+
+
+def test_a_gallery_that_is_gone_is_not_described_to_visitors(network, shop, tmp_path, capsys):
+    index_photos(network, shop / 'list.csv', tmp_path / 'gallery')
+    with TestClient(serve.create_app(Finder(Gallery.open(tmp_path / 'gallery'), network), ['testserver'])) as client:
+        assert client.get('/healthz').status_code == 200
+        shutil.rmtree(tmp_path / 'gallery')
+        for answer in (
+            client.get('/healthz'),
+            post(client, '/search', encode('PNG', Image.new('RGB', (20, 20))), attribute='color'),
+        ):
+            assert answer.status_code == 503
+            assert answer.json() == {'detail': 'The gallery cannot be read; the log of the server says why.'}
+    assert f'{tmp_path / "gallery"} is damaged' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('path', ['/', '/docs', '/page/app.js', '/page/style.css'])
@@ -146,8 +194,9 @@ def bad_uploads():
             encode(kind, Image.new('RGB', size)),
             f'{size[0]}x{size[1]} pixels; send one of at least 16x16',
         )
-    for width, height in ((10_000, 10_000), (100_000, 700), (8001, 8000)):
-        yield f'{width}x{height}', png(width, height), 'but at most 64,000,000 are read'
+    for width, height in ((10_000, 10_000), (100_000, 700), (6401, 6250)):
+        yield f'{width}x{height}', png(width, height), 'pixels; send one of at most 40,000,000'
+    yield 'a JPEG of many scans', many_scans(photo), 'more than 100 scans'
     yield '40 gigapixels', png(200_000, 200_000), 'not a readable picture'
     yield 'a bomb in the text', png(64, 64, text=bytes(10**8)), 'not a readable picture'
 
@@ -162,6 +211,15 @@ def png(width, height, text=None):
     pixels = zlib.compress(bytes((width + 7) // 8 + 1) * min(height, 10_000))
     comment = b'' if text is None else chunk(b'zTXt', b'note\0\0' + zlib.compress(text))
     return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + comment + chunk(b'IDAT', pixels) + chunk(b'IEND', b'')
+
+
+def many_scans(photo):
+    """A progressive JPEG whose last scan is repeated."""
+    file = io.BytesIO()
+    photo.save(file, 'JPEG', progressive=True)
+    data = file.getvalue()
+    last = data.rindex(b'\xff\xda')
+    return data[:-2] + data[last:-2] * 100 + data[-2:]
 
 
 def encode(kind, image):
@@ -182,6 +240,8 @@ def test_uploads_that_cannot_be_used_are_refused_with_the_reason(client):
 
 def test_large_uploads_are_refused_before_they_are_read(client):
     assert post(client, '/embed', bytes(serve.MAX_UPLOAD)).status_code == 413
+    headers = {'Content-Type': 'multipart/form-data; boundary=x'}
+    assert client.post('/embed', content=itertools.repeat(bytes(2**20), 100), headers=headers).status_code == 413
 
 
 @pytest.mark.parametrize(
@@ -216,7 +276,10 @@ def test_ids_that_the_gallery_does_not_have_are_not_found(client):
         '"repeat" (color, 9)',
         'repeat/**/(color, 9)',
         "color = 'a' -- b",
-        'a' * 1001,
+        'a' * 4001,
+        'color || color = 1',
+        "`gallery_source` like '/%'",
+        '_rowid = 1',
         'f(1) = 2',
         '?',
         'color = $1',

@@ -1,11 +1,13 @@
 // The page: a query (an uploaded photo, or the id of one in the gallery), an attribute, and a filter give a ranking.
+// What is shown changes only when an answer has arrived, so that an error leaves everything as it was.
 
+const PAGE_SIZE = 24
 const element = (id) => document.getElementById(id)
 const readable = (name) => name.replaceAll('_', ' ')
-const PAGE_SIZE = 24
-const state = { upload: null, photo: null, attribute: null, filter: {}, count: PAGE_SIZE }
 let facts = null
+let shown = { upload: null, photo: null, attribute: null, filter: {}, count: PAGE_SIZE }
 let running = null // the search that has not been answered yet
+const uploads = [] // for the Back button; the history holds their numbers
 
 function create(tag, content = {}, ...children) {
   const made = Object.assign(document.createElement(tag), content)
@@ -15,41 +17,60 @@ function create(tag, content = {}, ...children) {
 
 // --- what is asked -------------------------------------------------------------------------------------------------
 
-function condition() {
+function condition(filter) {
   const quote = (text) => `'${text.replaceAll("'", "''")}'`
-  const parts = Object.entries(state.filter).map(
+  const parts = Object.entries(filter).map(
     ([column, value]) => `array_has(string_to_array(\`${column}\`, '|'), ${quote(value)})`,
   )
   return parts.join(' and ')
 }
 
-async function ask(signal) {
-  const fields = { attribute: state.attribute, k: state.count }
-  if (condition()) fields.where = condition()
-  if (!state.upload) return fetch(`photos/${state.photo}/similar?${new URLSearchParams(fields)}`, { signal })
+function ask(wanted, signal) {
+  const fields = { attribute: wanted.attribute, k: wanted.count }
+  if (condition(wanted.filter)) fields.where = condition(wanted.filter)
+  if (!wanted.upload) return fetch(`photos/${wanted.photo}/similar?${new URLSearchParams(fields)}`, { signal })
   const body = new FormData()
-  body.append('photo', state.upload)
+  body.append('photo', wanted.upload)
   for (const [name, value] of Object.entries(fields)) body.append(name, value)
   return fetch('search', { method: 'POST', body, signal })
 }
 
-async function search() {
+// The JSON of a response; throws an Error with a sentence.
+async function read(response) {
+  const answer = await response.json().catch(() => ({ detail: `The server answered with status ${response.status}.` }))
+  if (response.ok) return answer
+  const { detail } = answer
+  throw new Error(Array.isArray(detail) ? `${detail[0].loc.at(-1)}: ${detail[0].msg}.` : detail)
+}
+
+// Search for `changes` to what is shown; `remember` is how the browser's history takes it: pushState, replaceState, or nothing.
+async function search(changes, remember = null) {
+  const wanted = { ...shown, count: PAGE_SIZE, ...changes }
   running?.abort()
   const mine = (running = new AbortController())
   const start = performance.now()
+  element('results').ariaBusy = 'true'
   try {
-    const response = await ask(mine.signal)
-    const answer = await response.json()
-    if (mine !== running) return
-    if (!response.ok) throw new Error(sentence(answer.detail))
-    await transition(() => showAnswer(answer, performance.now() - start))
+    if (wanted.upload?.size > facts.max_bytes) {
+      throw new Error(`The photo has more than ${Math.floor(facts.max_bytes / 2 ** 20)} MB; choose a smaller one.`)
+    }
+    const answer = await read(await ask(wanted, mine.signal))
+    if (mine !== running) return false
+    const isOther = wanted.upload !== shown.upload || wanted.photo !== shown.photo
+    shown = wanted
+    if (remember) history[remember]({ upload: uploads.indexOf(shown.upload) }, '', link())
+    await transition(() => showAnswer(answer, isOther, performance.now() - start))
+    return true
   } catch (error) {
-    if (mine !== running) return // a newer search has begun
-    showStatus(error instanceof TypeError ? 'The server does not answer; try again.' : error.message, true)
+    if (mine !== running) return false // a newer search has begun
+    showControls()
+    const told = error instanceof TypeError ? 'The server does not answer; try again.' : error.message
+    showStatus(told, true)
+    return false
+  } finally {
+    if (mine === running) element('results').ariaBusy = 'false'
   }
 }
-
-const sentence = (detail) => (Array.isArray(detail) ? detail.map((each) => each.msg).join('; ') : detail)
 
 // --- what is shown -------------------------------------------------------------------------------------------------
 
@@ -57,18 +78,21 @@ function transition(change) {
   return document.startViewTransition ? document.startViewTransition(change).updateCallbackDone : change()
 }
 
-function showAnswer(answer, milliseconds) {
-  element('results').replaceChildren(...answer.results.map(makeResult))
+function showAnswer(answer, isOther, milliseconds) {
+  if (isOther) showQuery()
+  showControls()
   drawHeat(answer.heatmap)
+  element('results').replaceChildren(...answer.results.map(makeResult))
   for (const label of element('attributes').querySelectorAll('label')) {
     const likely = answer.likely[label.dataset.name]
     label.querySelector('small').textContent = likely ? `${likely.value}, ${Math.round(100 * likely.share)}%` : ''
   }
+  element('likely').hidden = !Object.keys(answer.likely).length
   const count = answer.results.length
-  element('more').hidden = count < state.count || count >= facts.most
+  element('more').hidden = count < shown.count || count >= facts.most
   const what = count === 1 ? '1 photo' : `${count} photos`
-  const told = `${what} by ${readable(state.attribute)}, in ${(milliseconds / 1000).toFixed(2)} s`
-  showStatus(count ? told : 'No photo passes the filter.')
+  const told = `${what} most similar in ${readable(shown.attribute)} (${(milliseconds / 1000).toFixed(2)} s)`
+  showStatus(count ? told : 'No photo matches the filter.')
 }
 
 function showStatus(text, isError = false) {
@@ -78,14 +102,15 @@ function showStatus(text, isError = false) {
 
 function makeResult(result, index) {
   const { path, score, gallery_id: id, ...columns } = result
-  const own = columns[state.attribute]
-  const others = Object.entries(columns).filter(([name]) => name !== state.attribute)
-  const rest = others.map(([name, value]) => `${readable(name)}: ${value}`).join('\n')
   const name = path.split(/[\\/]/).pop()
+  const own = columns[shown.attribute] ?? name
+  delete columns[shown.attribute]
+  const others = Object.values(columns).join(', ')
   const picture = create('img', { src: `photos/${id}/thumbnail`, alt: '', width: 192, height: 192 })
-  const caption = create('span', {}, create('strong', { textContent: own ?? name }), ` ${score.toFixed(3)}`)
-  const button = create('button', { type: 'button', title: `${path}\n${rest}` }, picture, caption)
-  button.setAttribute('aria-label', `Rank ${index + 1}: ${own ?? name}, score ${score.toFixed(3)}. Search from it.`)
+  const caption = create('span', {}, create('strong', { textContent: own }), ` ${score.toFixed(3)}`)
+  const rest = create('span', { className: 'rest', textContent: others })
+  const button = create('button', { type: 'button', title: path }, picture, caption, rest)
+  button.setAttribute('aria-label', `Rank ${index + 1}: ${own}, score ${score.toFixed(3)}. ${others} Search from it.`)
   button.addEventListener('click', () => startFrom(id))
   const item = create('li', {}, button)
   item.style.viewTransitionName = `photo-${id}`
@@ -102,8 +127,8 @@ function makeExample(id, index) {
 
 function drawHeat(heatmap) {
   const canvas = element('heat')
+  element('show-heat').disabled = !heatmap
   canvas.hidden = !heatmap || !element('show-heat').checked
-  canvas.dataset.known = heatmap ? 'yes' : ''
   if (!heatmap) return
   const values = heatmap.flat()
   const [low, high] = [Math.min(...values), Math.max(...values)]
@@ -112,7 +137,7 @@ function drawHeat(heatmap) {
   const pixels = new ImageData(canvas.width, canvas.height)
   values.forEach((value, place) => {
     const share = (value - low) / Math.max(high - low, 1e-12)
-    pixels.data.set([255 * share, 190 * share, 40 * share, 135 - 65 * share], 4 * place) // from dark to a warm light
+    pixels.data.set([255 * share, 190 * share, 40 * share, 115 - 35 * share], 4 * place) // from dark to a warm light
   })
   canvas.getContext('2d').putImageData(pixels, 0, 0)
 }
@@ -120,108 +145,98 @@ function drawHeat(heatmap) {
 function showQuery() {
   const picture = element('picture')
   if (picture.src.startsWith('blob:')) URL.revokeObjectURL(picture.src)
-  picture.src = state.upload ? URL.createObjectURL(state.upload) : `photos/${state.photo}/thumbnail`
-  picture.alt = state.upload ? 'the photo that you chose' : 'the photo of the gallery that you search from'
-  element('share').hidden = Boolean(state.upload)
-  element('not-kept').hidden = !state.upload
-  drawHeat(null)
+  picture.src = shown.upload ? URL.createObjectURL(shown.upload) : `photos/${shown.photo}/thumbnail`
+  picture.alt = shown.upload ? 'the photo that you chose' : 'the photo of the gallery that you search from'
+  element('share').hidden = Boolean(shown.upload)
+  element('not-kept').hidden = !shown.upload
 }
 
 function showControls() {
-  for (const input of element('attributes').querySelectorAll('input')) input.checked = input.value === state.attribute
-  for (const select of element('columns').querySelectorAll('select')) select.value = state.filter[select.name] ?? ''
-  const count = Object.keys(state.filter).length
+  for (const input of element('attributes').querySelectorAll('input')) input.checked = input.value === shown.attribute
+  for (const select of element('columns').querySelectorAll('select')) select.value = shown.filter[select.name] ?? ''
+  const count = Object.keys(shown.filter).length
   element('filter-count').textContent = count ? `(${count})` : ''
 }
 
 // --- what the visitor does -----------------------------------------------------------------------------------------
 
-function changed() {
-  state.count = PAGE_SIZE
-  history.pushState(null, '', link())
-  showControls()
-  search()
-}
-
-function startFrom(id) {
-  Object.assign(state, { photo: id, upload: null })
-  showQuery()
-  changed()
+async function startFrom(id) {
+  if (!(await search({ photo: id, upload: null }, 'pushState'))) return
+  element('found-title').focus({ preventScroll: true }) // the button that had the focus is gone
   element('query').scrollIntoView({ block: 'nearest' })
 }
 
 function startWith(file) {
-  Object.assign(state, { photo: null, upload: file })
-  showQuery()
-  changed()
+  if (!file) return
+  uploads.push(file)
+  search({ photo: null, upload: file }, 'pushState')
 }
 
 // A link holds a photo of the gallery, the attribute, and the filter; an uploaded photo is kept nowhere.
 function link() {
-  const fields = new URLSearchParams({ attribute: state.attribute })
-  if (state.photo) fields.set('photo', state.photo)
-  for (const [column, value] of Object.entries(state.filter)) fields.set(`filter.${column}`, value)
+  const fields = new URLSearchParams({ attribute: shown.attribute })
+  if (shown.photo) fields.set('photo', shown.photo)
+  for (const [column, value] of Object.entries(shown.filter)) fields.set(`filter.${column}`, value)
   return `?${fields}`
 }
 
 function readLink() {
   const fields = new URLSearchParams(location.search)
-  const known = (name) => facts.attributes.includes(name)
-  state.attribute = [fields.get('attribute'), facts.attributes[0]].find(known)
-  state.photo = fields.get('photo') ?? facts.examples[0]
-  state.upload = null
-  state.filter = {}
+  const attribute = [fields.get('attribute'), facts.attributes[0]].find((name) => facts.attributes.includes(name))
+  const upload = uploads[history.state?.upload] ?? null
+  const photo = upload ? null : (fields.get('photo') ?? facts.examples[0])
+  const filter = {}
   for (const [name, value] of fields) {
     const column = name.replace(/^filter\./, '')
-    if (column !== name && column in facts.columns) state.filter[column] = value
+    if (column !== name && Object.hasOwn(facts.columns, column)) filter[column] = value
   }
-  showQuery()
-  showControls()
-  search()
+  if (upload || /^[0-9a-f]{16}$/.test(photo)) search({ attribute, upload, photo, filter })
+  else showStatus(facts.photos ? 'The link names no photo; choose one.' : 'The gallery is empty.', true)
+}
+
+async function copyLink() {
+  const address = new URL(link(), location).href
+  try {
+    await navigator.clipboard.writeText(address)
+    showStatus('The link was copied.')
+  } catch {
+    showStatus(address) // browsers let only some pages write to the clipboard
+  }
 }
 
 function listen() {
-  element('file').addEventListener('change', (event) => {
-    if (event.target.files.length) startWith(event.target.files[0])
-    event.target.value = '' // so that the same file can be chosen again
+  element('file').addEventListener('change', ({ target }) => {
+    startWith(target.files[0])
+    target.value = '' // so that the same file can be chosen again
   })
   for (const kind of ['dragover', 'dragleave', 'drop']) {
     document.addEventListener(kind, (event) => {
       event.preventDefault()
       document.body.classList.toggle('dragging', kind === 'dragover')
-      if (kind === 'drop' && event.dataTransfer.files.length) startWith(event.dataTransfer.files[0])
+      if (kind === 'drop') startWith(event.dataTransfer.files[0])
     })
   }
-  element('attributes').addEventListener('change', (event) => {
-    state.attribute = event.target.value
-    changed()
-  })
+  element('attributes').addEventListener('change', ({ target }) => search({ attribute: target.value }, 'replaceState'))
   element('columns').addEventListener('change', ({ target }) => {
-    if (target.value) state.filter[target.name] = target.value
-    else delete state.filter[target.name]
-    changed()
+    const { [target.name]: _, ...others } = shown.filter
+    search({ filter: target.value ? { ...others, [target.name]: target.value } : others }, 'replaceState')
   })
-  element('clear').addEventListener('click', () => {
-    state.filter = {}
-    changed()
-  })
-  element('more').addEventListener('click', () => {
-    state.count = Math.min(state.count + PAGE_SIZE, facts.most)
-    search()
+  element('clear').addEventListener('click', () => search({ filter: {} }, 'replaceState'))
+  element('more').addEventListener('click', async () => {
+    const before = shown.count
+    await search({ count: Math.min(before + PAGE_SIZE, facts.most) })
+    element('results').querySelectorAll('button')[before]?.focus()
   })
   element('show-heat').addEventListener('change', ({ target }) => {
-    element('heat').hidden = !target.checked || !element('heat').dataset.known
+    element('heat').hidden = !target.checked
   })
-  element('share').addEventListener('click', async () => {
-    await navigator.clipboard.writeText(new URL(link(), location).href)
-    showStatus('The link was copied.')
-  })
+  element('share').addEventListener('click', copyLink)
   addEventListener('popstate', readLink)
 }
 
 async function start() {
-  facts = await (await fetch('facts')).json()
-  element('count').textContent = `${facts.photos.toLocaleString('en')} photos.`
+  facts = await read(await fetch('facts'))
+  element('count').textContent = facts.photos === 1 ? '1 photo.' : `${facts.photos.toLocaleString('en')} photos.`
   element('photo').classList.add(facts.fit)
   element('look').hidden = !facts.has_heatmaps
   for (const name of facts.attributes) {
@@ -236,9 +251,12 @@ async function start() {
     element('columns').append(create('label', {}, readable(column), select))
   }
   element('filter').hidden = !Object.keys(facts.columns).length
+  element('start').hidden = !facts.photos
   element('examples').replaceChildren(...facts.examples.map(makeExample))
   listen()
   readLink()
 }
 
-start().catch(() => showStatus('The server does not answer; reload the page.', true))
+start().catch((error) => {
+  showStatus(error instanceof TypeError ? 'The server does not answer; reload the page.' : error.message, true)
+})
