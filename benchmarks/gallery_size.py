@@ -3,7 +3,8 @@
     python benchmarks/gallery_size.py FOLDER [--rows 10000,100000,1000000]
 
 Fills `FOLDER/<rows>` with rows of one attribute whose unit vectors are drawn from overlapping clusters, searches in several ways,
-each in its own process, and prints a row for each. Recall is that of the 10 nearest rows, by comparing all of them in float32.
+each in its own process, and prints a row for each. Recall is that of the 10 nearest rows, by comparing all of them in float32. Then
+times what else a gallery of the largest size does; this adds 4,024 rows to it.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ import pyarrow as pa
 from lancedb.index import BTree, IvfFlat, IvfPq, IvfRq
 
 from asen_jax.search import gallery as galleries
-from asen_jax.search.gallery import SOURCE, STATE, THUMBNAIL, Gallery
+from asen_jax.search.gallery import ID, SOURCE, STATE, THUMBNAIL, Gallery
 
 DIM, LATENT_DIM, NUM_CENTERS = 128, 24, 4000  # of the vectors; half of a row's nearest are from other clusters
 SPREAD, NOISE = 0.8, 0.3  # beside centers of length 1: in the clusters' subspace, and in all dimensions
@@ -44,10 +45,11 @@ class Variant(NamedTuple):
     refine_factor: int = 0  # this many times K rows are compared again, by their full vectors
 
 
+CHOSEN = f'IVF_FLAT, {galleries.NUM_PROBES} probes'
 VARIANTS = {
     'exact': Variant(),
     'IVF_FLAT, 20 probes': Variant(IvfFlat('dot'), 20),
-    f'IVF_FLAT, {galleries.NUM_PROBES} probes': Variant(IvfFlat('dot'), galleries.NUM_PROBES),  # a gallery's
+    CHOSEN: Variant(IvfFlat('dot'), galleries.NUM_PROBES),  # a gallery's
     'IVF_PQ, 64 probes, refine 20': Variant(IvfPq('dot', num_sub_vectors=DIM // 4), 64, 20),
     'IVF_RQ, 64 probes, refine 30': Variant(IvfRq('dot'), 64, 30),
 }
@@ -62,8 +64,8 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     if args.step:
         warnings.filterwarnings('ignore', r'optimize\(cleanup_older_than=0\)')  # it could harm other readers
-        step, *rest = args.step
-        print(json.dumps({'fill': fill, 'index': index, 'search': search}[step](args.folder, *rest)))
+        step, *options = args.step
+        print(json.dumps({'fill': fill, 'index': index, 'search': search, 'rest': rest}[step](args.folder, *options)))
         return 0
     print('| rows | search | recall@10 | median | 95% | peak memory | index on disk | built in | in memory |')
     print('| --- | --- | --- | --- | --- | --- | --- | --- | --- |', flush=True)
@@ -83,6 +85,9 @@ def main(argv: Sequence[str]) -> int:
                 f'{built["peak"]:.0f} MB',
             ]
             print(f'| {rows:,} | {variant} | {" | ".join(figures)} |', flush=True)
+    run(folder, 'index', CHOSEN)
+    for name, seconds in run(folder, 'rest').items():
+        print(f'{name}: {seconds:.3f}')
     return 0
 
 
@@ -118,6 +123,7 @@ def fill(folder: Path, rows: str) -> dict[str, float]:
         vectors = draw(rng, len(numbers))
         columns = {
             'path': [path_of(number) for number in numbers],
+            ID: [galleries.photo_id(path_of(number)) for number in numbers],
             SOURCE: ['/photos/list.csv'] * len(numbers),
             STATE: [f'{number} 1700000000000000000 None' for number in numbers],
             THUMBNAIL: [rng.bytes(THUMBNAIL_BYTES) for _ in numbers],
@@ -180,6 +186,37 @@ def search(folder: Path, variant: str) -> dict[str, float]:
         'p95': np.percentile(times, 95),
         'peak': peak_memory(),
     }
+
+
+def rest(folder: Path) -> dict[str, float]:
+    """Seconds of the other steps of --mode index and --mode search, and the memory of the first."""
+    from asen_jax.search import indexing  # loads JAX, which would add to the memory of the other steps
+
+    gallery, query = Gallery.open(folder), np.load(folder / 'truth.npz')['queries'][:1]
+    figures = {}
+
+    def measure(name: str, work: Callable[[], Any]) -> None:
+        start = time.perf_counter()
+        work()
+        figures[name] = time.perf_counter() - start
+
+    measure('read what the gallery knows', lambda: indexing._known(gallery))
+    figures['peak memory so far, GB'] = peak_memory() / 1000
+    rows = [
+        {'path': f'/new/{n}', ID: str(n), SOURCE: '', STATE: '', THUMBNAIL: b'', VECTOR: each, 'color': '', 'shop': ''}
+        for n, each in enumerate(draw(np.random.default_rng(3), 4024))
+    ]
+    measure('commit 1,024 new photos', lambda: indexing._merge(gallery, rows[:1024]))
+    indexing._merge(gallery, rows[1024:])
+    measure('tidy after 4,024 new photos', lambda: indexing._tidy(gallery))
+    for where in ("color = 'color 3'", "shop = 'shop 7'"):
+        gallery.search(query, {ATTRIBUTE: 1.0}, K, where)
+        measure(f'search with {where}', lambda where=where: gallery.search(query, {ATTRIBUTE: 1.0}, K, where))
+    measure('compare all photos in Python', lambda: gallery._scan({0: 1.0}, query, K, None))
+    paths = [path_of(n) for n in range(0, 200_000, 10_000)]
+    measure('find 20 rows by path', lambda: list(gallery.rows(paths, [])))
+    measure('find a row by id', lambda: gallery.find(galleries.photo_id(paths[1]), []))
+    return figures
 
 
 def peak_memory() -> float:

@@ -23,10 +23,9 @@ from asen_jax.errors import InputError
 from asen_jax.files import lock, write_atomically, write_json
 from asen_jax.network import config_as_trained
 from asen_jax.search.embedder import Embedded, Embedder
-from asen_jax.search.listing import ListedPhoto, file_state, list_photos, slices
+from asen_jax.search.listing import TAB, ListedPhoto, file_state, list_photos, slices, write_skipped
 
 CHUNK_SIZE = 1024  # photos
-TAB = '\t'  # between a skipped photo's path and the reason
 
 
 class Summary(NamedTuple):
@@ -91,8 +90,6 @@ def embed_files(
     inputs = (Path(name).expanduser().absolute() for name in (images, *(photo.path for photo in photos)))
     if output.exists() and output.absolute() in inputs:
         raise InputError(f'{output} is one of the inputs; name another --output.')
-    if embedder.crop_to_bbox and not any(photo.box for photo in photos):
-        print(f'{images} has no boxes: photos are taken whole, although the network was trained with data.crop_to_bbox')
     request = {
         'checkpoint': embedder.fingerprint,
         'photos': _hash(os.fsencode(photo.path) for photo in photos),
@@ -109,11 +106,7 @@ def embed_files(
         paths = [path for part in chunks for path in _read(part, 'paths').tolist()]
         skipped = [line for part in chunks for line in _read(part, 'skipped').tolist()]
         if paths:
-            if skipped:
-                with write_atomically(skipped_file) as file:
-                    file.writelines(os.fsencode(f'{line}\n') for line in skipped)
-            else:
-                skipped_file.unlink(missing_ok=True)
+            write_skipped(skipped_file, skipped)
             _assemble(output, list(chunks), paths, embedder.attributes, heatmaps)
     if not paths:
         raise InputError(f'None of the {len(photos)} photos of {images} can be used; {skipped[0].replace(TAB, ": ")}.')

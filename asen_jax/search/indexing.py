@@ -18,11 +18,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from asen_jax.errors import InputError
-from asen_jax.files import write_atomically
 from asen_jax.network import config_as_trained
 from asen_jax.search.embedder import Embedder
 from asen_jax.search.gallery import ID, SOURCE, STATE, THUMBNAIL, Gallery, path_conditions, photo_id
-from asen_jax.search.listing import ListedPhoto, file_state, list_photos, slices
+from asen_jax.search.listing import TAB, ListedPhoto, file_state, list_photos, slices, write_skipped
 from asen_jax.search.location import file_of, is_gallery, locate, locked, writing
 
 COMMIT_SIZE = 1024  # photos per commit; each commit makes a file, which `_tidy` merges
@@ -115,30 +114,23 @@ def index_photos(
 ) -> Changes:
     """Make the gallery in `folder`, which is created if needed, match the photos that `images` names.
 
-    A photo is identified by its absolute path. New ones are added, and those whose file or box changed are embedded again.
-    Photos that an earlier call with the same `images` listed and this one does not are deleted; those of other calls stay.
-    Unusable photos are listed in `skipped.txt` there (see `file_of`); with `strict` they are an InputError. If a file is missing, as on a
-    drive that is not mounted, its row stays. After a stop, the same call continues. `embed` may embed the photos elsewhere. Raises InputError also if another
-    network made the gallery, or if another process is changing it, which is not checked on object storage.
+    A photo is identified by its absolute path. New ones are added, and those whose file or box changed are embedded again, by
+    `embed` or else in this process. Photos that an earlier call with the same `images` listed and this one does not are deleted;
+    those of other calls stay. Unusable photos are listed in `skipped.txt` (see `file_of`); with `strict` they are an InputError.
+    If a file is missing, as on a drive that is not mounted, its row stays. After a stop, the same call continues. Raises
+    InputError also if another network made the gallery, or if another process is changing it, except on object storage.
     """
     folder = locate(folder)
     listed, skipped = _read_list(embedder, images, folder)
     columns = sorted({name for each in listed.values() for name in each.photo.metadata})
     _check_columns(columns, images)
-    if embedder.crop_to_bbox and not any(each.photo.box for each in listed.values()):
-        print(f'{images} has no boxes: photos are taken whole, although the network was trained with data.crop_to_bbox')
     with locked(folder), writing(folder):
         gallery = _open_or_create(embedder, folder, origin or {})
         if new := [name for name in columns if name not in gallery.metadata_columns]:
             gallery.table.add_columns(dict.fromkeys(new, 'cast(null as string)'))
         changes = _synchronize(gallery, embed or functools.partial(embed_here, embedder), listed, skipped, strict)
         _tidy(gallery)
-        skipped_file = file_of(folder, SKIPPED)
-        if changes.skipped:
-            with write_atomically(skipped_file) as file:
-                file.writelines(os.fsencode(f'{path}\t{why}\n') for path, why in changes.skipped.items())
-        else:
-            skipped_file.unlink(missing_ok=True)
+        write_skipped(file_of(folder, SKIPPED), [f'{path}{TAB}{why}' for path, why in changes.skipped.items()])
     if not changes.total:
         path, why = next(iter(changes.skipped.items()))
         raise InputError(f'None of the photos of {images} can be used; {path}: {why}.')
@@ -316,6 +308,6 @@ def _tidy(gallery: Gallery) -> None:
         for column in gallery.vector_columns:
             if column not in indexed:
                 gallery.table.create_index(column, config=IvfFlat(distance_type=gallery.about['metric']))
-        if 'path' not in indexed:
-            gallery.table.create_index('path', config=BTree())
+        for column in {'path', ID} - indexed:
+            gallery.table.create_index(column, config=BTree())
     gallery.table.optimize(cleanup_older_than=KEEP_VERSIONS)

@@ -14,10 +14,12 @@ from PIL import Image
 from asen_jax.data.boxes import BOX_COLUMNS, Box, has_boxes, parse_box
 from asen_jax.data.images import FORMATS
 from asen_jax.errors import InputError
+from asen_jax.files import write_atomically
 
 ACCEPTED = (
     'a photo, a folder, a pattern in quotes, a text file with one path per line, or a CSV with a column named path'
 )
+TAB = '\t'  # between a skipped photo's path and the reason
 
 
 class ListedPhoto(NamedTuple):
@@ -36,7 +38,8 @@ def list_photos(images: str | os.PathLike, with_boxes: bool = False) -> list[Lis
     - A text file, or the column `path` of a CSV: as listed, relative to the list's folder.
     - A photo: itself.
 
-    Garment boxes, the columns `x1,y1,x2,y2` of a CSV (see asen_jax/data/boxes.py), are read only `with_boxes`.
+    Garment boxes, the columns `x1,y1,x2,y2` of a CSV (see asen_jax/data/boxes.py), are read only `with_boxes`, for a network
+    that was trained on them; a notice says if there are none.
     """
     path = Path(images).expanduser()
     suffixes = readable_suffixes()
@@ -54,7 +57,18 @@ def list_photos(images: str | os.PathLike, with_boxes: bool = False) -> list[Lis
         missing = 'matches no file' if glob.has_magic(str(path)) else 'does not exist'
         fault = 'holds no photos' if path.exists() else missing
         raise InputError(f'{images} {fault}; --images takes {ACCEPTED}.')
+    if with_boxes and not any(photo.box for photo in photos):
+        print(f'{images} has no boxes: photos are taken whole, although the network was trained with data.crop_to_bbox')
     return photos
+
+
+def write_skipped(path: Path, lines: Sequence[str]) -> None:
+    """Write which photos were skipped, each as `path<tab>reason`; without any, the file of an earlier run is deleted."""
+    if not lines:
+        path.unlink(missing_ok=True)
+        return
+    with write_atomically(path) as file:
+        file.writelines(os.fsencode(f'{line}\n') for line in lines)
 
 
 def slices(items: Sequence, size: int) -> Iterator[Sequence]:
