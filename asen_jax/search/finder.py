@@ -14,15 +14,13 @@ from asen_jax.data import images
 from asen_jax.errors import InputError
 from asen_jax.search.embedder import Embedder
 from asen_jax.search.gallery import ID, STATE, THUMBNAIL, Gallery, photo_id
-from asen_jax.search.listing import file_state
+from asen_jax.search.listing import photo_state
 from asen_jax.search.searching import parse_weights
 
 MAX_RESULTS = 200
 MAX_PIXELS = 40_000_000  # of an uploaded photo; decoding takes up to 20 bytes each
-JPEG_SCAN, MAX_SCANS = (
-    b'\xff\xda',
-    100,
-)  # each is decoded over the whole photo; cameras and web sites use at most about 10
+JPEG_SCAN = b'\xff\xda'
+MAX_SCANS = 100  # of a JPEG, each of which is decoded over the whole photo; cameras and websites use about 10
 MIN_SIDE = 16  # pixels of an uploaded photo; in a smaller one there is nothing to see
 MAX_CONDITION = 4000  # characters
 MAX_CHOICES = 100  # values of a column; one with more is not offered as a filter
@@ -74,7 +72,7 @@ class Finder:
             return None
         heatmaps, path = None, row['path']
         # a changed photo, or the part of one that is inside a box, is not what the page shows
-        if self.has_heatmaps and row[STATE] == f'{file_state(path)} {None}':
+        if self.has_heatmaps and row[STATE] == photo_state(path, None):
             [result] = self.embedder.stream([[(path, None)]], heatmaps=True)
             heatmaps = None if result.broken or result.heatmaps is None else result.heatmaps[0]
         return self._search(self.gallery.vectors_of(row), heatmaps, weights, k, where, path)

@@ -21,7 +21,7 @@ from asen_jax.errors import InputError
 from asen_jax.network import config_as_trained
 from asen_jax.search.embedder import Embedder
 from asen_jax.search.gallery import ID, SOURCE, STATE, THUMBNAIL, Gallery, path_conditions, photo_id
-from asen_jax.search.listing import TAB, ListedPhoto, file_state, list_photos, slices, write_skipped
+from asen_jax.search.listing import TAB, ListedPhoto, list_photos, photo_state, slices, write_skipped
 from asen_jax.search.location import file_of, is_gallery, locate, locked, writing
 
 COMMIT_SIZE = 1024  # photos per commit; each commit makes a file, which `_tidy` merges
@@ -174,8 +174,7 @@ def _read_list(
         except UnicodeEncodeError:
             skipped[path] = 'its name is not UTF-8; rename it'
             continue
-        state = file_state(path)
-        listed[path] = Listed(photo._replace(path=path), state and f'{state} {photo.box}', source)
+        listed[path] = Listed(photo._replace(path=path), photo_state(path, photo.box), source)
     return listed, skipped
 
 

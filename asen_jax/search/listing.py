@@ -85,6 +85,12 @@ def file_state(path: str) -> str | None:
     return f'{status.st_size} {status.st_mtime_ns}'
 
 
+def photo_state(path: str, box: Box | None) -> str | None:
+    """A text that changes if the file or the garment's box does; None if there is no such file."""
+    state = file_state(path)
+    return state and f'{state} {box}'
+
+
 def readable_suffixes() -> set[str]:
     """The suffixes of photos, in lower case with their dot."""
     return {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}

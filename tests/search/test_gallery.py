@@ -328,7 +328,7 @@ def test_a_large_gallery_gets_an_index_for_each_attribute_even_after_a_kill(netw
     index_photos(network, listed, tmp_path / 'gallery')
     gallery = Gallery.open(tmp_path / 'gallery')
     indexed = sorted(column for index in gallery.table.list_indices() for column in index.columns)
-    assert indexed == ['gallery_vector_0', 'gallery_vector_1', 'gallery_vector_2', 'path']
+    assert indexed == ['gallery_id', 'gallery_vector_0', 'gallery_vector_1', 'gallery_vector_2', 'path']
     query = network.embed([tmp_path / '0.png'])[0]
     assert gallery.search(query, {ATTRIBUTES[2]: 1.0}, 10**12)[0].path == str(tmp_path / '0.png')
 
