@@ -92,9 +92,8 @@ def serve(folder: Path | str, host: str, port: int, workdir: Path | None = None)
     try:
         listener = socket.create_server((host, port), family=socket.AF_INET6 if ':' in host else socket.AF_INET)
     except OSError as error:
-        raise InputError(
-            f'{host}:{port} cannot be used ({error.strerror}); choose another --port or --host.'
-        ) from error
+        why = (error.strerror or str(error)).partition(' (while')[0]
+        raise InputError(f'{host}:{port} cannot be used ({why}); choose another --port or --host.') from error
     with listener:
         app = create_app(Finder(gallery, load_embedder(gallery, workdir)), allowed_hosts(host))
         config = uvicorn.Config(
