@@ -137,7 +137,12 @@ def define_flags(argv: Sequence[str]) -> flags.FlagValues:
     flags.DEFINE_integer('k', 20, 'number of photos to find', lower_bound=1, flag_values=values)
     flags.DEFINE_string('where', None, "condition in SQL on the CSV's columns: \"color = 'red'\"", flag_values=values)
     flags.DEFINE_boolean('json', False, 'print what was found as JSON', flag_values=values)
-    flags.DEFINE_string('host', '127.0.0.1', 'address to serve on; 0.0.0.0 lets other machines in', flag_values=values)
+    flags.DEFINE_string(
+        'host',
+        '127.0.0.1',
+        'address to serve on; docs/gallery.md says how to let other machines in',
+        flag_values=values,
+    )
     flags.DEFINE_integer('port', 8000, 'port to serve on', 0, 65535, flag_values=values)
     flags.DEFINE_boolean('strict', False, 'stop at an unreadable photo instead of skipping it', flag_values=values)
     flags.DEFINE_enum('engine', 'local', ['local', 'ray'], 'what embeds the photos', flag_values=values)

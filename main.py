@@ -10,7 +10,9 @@ from absl import logging
 import command_line
 from asen_jax.errors import InputError, NumericsError, StoppedError
 
-EXTRAS = {'lancedb': 'search', 'fastapi': 'search', 'ray': 'ray'}  # packages that only some modes need
+EXTRAS = dict.fromkeys(('lancedb', 'uvicorn', 'fastapi', 'fastapi_offline', 'limits'), 'search') | {
+    'ray': 'ray'
+}  # packages that only some modes need
 
 
 def run(argv: list[str]) -> int:

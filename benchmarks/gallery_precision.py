@@ -55,8 +55,7 @@ def search(embedder: Embedder, records: Records, folder: Path) -> dict[str, tupl
     """precision@10 of each attribute by searches in a gallery, and its number of queries."""
     photos, query = open_split(records.directory, 'test'), read_rows(records, 'test_query')
     candidate = read_rows(records, 'test_candidate')
-    gallery = index_photos(embedder, write_list(records, photos, candidate, folder / 'candidates'), folder / 'gallery')
-    print(gallery)
+    print(index_photos(embedder, write_list(records, photos, candidate, folder / 'candidates'), folder / 'gallery'))
     opened, found = Gallery.open(folder / 'gallery'), {}
     (folder / 'queries').mkdir()
     for number, name in enumerate(records.attributes):

@@ -64,8 +64,8 @@ def main(argv: Sequence[str]) -> int:
         print(f'{kind}: {len(times):,} searches, {percentiles}')
     counts = dict(collections.Counter(statuses))
     print(f'statuses: {counts}; {len(statuses) / args.seconds:.1f} searches per second')
-    told = ', '.join(f'{number:,.0f}' for number in memory[:: max(1, len(memory) // 12)])
-    print(f'resident memory of the server in MB: {told}')
+    megabytes = ', '.join(f'{number:,.0f}' for number in memory[:: max(1, len(memory) // 12)])
+    print(f'resident memory of the server in MB: {megabytes}')
     return 0 if set(counts) == {200} else 1
 
 

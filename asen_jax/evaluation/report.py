@@ -32,7 +32,7 @@ NUM_EXAMPLES = 3  # best and worst queries of each attribute
 NUM_RANKS = 6  # photos shown of a ranking
 NUM_NEIGHBORS = 10  # that vote in the confusion between values
 MAX_VALUES = 20  # of an attribute, the most frequent, in the confusion and in the colors of the map
-MAX_ON_MAP = 500  # photos
+MAX_ON_MAP = 500  # photos, on all maps together
 OTHER = 'other values'
 BLUE, GRAY, ORANGE = '#3b76b5', '#9a9a9a', '#d9822b'
 
@@ -238,7 +238,7 @@ def draw_confusion(sheet: Sheet) -> figure:
     plot.rect(
         'found', 'query', 1, 1, source=source, fill_color={'field': 'share', 'transform': mapper}, line_color=None
     )
-    plot.add_tools(HoverTool(tooltips='@query: @share{0} % of the nearest are @found'))
+    plot.add_tools(HoverTool(tooltips='@query: @share{0}% of the nearest are @found'))
     plot.xaxis.major_label_orientation = 0.9
     plot.xaxis.axis_label, plot.yaxis.axis_label = 'value of the nearest', 'value of the query'
     return plot
@@ -253,18 +253,19 @@ def draw_maps(
         attribute = records.attributes.index(name)
         rows = candidate[candidate[:, 1] == attribute]
         _, first = np.unique(rows[:, 0], return_index=True)
-        rows = rows[first][: MAX_ON_MAP // len(sheets)]
+        shown = np.linspace(0, len(first) - 1, min(len(first), MAX_ON_MAP // len(sheets))).astype(int)  # evenly spaced
+        rows = rows[first][shown]
         points = project(vectors.of(rows[:, 0], attribute))
         values = [records.values[attribute][value] for value in rows[:, 2].tolist()]
-        shown = [value if value in sheet.names else OTHER for value in values]
-        colors = dict(zip([*sheet.names, OTHER], [*Category20[20], GRAY], strict=False))
+        groups = [value if value in sheet.names else OTHER for value in values]
+        colors = dict(zip(sheet.names, Category20[20], strict=False))
         source = ColumnDataSource(
             {
                 'x': points[:, 0],
                 'y': points[:, 1],
                 'value': values,
-                'group': shown,
-                'color': [colors.get(value, GRAY) for value in shown],
+                'group': groups,
+                'color': [colors.get(value, GRAY) for value in groups],
                 'photo': [show(index) for index in rows[:, 0].tolist()],
             }
         )

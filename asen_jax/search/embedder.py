@@ -24,6 +24,7 @@ from asen_jax.data.prefetch import prefetch
 from asen_jax.errors import InputError
 from asen_jax.models import embed_all
 from asen_jax.network import TrainedNetwork, load_network
+from asen_jax.search.listing import absolute
 from asen_jax.sharding import make_mesh
 
 BATCH_SIZE = 64  # photos
@@ -53,6 +54,7 @@ class Embedder:
             raise InputError(f'batch_size is {batch_size}; it must be at least 1.')
         self.network, self.precision = network, network.meta['config']['precision']
         self.attributes = tuple(network.meta['attributes'])
+        self.origin: dict[str, str] = {}  # the workdir and checkpoint, if it was loaded from one
         self.values = None  # value names of each attribute, if the checkpoint has them
         if network.meta.get('values') is not None:
             self.values = tuple(map(tuple, network.meta['values']))
@@ -82,8 +84,9 @@ class Embedder:
         Raises InputError if the checkpoint does not exist or is damaged.
         """
         mesh = make_mesh()
-        network = load_network(Path(workdir), str(checkpoint), precision, mesh)
-        return cls(network, mesh, batch_size)
+        embedder = cls(load_network(Path(workdir), str(checkpoint), precision, mesh), mesh, batch_size)
+        embedder.origin = {'workdir': absolute(workdir), 'checkpoint': str(checkpoint)}
+        return embedder
 
     def embed(
         self, images: Iterable, attributes: str | Sequence[str] | None = None, boxes: Iterable | None = None
@@ -196,7 +199,7 @@ class Embedder:
         photos = list(images)
         if boxes is None and photos and self.crop_to_bbox:
             warnings.warn(
-                'The network was trained with data.crop_to_bbox, but no boxes were given: whole photos are used. '
+                'No boxes were given: photos are used whole, which matters only if the training photos had boxes. '
                 'Pass boxes=, with None for each photo that should be used whole.',
                 stacklevel=4,
             )

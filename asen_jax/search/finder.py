@@ -85,7 +85,7 @@ class Finder:
     def _check(self, attribute: str, where: str | None) -> dict[str, float]:
         """The weights of the attributes; raises InputError before anything is computed."""
         weights = parse_weights(attribute, self.gallery.attributes)
-        self.gallery.check(weights)
+        self.gallery.check_weights(weights)
         check_condition(where or '')
         return weights
 
@@ -126,7 +126,7 @@ class Finder:
             'examples': self.gallery.sample(NUM_EXAMPLES),
             'fit': self.embedder.fit,
             'has_heatmaps': self.has_heatmaps,
-            'most': MAX_RESULTS,
+            'max_results': MAX_RESULTS,
         }
 
 

@@ -7,7 +7,6 @@ begin with `gallery_`. Every change is one commit of LanceDB, so a killed proces
 import contextlib
 import hashlib
 import heapq
-import itertools
 import json
 import os
 from collections import Counter
@@ -21,12 +20,14 @@ import pyarrow as pa
 from jaxtyping import Float
 
 from asen_jax.errors import InputError
+from asen_jax.search.listing import slices
 from asen_jax.search.location import TABLE, DamageError, damage, drop_torn_versions, first_line, is_gallery, locate
 
 ID, SOURCE, STATE, THUMBNAIL = 'gallery_id', 'gallery_source', 'gallery_state', 'gallery_thumbnail'
 VECTOR = 'gallery_vector_{}'
 PATHS_AT_ONCE = 1000  # in one condition
-NUM_VOTERS = 20  # nearest photos that vote on a value
+NUM_VOTERS = 20  # nearest labeled photos, which vote on a value
+NUM_CONSIDERED = 100  # nearest photos, among which the voters are
 MAX_WEIGHT = 1_000_000
 NUM_PROBES = 64  # partitions of an index, of about 4,096 photos each, that are searched
 PRIMARY_KEY = {b'lance-schema:unenforced-primary-key': b'true'}  # two commits cannot add the same photo
@@ -48,10 +49,10 @@ class Match(NamedTuple):
 
 
 class Guess(NamedTuple):
-    """The value of an attribute that most of a photo's nearest neighbors have."""
+    """The most frequent value of an attribute among a photo's nearest neighbors."""
 
     value: str
-    share: float  # of those neighbors that have a value
+    share: float  # of the voters
     num_voters: int
 
 
@@ -101,7 +102,7 @@ class Gallery:
             self.table.checkout_latest()
             metadata = self.table.schema.metadata
         if metadata != self._metadata:
-            raise DamageError(f'{self.folder} was made again since it was opened; open it again.')
+            raise DamageError(f'{self.folder} was rebuilt since it was opened; open it again.')
 
     @property
     def metadata_columns(self) -> list[str]:
@@ -123,7 +124,7 @@ class Gallery:
         `without` a path to leave out. Raises InputError for an unknown attribute, a weight that is not positive, an invalid
         condition, or a damaged gallery.
         """
-        self.check(weights)
+        self.check_weights(weights)
         self.refresh()
         found = self._rank(query, weights, k, where, without)
         rows = {row['path']: row for row in self.rows([path for path, _ in found], [THUMBNAIL, *self.metadata_columns])}
@@ -139,20 +140,18 @@ class Gallery:
 
         A cell with several values, `red|white`, is a vote for each.
         """
-        labeled = [name for name in self.attributes if name in self.metadata_columns]
-        voters = {
-            name: [path for path, _ in self._rank(query, {name: 1.0}, NUM_VOTERS, f'`{name}` is not null', without)]
-            for name in labeled
-        }
-        paths = list(dict.fromkeys(itertools.chain(*voters.values())))
-        rows = {row['path']: row for row in self.rows(paths, labeled)}
         guesses = {}
-        for name, voting in voters.items():
-            voting = [path for path in voting if path in rows and rows[path][name]]
-            votes = Counter(value for path in voting for value in set(split_cell(rows[path][name])))
+        for number, name in enumerate(self.attributes):
+            if name not in self.metadata_columns:
+                continue
+            with self.reading():
+                found = self._search(number, query[number], NUM_CONSIDERED, None, ['path', name])
+            cells = zip(found.column('path').to_pylist(), found.column(name).to_pylist(), strict=True)
+            voters = [split_cell(cell) for path, cell in cells if cell and path != without][:NUM_VOTERS]
+            votes = Counter(value for values in voters for value in set(values))
             if votes:
                 value, count = votes.most_common(1)[0]
-                guesses[name] = Guess(value, count / len(voting), len(voting))
+                guesses[name] = Guess(value, count / len(voters), len(voters))
         return guesses
 
     def find(self, photo: str, columns: Sequence[str]) -> dict[str, Any] | None:
@@ -193,8 +192,10 @@ class Gallery:
         """The columns of the vectors, in the order of `attributes`."""
         return [VECTOR.format(number) for number in range(len(self.attributes))]
 
-    def check(self, weights: Mapping[str, float]) -> None:
-        """Raise InputError if an attribute is unknown or a weight is not positive."""
+    def check_weights(self, weights: Mapping[str, float]) -> None:
+        """Raise InputError if there is no attribute, one is unknown, or a weight is not positive."""
+        if not weights:
+            raise InputError('No attribute was given; name one.')
         for name, weight in weights.items():
             if name not in self.attributes:
                 raise InputError(f'The gallery has no attribute {name!r}; it has {", ".join(self.attributes)}.')
@@ -240,15 +241,21 @@ class Gallery:
             raise damage(self.folder, error) from error
 
     def _nearest(self, number: int, query: Float[np.ndarray, ' dim'], k: int, where: str | None) -> Scored:
-        """The nearest photos under one attribute, by LanceDB."""
-        search = self.table.search(query, vector_column_name=VECTOR.format(number))
-        search = search.distance_type(self.about['metric']).select(['path', '_distance']).limit(k)
-        # few photos may meet a condition, and an index would miss them
-        search = search.bypass_vector_index().where(where) if where else search.nprobes(NUM_PROBES)
-        found = search.to_arrow()
+        """The nearest photos under one attribute, with their similarity."""
+        found = self._search(number, query, k, where, ['path'])
         distances = found.column('_distance').to_numpy()
         scores = -np.sqrt(distances) if self.about['metric'] == 'l2' else 1 - distances  # l2 is squared
         return list(zip(found.column('path').to_pylist(), scores.tolist(), strict=True))
+
+    def _search(
+        self, number: int, query: Float[np.ndarray, ' dim'], k: int, where: str | None, columns: Sequence[str]
+    ) -> pa.Table:
+        """The nearest photos under one attribute, by LanceDB."""
+        search = self.table.search(query, vector_column_name=VECTOR.format(number))
+        search = search.distance_type(self.about['metric']).select([*columns, '_distance']).limit(k)
+        # few photos may meet a condition, and an index would miss them
+        search = search.bypass_vector_index().where(where) if where else search.nprobes(NUM_PROBES)
+        return search.to_arrow()
 
     def _scan(
         self,
@@ -293,8 +300,8 @@ def photo_id(path: str) -> str:
 
 def path_conditions(paths: Sequence[str]) -> Iterator[str]:
     """SQL conditions for `paths`, PATHS_AT_ONCE of them in each."""
-    for start in range(0, len(paths), PATHS_AT_ONCE):
-        yield f'path in ({", ".join(map(quote, paths[start : start + PATHS_AT_ONCE]))})'
+    for some in slices(paths, PATHS_AT_ONCE):
+        yield f'path in ({", ".join(map(quote, some))})'
 
 
 def quote(text: str) -> str:

@@ -21,7 +21,7 @@ from asen_jax.errors import InputError
 from asen_jax.network import config_as_trained
 from asen_jax.search.embedder import Embedder
 from asen_jax.search.gallery import ID, SOURCE, STATE, THUMBNAIL, Gallery, path_conditions, photo_id
-from asen_jax.search.listing import TAB, ListedPhoto, list_photos, photo_state, slices, write_skipped
+from asen_jax.search.listing import TAB, ListedPhoto, absolute, list_photos, photo_state, slices, write_skipped
 from asen_jax.search.location import file_of, is_gallery, locate, locked, writing
 
 COMMIT_SIZE = 1024  # photos per commit; each commit makes a file, which `_tidy` merges
@@ -44,8 +44,8 @@ class Changes(NamedTuple):
 
     def __str__(self) -> str:
         counts = {'added': self.added, 'updated': self.updated, 'relabeled': self.relabeled, 'deleted': self.deleted}
-        told = ', '.join(f'{count:,} {what}' for what, count in counts.items())
-        lines = [f'{self.folder}: {self.total:,} photos ({told})']
+        summary = ', '.join(f'{count:,} {what}' for what, count in counts.items())
+        lines = [f'{self.folder}: {self.total:,} photos ({summary})']
         if self.skipped:
             lines.append(f'skipped {len(self.skipped):,} photos, listed in {file_of(self.folder, SKIPPED)}')
         return '\n'.join(lines)
@@ -60,8 +60,8 @@ class Listed(NamedTuple):
 
     def describe(self, columns: Sequence[str]) -> dict[str, str | None]:
         """The row without vectors and thumbnail; `columns` are those of all CSVs."""
-        told = {name: self.photo.metadata.get(name) for name in columns}
-        return {SOURCE: self.source, STATE: self.state, **told}
+        cells = {name: self.photo.metadata.get(name) for name in columns}
+        return {SOURCE: self.source, STATE: self.state, **cells}
 
 
 class Outcome(NamedTuple):
@@ -94,12 +94,11 @@ def index_workdir(
     if engine == 'ray':
         from asen_jax.search import ray_engine  # early: Ray may be missing
 
-        source = ray_engine.Source(absolute(workdir), which, config.precision, config.eval.batch_size)
-        embed = functools.partial(ray_engine.embed, source, workers)
+        checkpoint = ray_engine.Checkpoint(absolute(workdir), which, config.precision, config.eval.batch_size)
+        embed = functools.partial(ray_engine.embed, checkpoint, workers)
     embedder = Embedder.load(workdir, which, config.precision, config.eval.batch_size)
     config_as_trained(embedder.network.meta, config)
-    origin = {'workdir': absolute(workdir), 'checkpoint': which}
-    changes = index_photos(embedder, images, folder, strict, origin, embed)
+    changes = index_photos(embedder, images, folder, strict, embed)
     print(changes, flush=True)
     return changes
 
@@ -109,7 +108,6 @@ def index_photos(
     images: str | os.PathLike,
     folder: str | os.PathLike,
     strict: bool = False,
-    origin: Mapping[str, str] | None = None,
     embed: Engine | None = None,
 ) -> Changes:
     """Make the gallery in `folder`, which is created if needed, match the photos that `images` names.
@@ -125,7 +123,7 @@ def index_photos(
     columns = sorted({name for each in listed.values() for name in each.photo.metadata})
     _check_columns(columns, images)
     with locked(folder), writing(folder):
-        gallery = _open_or_create(embedder, folder, origin or {})
+        gallery = _open_or_create(embedder, folder)
         if new := [name for name in columns if name not in gallery.metadata_columns]:
             gallery.table.add_columns(dict.fromkeys(new, 'cast(null as string)'))
         changes = _synchronize(gallery, embed or functools.partial(embed_here, embedder), listed, skipped, strict)
@@ -178,18 +176,13 @@ def _read_list(
     return listed, skipped
 
 
-def absolute(path: str | os.PathLike) -> str:
-    """`path` in full, without `..`; links stay."""
-    return os.path.abspath(Path(path).expanduser())  # noqa: PTH100 - resolve() would follow links
-
-
 def _check_columns(columns: Sequence[str], images: str | os.PathLike) -> None:
     for name in columns:
         if name == 'score' or name.startswith(('gallery_', '_')) or '.' in name or '`' in name:
             raise InputError(f'{images} has a column {name!r}, a name that galleries cannot use; rename it.')
 
 
-def _open_or_create(embedder: Embedder, folder: Path | str, origin: Mapping[str, str]) -> Gallery:
+def _open_or_create(embedder: Embedder, folder: Path | str) -> Gallery:
     """The gallery in `folder`; raises InputError if its vectors are of another network."""
     config = embedder.network.meta['config']
     cosine, unit = config['train']['distance'] == 'cosine', config['model']['normalize']
@@ -198,7 +191,7 @@ def _open_or_create(embedder: Embedder, folder: Path | str, origin: Mapping[str,
         'attributes': list(embedder.attributes),
         'metric': ('dot' if unit else 'cosine') if cosine else 'l2',
         'precision': embedder.precision,
-        **origin,
+        **embedder.origin,
     }
     if not is_gallery(folder):
         return Gallery.create(folder, about, embedder.dim)
@@ -251,7 +244,7 @@ def _refuse(skipped: Mapping[str, str], strict: bool) -> None:
 def _known(gallery: Gallery) -> dict[str, tuple[str | None, ...]]:
     """What the gallery knows of each photo, in the order of `Listed.describe`: source, state, and the CSV's columns.
 
-    Equal cells are one object, so that a million photos take 0.4 GB.
+    Equal cells are one object, so that a million photos take less than half a gigabyte.
     """
     columns, same, known = [SOURCE, STATE, *gallery.metadata_columns], {}, {}
     with gallery.reading():

@@ -58,7 +58,7 @@ def list_photos(images: str | os.PathLike, with_boxes: bool = False) -> list[Lis
         fault = 'holds no photos' if path.exists() else missing
         raise InputError(f'{images} {fault}; --images takes {ACCEPTED}.')
     if with_boxes and not any(photo.box for photo in photos):
-        print(f'{images} has no boxes: photos are taken whole, although the network was trained with data.crop_to_bbox')
+        print(f'{images} has no boxes: photos are used whole (this matters only if the training photos had boxes)')
     return photos
 
 
@@ -74,6 +74,11 @@ def write_skipped(path: Path, lines: Sequence[str]) -> None:
 def slices(items: Sequence, size: int) -> Iterator[Sequence]:
     """Consecutive parts of `items` with `size` elements each; the last may be shorter."""
     return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def absolute(path: str | os.PathLike) -> str:
+    """`path` in full, without `..`; links stay."""
+    return os.path.abspath(Path(path).expanduser())  # noqa: PTH100 - resolve() would follow links
 
 
 def file_state(path: str) -> str | None:

@@ -36,7 +36,7 @@ def locate(gallery: str | os.PathLike) -> Path | str:
     if not text.startswith(S3):
         return Path(text).expanduser()
     if not text.removeprefix(S3).strip('/').partition('/')[2]:
-        raise InputError(f'{text} names no gallery; write s3://BUCKET/NAME.')
+        raise InputError(f'{text} does not name a gallery; write s3://BUCKET/NAME.')
     return text.rstrip('/')
 
 
@@ -71,12 +71,17 @@ def locked(folder: Path | str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def writing(folder: Path | str) -> Iterator[None]:
-    """Turn LanceDB's errors during a change into ours if the gallery is on object storage, which may be out of reach."""
+    """Turn LanceDB's errors during a change, as on a full disk, into ours."""
     try:
         yield
     except (OSError, RuntimeError, ValueError) as error:
-        if isinstance(folder, Path) or not re.search('LanceError|namespace', str(error)):
+        if not re.search('LanceError|namespace', str(error)):
             raise
+        if isinstance(folder, Path):
+            raise InputError(
+                f'{folder} cannot be written ({first_line(error)}); free space or fix its permissions, then run the same '
+                'command again.'
+            ) from error
         raise damage(folder, error) from error
 
 
@@ -86,15 +91,17 @@ def drop_torn_versions(folder: Path) -> None:
         if manifest.stat().st_size:
             return  # the newest has the lowest name
         manifest.rename(manifest.with_suffix('.torn'))
-        told = f'{manifest} is empty, probably after a power cut; using the previous version. Run --mode index again.'
-        print(told, file=sys.stderr)
+        message = (
+            f'{manifest} is empty, probably after a power cut; using the previous version. Run --mode index again.'
+        )
+        print(message, file=sys.stderr)
 
 
 def damage(folder: Path | str, error: Exception) -> DamageError:
     """The error for a gallery that cannot be read."""
     if isinstance(folder, str):
-        told = str(error).replace('Failed to get AWS credentials', 'no credentials')
-        causes = (match[1] for cause in S3_CAUSES if (match := re.search(cause, told)))
+        message = str(error).replace('Failed to get AWS credentials', 'no credentials')
+        causes = (match[1] for cause in S3_CAUSES if (match := re.search(cause, message)))
         return DamageError(
             f'{folder} cannot be used ({next(causes, first_line(error))}); check the bucket and the environment variables '
             'AWS_ENDPOINT, AWS_ALLOW_HTTP, AWS_ACCESS_KEY_ID, and AWS_SECRET_ACCESS_KEY, then run the same command again.'

@@ -25,7 +25,7 @@ OUTCOMES = pa.schema(
 )
 
 
-class Source(NamedTuple):
+class Checkpoint(NamedTuple):
     """Where a worker finds the network: the arguments of `Embedder.load`."""
 
     workdir: str
@@ -35,10 +35,10 @@ class Source(NamedTuple):
 
 
 class Worker:
-    """An actor with the network of a `Source`."""
+    """An actor with the network of a `Checkpoint`."""
 
-    def __init__(self, source: Source):
-        self.embedder = Embedder.load(*source)
+    def __init__(self, checkpoint: Checkpoint):
+        self.embedder = Embedder.load(*checkpoint)
 
     def __call__(self, photos: pa.Table) -> pa.Table:
         """The outcomes of photos, a table with their `path` and `box`."""
@@ -49,7 +49,7 @@ class Worker:
         return pa.Table.from_pylist(rows, schema=OUTCOMES)
 
 
-def embed(source: Source, num_workers: int | None, photos: Sequence[ListedPhoto]) -> Iterator[Outcome]:
+def embed(checkpoint: Checkpoint, num_workers: int | None, photos: Sequence[ListedPhoto]) -> Iterator[Outcome]:
     """The outcomes of photos, in any order.
 
     By default there is one worker per GPU, or per machine without any. Raises InputError if RAY_ADDRESS cannot be reached.
@@ -59,10 +59,10 @@ def embed(source: Source, num_workers: int | None, photos: Sequence[ListedPhoto]
     with cluster(num_workers):
         num_gpus = int(ray.cluster_resources().get('GPU', 0))
         boxes = [{'path': photo.path, 'box': photo.box} for photo in photos]
-        num_tasks = -(-len(photos) // (BATCHES_PER_TASK * source.batch_size))
+        num_tasks = -(-len(photos) // (BATCHES_PER_TASK * checkpoint.batch_size))
         outcomes = ray.data.from_items(boxes, override_num_blocks=num_tasks).map_batches(
             Worker,
-            fn_constructor_args=[source],
+            fn_constructor_args=[checkpoint],
             batch_size=None,  # a block
             batch_format='pyarrow',
             compute=ray.data.ActorPoolStrategy(size=num_workers or num_gpus or len(ray.nodes())),

@@ -14,8 +14,7 @@ from asen_jax.evaluation.figures import CELL, Ranking, draw_rankings
 from asen_jax.files import write_atomically
 from asen_jax.search.embedder import Embedder
 from asen_jax.search.gallery import STATE, THUMBNAIL, Gallery, Guess, Match
-from asen_jax.search.indexing import absolute
-from asen_jax.search.listing import file_state
+from asen_jax.search.listing import absolute, file_state
 from asen_jax.search.location import file_of
 
 MAX_DRAWN = 20  # photos on the contact sheet
@@ -31,17 +30,18 @@ def search_gallery(
     as_json: bool = False,
     output: Path | None = None,
 ) -> list[Match]:
-    """`--mode search`: print the `k` photos of a gallery nearest to `photo` under `attribute`, and draw them on a contact sheet.
+    """`--mode search`: print the `k` photos of a gallery nearest to `photo` under `attribute`, and draw a contact sheet.
 
     `attribute` is a name, or several with weights, `sleeve:2,neckline`. A photo of the gallery itself is not among its
     results, and needs no network; for another one, the network is that of the gallery's workdir, or of `workdir` if it has moved.
     """
     gallery, path = Gallery.open(folder), absolute(photo)
     weights = parse_weights(attribute, gallery.attributes)
-    gallery.check(weights)  # before the network is loaded
+    gallery.check_weights(weights)  # before the network is loaded
     known = next(gallery.rows([path], [STATE, THUMBNAIL, *gallery.vector_columns]), None)
-    output = output or file_of(gallery.folder, 'search.jpg')
-    if absolute(output) == path or next(gallery.rows([absolute(output)], []), None):
+    if not as_json:
+        output = output or file_of(gallery.folder, 'search.jpg')
+    if output and (absolute(output) == path or next(gallery.rows([absolute(output)], []), None)):
         raise InputError(f'{output} is one of the photos; name another --output.')
     state = file_state(path)
     if known and state and known[STATE].startswith(f'{state} '):
@@ -56,8 +56,9 @@ def search_gallery(
         print(format_json(matches))
     else:
         print(format_matches(matches, gallery.guess(query, without)))
-    with write_atomically(output) as file:
-        draw_matches(picture, attribute, matches).save(file, 'JPEG', quality=88)
+    if output:
+        with write_atomically(output) as file:
+            draw_matches(picture, attribute, matches).save(file, 'JPEG', quality=88)
     if not as_json:
         print(f'wrote {output}')
     return matches
@@ -76,8 +77,6 @@ def parse_weights(text: str, attributes: Sequence[str]) -> dict[str, float]:
             raise InputError(
                 f'The attribute {part!r} has no number as its weight; write NAME, or NAME:WEIGHT.'
             ) from error
-    if not weights:
-        raise InputError('No attribute was given; name one.')
     return weights
 
 

@@ -37,10 +37,11 @@ DRAIN_SECONDS = 30  # for running searches, after SIGTERM
 POLICY = {'Content-Security-Policy': "default-src 'self'; img-src 'self' blob: data:"}  # of the page
 HEADERS = {'X-Content-Type-Options': 'nosniff', 'X-Frame-Options': 'DENY', 'Referrer-Policy': 'no-referrer'}
 
-BUSY: dict[int | str, dict[str, Any]] = {429: {'description': 'Too many searches in a minute'}}
-LARGE: dict[int | str, dict[str, Any]] = {413: {'description': f'More than {MAX_UPLOAD:,} bytes'}}
-MISSING: dict[int | str, dict[str, Any]] = {404: {'description': 'The gallery has no photo with this id'}}
-JPEG: dict[int | str, dict[str, Any]] = {200: {'content': {'image/jpeg': {}}}}
+Responses = dict[int | str, dict[str, Any]]  # what OpenAPI says about each status
+BUSY: Responses = {429: {'description': 'Too many searches in a minute'}}
+LARGE: Responses = {413: {'description': f'More than {MAX_UPLOAD:,} bytes'}}
+MISSING: Responses = {404: {'description': 'The gallery has no photo with this id'}}
+JPEG: Responses = {200: {'content': {'image/jpeg': {}}}}
 WHICH = 'an attribute, or several with weights: sleeve_length:2,neckline'
 CONDITION = "SQL on the columns of the CSV: color = 'red'"
 Id = Annotated[str, InUrl(pattern='^[0-9a-f]{16}$')]
@@ -55,7 +56,7 @@ class Found(BaseModel, extra='allow'):
 
 
 class Likely(BaseModel):
-    """The value of an attribute that most of the nearest photos have."""
+    """The most frequent value of an attribute among the nearest photos."""
 
     value: str
     share: float
@@ -208,8 +209,8 @@ def limit_rate() -> Callable[[Request, Callable[[Request], Awaitable[Response]]]
     async def limit(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
         client = request.client.host if request.client else ''
         if request.url.path.endswith(('/embed', '/search', '/similar')) and not limiter.hit(rate, client):
-            told = f'More than {SEARCHES_PER_MINUTE} searches in a minute; wait a moment.'
-            response: Response = JSONResponse({'detail': told}, 429, headers={'Retry-After': '60'})
+            message = f'More than {SEARCHES_PER_MINUTE} searches in a minute; wait a moment.'
+            response: Response = JSONResponse({'detail': message}, 429, headers={'Retry-After': '60'})
         else:
             response = await answer(request)
         response.headers.update(HEADERS)

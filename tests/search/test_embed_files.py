@@ -114,7 +114,7 @@ def test_vectors_are_those_of_evaluation(tmp_path, crop_to_bbox, capsys):
     (tmp_path / 'list.txt').write_text('\n'.join(paths))
     embed_files(embedder, tmp_path / 'list.txt', tmp_path / 'F.npz')
     np.testing.assert_allclose(read(tmp_path / 'F.npz')['embeddings'], whole, atol=1e-6)
-    assert ('list.txt has no boxes: photos are taken whole' in capsys.readouterr().out) == crop_to_bbox
+    assert ('list.txt has no boxes: photos are used whole' in capsys.readouterr().out) == crop_to_bbox
 
 
 @pytest.mark.parametrize('chunk_size', [1, 9, 1024])

@@ -4,7 +4,10 @@ import csv
 import hashlib
 import json
 import os
+import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -185,7 +188,7 @@ def test_neighbors_vote_on_the_value_of_a_column_named_like_an_attribute(network
 
 def test_the_search_prints_a_table_or_json_and_draws_a_sheet(network, workdir, listed, tmp_path, capsys):
     folder = tmp_path / 'gallery'
-    index_photos(network, listed, folder, origin={'workdir': str(workdir), 'checkpoint': 'best'})
+    index_photos(network, listed, folder)
     search_gallery(folder, str(tmp_path / '0.png'), ATTRIBUTES[0], k=3)
     table = capsys.readouterr().out.splitlines()
     assert len(table) == 6 and table[-2].startswith('likely values, judging by the nearest photos: color ')
@@ -240,7 +243,7 @@ def test_a_gallery_that_was_made_again_is_not_searched_as_the_old_one(network, l
     index_photos(network, listed, tmp_path / 'gallery')
     gallery, query = Gallery.open(tmp_path / 'gallery'), network.embed([tmp_path / '0.png'])[0]
     Gallery.create(tmp_path / 'gallery', gallery.about | {'attributes': ATTRIBUTES[::-1]}, network.dim)
-    with pytest.raises(DamageError, match='was made again since it was opened'):
+    with pytest.raises(DamageError, match='was rebuilt since it was opened'):
         gallery.search(query, {'color': 1.0}, 6)
 
 
@@ -248,9 +251,9 @@ def test_weights_are_checked(network, listed, tmp_path):
     index_photos(network, listed, tmp_path / 'gallery')
     gallery = Gallery.open(tmp_path / 'gallery')
     with pytest.raises(InputError, match=f"no attribute 'collr'; it has {', '.join(ATTRIBUTES)}"):
-        gallery.check({'collr': 1.0})
+        gallery.check_weights({'collr': 1.0})
     with pytest.raises(InputError, match='must be positive'):
-        gallery.check({ATTRIBUTES[0]: 0.0})
+        gallery.check_weights({ATTRIBUTES[0]: 0.0})
     with pytest.raises(
         InputError, match=r"The attribute 'a:b' has no number as its weight; write NAME, or NAME:WEIGHT"
     ):
@@ -280,7 +283,7 @@ def test_what_is_not_this_networks_gallery_is_refused(network, listed, tmp_path,
         index_photos(network, listed, folder)
     with (
         monkeypatch.context() as patch,
-        pytest.raises(InputError, match='was made with another network; choose another --gallery'),
+        pytest.raises(InputError, match=r'was made with another network, or with an earlier checkpoint of .*; choose another'),
     ):
         patch.setattr(network, 'fingerprint', 'another')
         index_photos(network, listed, folder)
@@ -345,9 +348,12 @@ def test_with_an_index_a_condition_that_few_photos_meet_finds_them(tmp_path):
     assert [match.path for match in found] == [str(number) for number in farthest[::-1]]
 
 
-def test_a_photo_that_changed_since_it_was_indexed_is_embedded_anew(network, workdir, listed, tmp_path, photos, capsys):
+def test_a_photo_that_changed_since_it_was_indexed_is_embedded_anew(
+    network, workdir, listed, tmp_path, photos, capsys, monkeypatch
+):
     folder, attribute = tmp_path / 'gallery', ATTRIBUTES[0]
-    index_photos(network, listed, folder, origin={'workdir': str(tmp_path / 'gone'), 'checkpoint': 'best'})
+    monkeypatch.setattr(network, 'origin', {'workdir': str(tmp_path / 'gone'), 'checkpoint': 'best'})
+    index_photos(network, listed, folder)
     search_gallery(folder, str(tmp_path / '0.png'), attribute, as_json=True)  # needs no network
     Image.fromarray(photos[5]).save(tmp_path / '0.png')
     with pytest.raises(InputError, match='gone'):
@@ -421,6 +427,18 @@ def test_the_commands_end_with_a_sentence(workdir, listed, tmp_path, capsys):
     assert len(json.loads(capsys.readouterr().out)) == 2
     assert main.run([*search, '--attribute=collar']) == 2
     assert "no attribute 'collar'" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_not_taken_for_damage(workdir, listed, tmp_path):
+    command = [sys.executable, str(ROOT / 'main.py'), '--mode=index', f'--workdir={workdir}', f'--images={listed}']
+    command += [f'--gallery={tmp_path / "gallery"}']
+    limited = ['bash', '-c', 'ulimit -f 5; exec "$@"', 'bash', *command]  # no file above 5 KB
+    full = subprocess.run(limited, capture_output=True, text=True)
+    assert full.returncode == 2
+    assert re.search(r'gallery cannot be written \(.*\); free space .* same command again\.$', full.stderr.strip())
+    assert 'Traceback' not in full.stderr
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, ': 6 photos' in done.stdout) == (0, True)
 
 
 def test_the_example_prints_the_nearest_photos(workdir, listed, tmp_path, monkeypatch, capsys):

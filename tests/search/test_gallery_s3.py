@@ -109,7 +109,7 @@ def test_two_writers_double_no_photo(network, listed, storage):
 
 
 def test_what_cannot_be_reached_ends_with_a_sentence(network, listed, storage, monkeypatch):
-    with pytest.raises(InputError, match=r's3://shop names no gallery; write s3://BUCKET/NAME'):
+    with pytest.raises(InputError, match=r's3://shop does not name a gallery; write s3://BUCKET/NAME'):
         Gallery.open('s3://shop')
     for use in (Gallery.open, lambda folder: index_photos(network, listed, folder)):
         with pytest.raises(InputError, match=r'^s3://wrong/dresses cannot be used \(.*bucket does not exist\); check'):

@@ -135,7 +135,7 @@ def test_back_returns_to_an_uploaded_photo_and_more_can_be_shown(browser, shop):
 
 
 @pytest.mark.parametrize(
-    ('link', 'told'), [('?photo=x', 'names no photo'), (f'?photo={"0" * 16}', 'no photo with this id')]
+    ('link', 'told'), [('?photo=x', 'does not name a photo'), (f'?photo={"0" * 16}', 'no photo with this id')]
 )
 def test_links_to_no_photo_are_explained(browser, address, link, told):
     browser.get(f'{address}/{link}')

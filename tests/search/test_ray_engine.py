@@ -1,5 +1,6 @@
 """The workers of a Ray cluster make the same gallery as this process."""
 
+import re
 import sys
 
 import numpy as np
@@ -40,7 +41,7 @@ def test_workers_make_the_same_rows(workdir, listed, tmp_path, capfd):
     assert index(workdir, listed, tmp_path / 'ray', '--engine=ray', '--workers=2') == 0
     ours = capfd.readouterr()
     assert ours.out == local.out.replace('/local', '/ray')
-    assert len(ours.err.splitlines()) == len(local.err.splitlines())  # LanceDB may warn, and Ray does not
+    assert not re.search('ray|actor|worker', ours.err.replace(f'{tmp_path}/ray', ''), re.IGNORECASE)  # LanceDB may warn
     (local, local_vectors), (ours, vectors) = rows_of(tmp_path / 'local'), rows_of(tmp_path / 'ray')
     assert ours.equals(local) and ours.num_rows == 10
     np.testing.assert_allclose(vectors, local_vectors, atol=1e-6)

@@ -64,8 +64,7 @@ async function search(changes, remember = null) {
   } catch (error) {
     if (mine !== running) return false // a newer search has begun
     showControls()
-    const told = error instanceof TypeError ? 'The server does not answer; try again.' : error.message
-    showStatus(told, true)
+    showStatus(error instanceof TypeError ? 'The server does not answer; try again.' : error.message, true)
     return false
   } finally {
     if (mine === running) element('results').ariaBusy = 'false'
@@ -89,10 +88,10 @@ function showAnswer(answer, isOther, milliseconds) {
   }
   element('likely').hidden = !Object.keys(answer.likely).length
   const count = answer.results.length
-  element('more').hidden = count < shown.count || count >= facts.most
+  element('more').hidden = count < shown.count || count >= facts.max_results
   const what = count === 1 ? '1 photo' : `${count} photos`
-  const told = `${what} most similar in ${readable(shown.attribute)} (${(milliseconds / 1000).toFixed(2)} s)`
-  showStatus(count ? told : 'No photo matches the filter.')
+  const summary = `${what} most similar in ${readable(shown.attribute)} (${(milliseconds / 1000).toFixed(2)} s)`
+  showStatus(count ? summary : 'No photo matches the filter.')
 }
 
 function showStatus(text, isError = false) {
@@ -191,7 +190,7 @@ function readLink() {
     if (column !== name && Object.hasOwn(facts.columns, column)) filter[column] = value
   }
   if (upload || /^[0-9a-f]{16}$/.test(photo)) search({ attribute, upload, photo, filter })
-  else showStatus(facts.photos ? 'The link names no photo; choose one.' : 'The gallery is empty.', true)
+  else showStatus(facts.photos ? 'The link does not name a photo; choose one.' : 'The gallery is empty.', true)
 }
 
 async function copyLink() {
@@ -224,7 +223,7 @@ function listen() {
   element('clear').addEventListener('click', () => search({ filter: {} }, 'replaceState'))
   element('more').addEventListener('click', async () => {
     const before = shown.count
-    await search({ count: Math.min(before + PAGE_SIZE, facts.most) })
+    await search({ count: Math.min(before + PAGE_SIZE, facts.max_results) })
     element('results').querySelectorAll('button')[before]?.focus()
   })
   element('show-heat').addEventListener('change', ({ target }) => {
