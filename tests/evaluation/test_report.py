@@ -50,3 +50,20 @@ def test_the_page_has_every_part_escapes_names_and_loads_nothing(records, config
     outside_scripts = re.sub(r'<script.*?</script>', '', page, flags=re.DOTALL)
     assert not re.findall(r'(?:src|href)="(?!data:image/jpeg;base64,)', outside_scripts)
     assert not re.findall(r'<script[^>]*src=', page)
+
+
+def test_maps_spread_over_all_photos_and_gray_out_other_values(records, monkeypatch):
+    rows = np.array([[index, 0, index % 3] for index in range(90)])
+    monkeypatch.setattr(report, 'read_rows', lambda records, kind: rows)
+    monkeypatch.setattr(report, 'MAX_ON_MAP', 10)
+    values = (('long', 'short', 'none'), *records.values[1:])
+    vectors = Vectors(
+        np.arange(90)[:, None], np.random.default_rng(0).normal(size=(90, 4)), np.zeros((90, 1)), np.zeros((90, 1))
+    )
+    sheets = {records.attributes[0]: report.Sheet([], np.zeros((2, 2)), ['long', 'short'])}
+    [plot] = report.draw_maps(records._replace(values=values), 'test', vectors, sheets, str).values()
+    data = plot.renderers[0].data_source.data
+    photos = [int(photo) for photo in data['photo']]
+    assert (len(photos), photos[0], photos[-1]) == (10, 0, 89)
+    assert [color == report.GRAY for color in data['color']] == [group == report.OTHER for group in data['group']]
+    assert len(set(data['color'])) == 3

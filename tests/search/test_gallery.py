@@ -283,7 +283,9 @@ def test_what_is_not_this_networks_gallery_is_refused(network, listed, tmp_path,
         index_photos(network, listed, folder)
     with (
         monkeypatch.context() as patch,
-        pytest.raises(InputError, match=r'was made with another network, or with an earlier checkpoint of .*; choose another'),
+        pytest.raises(
+            InputError, match=r'was made with another network, or with an earlier checkpoint of .*; choose another'
+        ),
     ):
         patch.setattr(network, 'fingerprint', 'another')
         index_photos(network, listed, folder)
