@@ -1,6 +1,7 @@
 """`--mode serve`: a web page over a gallery, with a JSON API beside it."""
 
 import ipaddress
+import logging
 import os
 import signal
 import socket
@@ -97,9 +98,10 @@ def serve(folder: Path | str, host: str, port: int, workdir: Path | None = None)
         raise InputError(f'{host}:{port} cannot be used ({why}); choose another --port or --host.') from error
     with listener:
         app = create_app(Finder(gallery, load_embedder(gallery, workdir)), allowed_hosts(host))
+        logging.getLogger('python_multipart').setLevel('ERROR')  # malformed uploads are the client's affair
         config = uvicorn.Config(
             app,
-            log_level='warning',
+            log_level='error',
             access_log=False,
             server_header=False,
             limit_concurrency=MAX_CONNECTIONS,
