@@ -1,31 +1,28 @@
 """`--mode index`: add, update, and delete photos so that a gallery matches a list."""
 
 import functools
-import io
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float
 from lancedb.index import BTree, IvfFlat
 from ml_collections import ConfigDict
-from PIL import Image
 from tqdm import tqdm
 
 from asen_jax.errors import InputError
 from asen_jax.network import config_as_trained
 from asen_jax.search.embedder import Embedder
+from asen_jax.search.engine import Engine, Outcome, embed_here
 from asen_jax.search.gallery import ID, SOURCE, STATE, THUMBNAIL, Gallery, path_conditions, photo_id
 from asen_jax.search.listing import TAB, ListedPhoto, absolute, list_photos, photo_state, slices, write_skipped
 from asen_jax.search.location import file_of, is_gallery, locate, locked, writing
 
 COMMIT_SIZE = 1024  # photos per commit; each commit makes a file, which `_tidy` merges
-THUMBNAIL_SIDE = 192  # pixels
 SKIPPED = 'skipped.txt'
 EXACT_UP_TO = 100_000  # rows; below, comparing every photo takes less than a tenth of a second
 KEEP_VERSIONS = timedelta(hours=1)  # for readers that began before a change
@@ -62,18 +59,6 @@ class Listed(NamedTuple):
         """The row without vectors and thumbnail; `columns` are those of all CSVs."""
         cells = {name: self.photo.metadata.get(name) for name in columns}
         return {SOURCE: self.source, STATE: self.state, **cells}
-
-
-class Outcome(NamedTuple):
-    """What became of a photo: vectors and a thumbnail, or why it cannot be used."""
-
-    path: str
-    vectors: Float[np.ndarray, 'attributes dim'] | None = None
-    thumbnail: bytes | None = None
-    why: str | None = None
-
-
-Engine = Callable[[Sequence[ListedPhoto]], Iterator[Outcome]]  # embeds photos, in any order
 
 
 def index_workdir(
@@ -133,26 +118,6 @@ def index_photos(
         path, why = next(iter(changes.skipped.items()))
         raise InputError(f'None of the photos of {images} can be used; {path}: {why}.')
     return changes
-
-
-def embed_here(embedder: Embedder, photos: Sequence[ListedPhoto]) -> Iterator[Outcome]:
-    """The engine of this process."""
-    batches = list(slices(photos, embedder.batch_size))
-    stream = embedder.stream([[(photo.path, photo.box) for photo in batch] for batch in batches], keep=make_thumbnail)
-    for batch, result in zip(batches, stream, strict=True):
-        for place, vectors, thumbnail in zip(result.kept, result.vectors, result.extras, strict=True):
-            yield Outcome(batch[place].path, vectors, thumbnail)
-        for place, why in result.broken.items():
-            yield Outcome(batch[place].path, why=why)
-
-
-def make_thumbnail(image: Image.Image) -> bytes:
-    """A small JPEG of a photo."""
-    small = image.copy()
-    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-    file = io.BytesIO()
-    small.save(file, 'JPEG', quality=85)
-    return file.getvalue()
 
 
 def _read_list(

@@ -16,7 +16,7 @@ import ray.data
 
 from asen_jax.errors import InputError
 from asen_jax.search.embedder import Embedder
-from asen_jax.search.indexing import Outcome, embed_here
+from asen_jax.search.engine import Outcome, embed_here
 from asen_jax.search.listing import ListedPhoto
 
 BATCHES_PER_TASK = 4  # a worker decodes the next batch while its device embeds one

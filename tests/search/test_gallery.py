@@ -17,7 +17,7 @@ from PIL import Image
 import main
 from asen_jax.errors import InputError
 from asen_jax.files import lock
-from asen_jax.search import indexing
+from asen_jax.search import engine, indexing
 from asen_jax.search.gallery import Gallery
 from asen_jax.search.indexing import index_photos
 from asen_jax.search.location import DamageError
@@ -88,7 +88,7 @@ def test_only_what_changed_is_embedded_again(network, listed, tmp_path, photos, 
     Image.fromarray(photos[8]).save(tmp_path / 'new.png')
     write(listed, [*rows, {'path': 'new.png', 'color': 'black', 'shop': ''}])
     embedded = []
-    monkeypatch.setattr(indexing, 'make_thumbnail', lambda image: embedded.append(image) or b'')
+    monkeypatch.setattr(engine, 'make_thumbnail', lambda image: embedded.append(image) or b'')
     assert counts(index_photos(network, listed, folder)) == (1, 1, 1, 1)
     assert len(embedded) == 2
     after = content(folder)
