@@ -41,7 +41,6 @@ class Match(NamedTuple):
     path: str
     score: float  # similarity to the query: the cosine, or the negative distance, as the network compares vectors
     metadata: dict[str, str]  # the columns of the CSV that listed the photo, without empty cells
-    thumbnail: bytes  # JPEG
 
     def describe(self) -> dict[str, Any]:
         """The match as JSON has it."""
@@ -127,10 +126,10 @@ class Gallery:
         self.check_weights(weights)
         self.refresh()
         found = self._rank(query, weights, k, where, without)
-        rows = {row['path']: row for row in self.rows([path for path, _ in found], [THUMBNAIL, *self.metadata_columns])}
         columns = self.metadata_columns
+        rows = {row['path']: row for row in self.rows([path for path, _ in found], columns)}
         return [
-            Match(path, score, {name: row[name] for name in columns if row.get(name)}, row[THUMBNAIL])
+            Match(path, score, {name: row[name] for name in columns if row[name]})
             for path, score in found
             if (row := rows.get(path))  # another process may have deleted it since
         ]

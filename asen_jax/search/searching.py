@@ -57,8 +57,11 @@ def search_gallery(
     else:
         print(format_matches(matches, gallery.guess(query, without)))
     if output:
+        drawn = [match.path for match in matches[:MAX_DRAWN]]
+        thumbnails = {row['path']: row[THUMBNAIL] for row in gallery.rows(drawn, [THUMBNAIL])}
+        found = [pictures.decode(thumbnails[path]) for path in drawn if path in thumbnails]
         with write_atomically(output) as file:
-            draw_matches(picture, attribute, matches).save(file, 'JPEG', quality=88)
+            draw_matches(picture, attribute, found).save(file, 'JPEG', quality=88)
     if not as_json:
         print(f'wrote {output}')
     return matches
@@ -113,10 +116,9 @@ def format_matches(matches: Sequence[Match], guesses: Mapping[str, Guess]) -> st
     return '\n'.join(lines)
 
 
-def draw_matches(query: Image.Image, title: str, matches: Sequence[Match]) -> Image.Image:
+def draw_matches(query: Image.Image, title: str, found: Sequence[Image.Image]) -> Image.Image:
     """A contact sheet: the query and the nearest photos."""
-    found = [_square(pictures.decode(match.thumbnail)) for match in matches[:MAX_DRAWN]]
-    return draw_rankings([Ranking(title, _square(query), None, found)])
+    return draw_rankings([Ranking(title, _square(query), None, list(map(_square, found)))])
 
 
 def _square(image: Image.Image) -> UInt8[np.ndarray, 'side side 3']:
