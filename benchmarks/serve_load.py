@@ -4,21 +4,19 @@
     python benchmarks/serve_load.py --images=FOLDER [--clients 32] [--seconds 120]
 
 Each client uploads a random photo, or starts from a photo of the gallery, under a random attribute, and asks again as soon as it has
-the answer. Clients have loopback addresses of their own, since the server bounds the rate of each.
+the answer. Needs the extra `dev`. Clients have loopback addresses of their own, since the server bounds the rate of each.
 """
 
 import argparse
 import collections
-import http.client
-import json
 import random
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
+import httpx2
 import numpy as np
 
 
@@ -31,26 +29,28 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument('--port', default=8000, type=int)
     args = parser.parse_args(argv)
     photos = [path.read_bytes() for path in sorted(Path(args.images).glob('*.jpg'))[:500]]
-    facts = json.loads(ask('127.0.0.2', args.port, 'GET', '/facts')[1])
+    address = f'http://127.0.0.1:{args.port}'
+    facts = httpx2.get(f'{address}/facts').json()
     process = find_server(args.port)
     seconds: dict[str, list[float]] = collections.defaultdict(list)
     statuses: list[int] = []  # 0 for a connection that failed
     stop = time.monotonic() + args.seconds
 
     def client(number: int) -> None:
-        rng = random.Random(number)
-        while time.monotonic() < stop:
-            attribute, kind = rng.choice(facts['attributes']), rng.choice(['upload', 'photo'])
-            start = time.monotonic()
-            fields = {'attribute': attribute.encode(), 'photo"; filename="a.jpg': rng.choice(photos)}
-            url = f'/photos/{rng.choice(facts["examples"])}/similar?attribute={attribute}'
-            request = ('POST', '/search', fields) if kind == 'upload' else ('GET', url)
-            try:
-                status, _ = ask(f'127.0.{number // 250}.{number % 250 + 2}', args.port, *request)
-            except OSError:
-                status = 0
-            seconds[kind].append(time.monotonic() - start)
-            statuses.append(status)
+        rng, own = random.Random(number), f'127.0.{number // 250}.{number % 250 + 2}'
+        with httpx2.Client(transport=httpx2.HTTPTransport(local_address=own), base_url=address, timeout=60) as session:
+            while time.monotonic() < stop:
+                fields, kind = {'attribute': rng.choice(facts['attributes'])}, rng.choice(['upload', 'photo'])
+                start = time.monotonic()
+                try:
+                    if kind == 'upload':
+                        answer = session.post('/search', data=fields, files={'photo': rng.choice(photos)})
+                    else:
+                        answer = session.get(f'/photos/{rng.choice(facts["examples"])}/similar', params=fields)
+                    statuses.append(answer.status_code)
+                except httpx2.TransportError:
+                    statuses.append(0)
+                seconds[kind].append(time.monotonic() - start)
 
     threads = [threading.Thread(target=client, args=(number,)) for number in range(args.clients)]
     for thread in threads:
@@ -67,25 +67,6 @@ def main(argv: Sequence[str]) -> int:
     megabytes = ', '.join(f'{number:,.0f}' for number in memory[:: max(1, len(memory) // 12)])
     print(f'resident memory of the server in MB: {megabytes}')
     return 0 if set(counts) == {200} else 1
-
-
-def ask(source: str, port: int, method: str, url: str, fields: dict[str, bytes] | None = None) -> tuple[int, bytes]:
-    """Send one request from the address `source`: (status, body)."""
-    connection = http.client.HTTPConnection('127.0.0.1', port, timeout=60, source_address=(source, 0))
-    body, headers = None, {}
-    if fields:
-        boundary = uuid.uuid4().hex
-        parts = [
-            f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n'.encode() + data + b'\r\n'
-            for name, data in fields.items()
-        ]
-        body, headers = b''.join([*parts, f'--{boundary}--\r\n'.encode()]), {}
-        headers['Content-Type'] = f'multipart/form-data; boundary={boundary}'
-    connection.request(method, url, body, headers)
-    response = connection.getresponse()
-    answer = response.status, response.read()
-    connection.close()
-    return answer
 
 
 def find_server(port: int) -> Path:

@@ -297,8 +297,13 @@ def test_conditions_cannot_call_arbitrary_functions(where):
         check_condition(where)
 
 
-def test_conditions_may_compare_columns():
+def test_conditions_may_compare_columns(client):
     check_condition("(color = 'repeat(x) -- /*' or not (`a b` in ('it''s', 'é'))) and try_cast(price as float) < 3.5")
+    where = "(color = 'repeat(x) -- /*' or not (`color` in ('it''s', 'é'))) and try_cast(color as float) is null"
+    photo = client.get('/facts').json()['examples'][0]
+    answer = client.get(f'/photos/{photo}/similar', params={'attribute': 'color', 'where': where}).json()
+    assert {result['color'] for result in answer['results']} <= {'red', 'blue', 'red|white'}
+    assert len(answer['results']) >= 4
 
 
 def test_a_client_with_too_many_searches_is_told_to_wait(finder, shop, monkeypatch):
