@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 from logging import StreamHandler, getLogger
 from pathlib import Path
 
@@ -41,7 +42,9 @@ def set_up_output() -> None:
     """Print what this project logs, and hide the messages of libraries, which users cannot act on."""
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # XLA reads it when JAX is imported
     os.environ.setdefault('LANCEDB_LOG', 'error')  # it warns of every table that is new
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(logging.FATAL)  # an error is also raised
+    getLogger('asyncio').setLevel('CRITICAL')
+    threading.excepthook = sys.unraisablehook = lambda _: None  # of libraries' threads, whose errors are also raised
     for name in ('asen_jax', 'data_builders'):
         logger = getLogger(name)
         logger.handlers[:] = [StreamHandler(sys.stdout)]

@@ -27,18 +27,26 @@ def write_atomically(path: str | os.PathLike) -> Iterator[BinaryIO]:
     # beside `path`, since a rename is atomic only within one file system
     temporary = path.with_name(f'.{path.name[:50]}.{os.getpid()}-{threading.get_ident()}.tmp')
     try:
-        with temporary.open('wb') as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        if error.filename in (None, os.fspath(temporary)):  # a full disk names no file
-            error.filename = os.fspath(path)
-        raise
+        with naming(path, instead_of=temporary):
+            with temporary.open('wb') as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
     finally:
         with contextlib.suppress(OSError):  # it is gone after a success, and an error must not hide the first one
             temporary.unlink()
+
+
+@contextlib.contextmanager
+def naming(path: Path, instead_of: Path | None = None) -> Iterator[None]:
+    """Let an OSError name `path` if it names no file, as on a full disk, or the file `instead_of`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename in (None, os.fspath(instead_of or path)):
+            error.filename = os.fspath(path)
+        raise
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -70,6 +78,16 @@ def lock(path: str | os.PathLike, busy: str, wait: bool = False) -> Iterator[Non
         yield
     finally:
         held.release()
+
+
+@contextlib.contextmanager
+def lock_workdir(workdir: Path) -> Iterator[None]:
+    """Be the only process that trains in `workdir`, which is created if needed; raises InputError if another one does."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    with lock(
+        workdir / '.lock', f'Another process is training in {workdir}; wait until it ends, or name another --workdir.'
+    ):
+        yield
 
 
 def sha256(path: str | os.PathLike) -> str:
