@@ -1,22 +1,37 @@
 """Checkpoints of a workdir, each saved whole or not at all: `latest`, which resume reads, and `best` by valid score.
 
 Each has its own Orbax manager, because one manager refuses to save a step twice. A checkpoint has the items params, batch_stats
-and opt_state, which can be restored one by one, and meta (JSON: step, score, config, attributes, values, ...).
+and opt_state, which can be restored one by one, and meta (JSON: step, score, config, attributes, values, ...). The meta holds
+checksums of the arrays and of itself, so that damage is noticed.
 """
 
 import contextlib
+import functools
+import hashlib
+import json
 import logging
-import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
-from asen_jax.errors import InputError
+from asen_jax.errors import InputError, NumericsError
 
 KINDS = ('best', 'latest')
+ADVICE = 'use another checkpoint, or train again with a lower config.optim.learning_rate'  # for a diverged network
+Loaded = TypeVar('Loaded')
+
+
+class Place(NamedTuple):
+    """Where a checkpoint is: in `best` or `latest`, under its step."""
+
+    kind: str
+    step: int
 
 
 class Checkpoints:
@@ -30,68 +45,132 @@ class Checkpoints:
                 (self.root / kind).mkdir(parents=True, exist_ok=True)
             if (self.root / kind).is_dir():
                 with _quiet() if read_only else contextlib.nullcontext():
-                    self.managers[kind] = ocp.CheckpointManager(self.root / kind, options=_options(kind, read_only))
+                    self.managers[kind] = ocp.CheckpointManager(self.root / kind, options=_options(read_only))
 
     def __enter__(self) -> 'Checkpoints':
         return self
 
-    def __exit__(self, *_) -> None:
-        for manager in self.managers.values():
-            manager.wait_until_finished()
-            manager.close()
+    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+        with contextlib.suppress(InputError) if kind else contextlib.nullcontext():  # the first error is the cause
+            for manager in self.managers.values():
+                with self._writing():
+                    manager.close()
 
-    def save(
-        self, kind: str, step: int, arrays: Mapping[str, Any], meta: dict[str, Any], score: float | None = None
-    ) -> None:
-        """Start to save the trees `arrays` and `meta`; `best` keeps them only if `score` is the highest so far."""
+    def save(self, kind: str, arrays: Mapping[str, Any], meta: dict[str, Any]) -> None:
+        """Start to save the trees `arrays` and `meta` under its `step`, in place of what `kind` holds.
+
+        Raises NumericsError if an array is not finite.
+        """
+        step = meta['step']
+        checksums = {name: checksum(tree, f'{name} after step {step}') for name, tree in arrays.items()}
+        meta = json.loads(json.dumps({**meta, 'checksums': checksums}))
         trees = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
-        items = ocp.args.Composite(**trees, meta=ocp.args.JsonSave(meta))
-        metrics = None if score is None else {'score': float(score)}
-        self.managers[kind].save(step, args=items, metrics=metrics)
+        items = ocp.args.Composite(**trees, meta=ocp.args.JsonSave({**meta, 'sha256': _digest(meta)}))
+        with self._writing():
+            saved = self.managers[kind].save(step, args=items)
+        if not saved:
+            raise InputError(
+                f'{self.root / kind} already has a checkpoint of step {step} or a later one; use another --workdir.'
+            )
 
     def wait(self) -> None:
         """Wait until everything saved so far is on disk."""
         for manager in self.managers.values():
-            manager.wait_until_finished()
+            with self._writing():
+                manager.wait_until_finished()
 
     def steps(self) -> dict[str, int]:
         """The step of `best` and of `latest`, where they exist."""
-        steps = {}
-        if 'best' in self.managers:
-            steps['best'] = self.managers['best'].best_step()
-        if 'latest' in self.managers:
-            steps['latest'] = self.managers['latest'].latest_step()
+        steps = {kind: manager.latest_step() for kind, manager in self.managers.items()}
         return {kind: step for kind, step in steps.items() if step is not None}
 
-    def find(self, which: str) -> tuple[str, int]:
-        """(manager, step) of `best`, `latest` or a step; raises InputError if there is none."""
+    def newest(self) -> str | None:
+        """The checkpoint from which a run resumes: `latest`, or `best` if that is gone; None if there is neither."""
+        return next((kind for kind in ('latest', 'best') if kind in self.steps()), None)
+
+    def find(self, which: str) -> Place:
+        """Where `best`, `latest`, or a step is; raises InputError if there is no such checkpoint."""
         steps = self.steps()
         for kind, step in steps.items():
             if which in (kind, str(step)):
-                return kind, step
+                return Place(kind, step)
         found = ', '.join(f'{kind} (step {step})' for kind, step in steps.items())
         remedy = f'it has {found}: name one with --checkpoint' if found else 'train first, or name another --workdir'
         raise InputError(f'{self.root} has no checkpoint {which!r}; {remedy}.')
 
+    def read(self, which: str, load: Callable[[Place], Loaded]) -> Loaded:
+        """`load` of where `which` is; once more if a running training has replaced the checkpoint meanwhile."""
+        while True:
+            place = self.find(which)
+            try:
+                return load(place)
+            except InputError:
+                self.managers[place.kind].reload()
+                if self.find(which) == place:
+                    raise
+
     def read_meta(self, which: str) -> dict[str, Any]:
         """The metadata of a checkpoint, without its arrays."""
-        kind, step = self.find(which)
-        return self._restore(kind, step, {'meta': ocp.args.JsonRestore()})['meta']
+        return self.read(which, self.meta_of)
+
+    def meta_of(self, place: Place) -> dict[str, Any]:
+        """The metadata of the checkpoint in a place; raises InputError if it is damaged."""
+        meta = self._restore(place, {'meta': ocp.args.JsonRestore()})['meta']
+        digest = meta.pop('sha256', None) if isinstance(meta, dict) else ''
+        known = digest is not None or 'checksums' in meta  # older checkpoints have neither
+        if (known and digest != _digest(meta)) or meta.get('step') != place.step:
+            raise self._damage(place, 'meta does not match its checksum')
+        return meta
 
     def restore(self, which: str, like: Mapping[str, Any]) -> dict[str, Any]:
-        """The items named in `like`, with the shapes, dtypes and shardings of its trees (see `abstract_like`)."""
-        kind, step = self.find(which)
-        return self._restore(kind, step, {name: ocp.args.StandardRestore(tree) for name, tree in like.items()})
+        """`arrays_of` wherever `which` is."""
+        return self.read(which, functools.partial(self.arrays_of, like=like))
 
-    def _restore(self, kind: str, step: int, items: dict[str, Any]) -> dict[str, Any]:
+    def arrays_of(self, place: Place, like: Mapping[str, Any]) -> dict[str, Any]:
+        """The items named in `like`, with the shapes, dtypes and shardings of its trees (see `abstract_like`).
+
+        Raises InputError if they are damaged, and NumericsError if one is not finite.
+        """
+        known = self.meta_of(place).get('checksums', {})
+        arrays = self._restore(place, {name: ocp.args.StandardRestore(tree) for name, tree in like.items()})
+        for name, tree in arrays.items():
+            try:
+                found = checksum(tree, f'{self._folder(place)}/{name}')
+            except NumericsError as error:  # saved by an older version
+                raise NumericsError(f'{error}; {ADVICE}') from error
+            if found != known.get(name, found):
+                raise self._damage(place, f'{name} does not match its checksum')
+        return arrays
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turn what Orbax raises when it cannot write, as on a full disk, into one sentence."""
         try:
-            return dict(self.managers[kind].restore(step, args=ocp.args.Composite(**items)))
-        except (KeyError, ValueError, OSError) as error:
-            first_line = str(error).strip().split('\n')[0][:120]
+            yield
+        except Exception as error:  # ValueError, OSError, or another, depending on the file
+            cause = re.search(r'([^:]+) \[os_error_code=', str(error))
+            why = cause[1].strip() if cause else str(error).strip().split('\n')[0][:120]
             raise InputError(
-                f'{self.root / kind / str(step)} does not fit this network or is damaged ({first_line}); '
-                'name another --checkpoint or --workdir, or delete that folder.'
+                f'{self.root} cannot be written ({why}); free space or fix its permissions, then run the same command again.'
             ) from error
+
+    def _restore(self, place: Place, items: dict[str, Any]) -> dict[str, Any]:
+        try:
+            with _quiet():
+                return dict(self.managers[place.kind].restore(place.step, args=ocp.args.Composite(**items)))
+        except Exception as error:  # Orbax raises a bare Exception for a truncated file
+            raise self._damage(place, str(error).strip().split('\n')[0][:120]) from error
+
+    def _damage(self, place: Place, why: str) -> InputError:
+        others = [f'{kind} (step {step})' for kind, step in self.steps().items() if kind != place.kind]
+        start = f'continue from {others[0]}' if others else 'start over'
+        return InputError(
+            f'{self._folder(place)} does not fit this network or is damaged ({why}); '
+            f'name another --checkpoint or --workdir, or delete that folder to {start}.'
+        )
+
+    def _folder(self, place: Place) -> Path:
+        return self.root / place.kind / str(place.step)
 
 
 def abstract_like(tree: Any, shardings: Any) -> Any:
@@ -103,20 +182,49 @@ def abstract_like(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(describe, tree, shardings)
 
 
-def _score(metrics: dict[str, float]) -> float:
-    """The score that decides which checkpoint `best` keeps; NaN counts as the lowest, since it would otherwise win."""
-    return metrics['score'] if math.isfinite(metrics['score']) else -math.inf
+def checksum(tree: Any, title: str) -> str:
+    """A hash of all arrays of `tree` and their paths, which does not depend on how they are sharded.
+
+    Each array counts with the sum, modulo 2^64, of its 32-bit words, each times a number that follows from its position: so the
+    sums of shards, and of processes, add up. Raises NumericsError, which names `title`, if a number is not finite.
+    """
+    leaves = {
+        jax.tree_util.keystr(path, simple=True, separator='/'): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    facts = np.array([_inspect(leaf) for leaf in leaves.values()], np.uint64)  # rows (sum, whether not finite)
+    if jax.process_count() > 1:  # as 32-bit numbers, since JAX has no others
+        facts = multihost_utils.process_allgather(facts.view(np.uint32)).view(np.uint64).sum(axis=0, dtype=np.uint64)
+    for name, broken in zip(leaves, facts[:, 1], strict=True):
+        if broken:
+            raise NumericsError(f'{title}: {name} is not finite')
+    return _digest(sorted(zip(leaves, facts[:, 0].tolist(), strict=True)))
 
 
-def _options(kind: str, read_only: bool) -> ocp.CheckpointManagerOptions:
-    policies = ocp.checkpoint_managers
-    if kind == 'best':
-        keep = policies.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
-    else:
-        keep = policies.LatestN(1)
+def _inspect(array: Any) -> tuple[int, bool]:
+    """The sum of `checksum` over the shards that this process holds, and whether they hold a number that is not finite."""
+    total, finite = 0, True
+    for shard in jax.numpy.asarray(array).addressable_shards:
+        if shard.replica_id:
+            continue
+        part = np.asarray(shard.data)
+        finite = finite and bool(np.isfinite(part).all())
+        position = np.ones((), np.uint64)
+        for size, part_of_axis in zip(array.shape, shard.index, strict=True):
+            position = position[..., None] * np.uint64(size) + np.arange(size, dtype=np.uint64)[part_of_axis]
+        position *= np.uint64(0x9E3779B97F4A7C15)  # 2^64 divided by the golden ratio: spreads them over all bits
+        weight = position ^ (position >> np.uint64(29))
+        total += int((part.view(np.uint32) * weight).sum(dtype=np.uint64))
+    return total % 2**64, not finite
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _options(read_only: bool) -> ocp.CheckpointManagerOptions:
     return ocp.CheckpointManagerOptions(
-        preservation_policy=keep,
-        best_fn=_score if kind == 'best' else None,
+        preservation_policy=ocp.checkpoint_managers.LatestN(1),
         cleanup_tmp_directories=not read_only,
         read_only=read_only,
     )
@@ -124,10 +232,10 @@ def _options(kind: str, read_only: bool) -> ocp.CheckpointManagerOptions:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence Orbax's three warnings that a manager opened for reading is read-only."""
+    """Silence what Orbax logs of a manager opened for reading, and of an error that it also raises."""
     logger = logging.getLogger('absl')
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:

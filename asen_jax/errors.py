@@ -8,7 +8,7 @@ class InputError(Exception):
 
 
 class NumericsError(Exception):
-    """A loss or gradient is not finite; the message names the step and the last good checkpoint."""
+    """A loss, a weight, or a vector is not finite; the message names where, and what to try."""
 
     exit_status = 3
 

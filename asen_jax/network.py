@@ -11,7 +11,8 @@ from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
 from asen_jax import sharding
-from asen_jax.checkpoint import Checkpoints, abstract_like
+from asen_jax.checkpoint import ADVICE, Checkpoints, Place, abstract_like
+from asen_jax.errors import NumericsError
 from asen_jax.models import Structure, build_shapes, embed_all
 
 # uint8 photos [n, h, w, 3] -> (vectors [n, attributes, dim], attention maps [n, attributes, h, w] or None)
@@ -45,7 +46,10 @@ class TrainedNetwork(NamedTuple):
 
 def read_meta(checkpoints: Checkpoints, which: str) -> dict[str, Any]:
     """The metadata of the checkpoint `which`, complete even if the checkpoint is older than some fields of config.model."""
-    meta = checkpoints.read_meta(which)
+    return _complete(checkpoints.read_meta(which))
+
+
+def _complete(meta: dict[str, Any]) -> dict[str, Any]:
     meta['config']['model'] = MODEL_DEFAULTS | meta['config']['model']
     return meta
 
@@ -61,13 +65,17 @@ def load_network(
     if not isinstance(checkpoints, Checkpoints):
         with Checkpoints(checkpoints, read_only=True) as opened:
             return load_network(opened, which, precision, mesh)
-    meta = read_meta(checkpoints, which)
-    meta['config']['precision'] = precision or meta['config']['precision']
-    config = ConfigDict(meta['config'])
-    structure, *shapes = build_shapes(config, len(meta['attributes']))
-    like = dict(zip(('params', 'batch_stats'), shapes, strict=True))
-    restored = checkpoints.restore(which, abstract_like(like, sharding.state_shardings(like, mesh)))
-    return TrainedNetwork(structure, restored['params'], restored['batch_stats'], meta)
+    source = checkpoints
+
+    def load(place: Place) -> TrainedNetwork:
+        meta = _complete(source.meta_of(place))
+        meta['config']['precision'] = precision or meta['config']['precision']
+        structure, *shapes = build_shapes(ConfigDict(meta['config']), len(meta['attributes']))
+        like = dict(zip(('params', 'batch_stats'), shapes, strict=True))
+        restored = source.arrays_of(place, abstract_like(like, sharding.state_shardings(like, mesh)))
+        return TrainedNetwork(structure, restored['params'], restored['batch_stats'], meta)
+
+    return source.read(which, load)
 
 
 def make_embedder(structure: Structure, mesh: jax.sharding.Mesh) -> Callable[[dict, dict], Embed]:
@@ -82,6 +90,13 @@ def make_embedder(structure: Structure, mesh: jax.sharding.Mesh) -> Callable[[di
         return embed
 
     return bind
+
+
+def check_finite(vectors: Float[np.ndarray, '*n d']) -> None:
+    """Raise NumericsError if a vector is not finite: finite weights may be so large that their products are not."""
+    finite = np.isfinite(vectors).all(axis=-1)
+    if not finite.all():
+        raise NumericsError(f'{(~finite).sum():,} of {finite.size:,} vectors are not finite; {ADVICE}')
 
 
 def config_as_trained(meta: dict, config: ConfigDict) -> ConfigDict:

@@ -82,7 +82,7 @@ def make_workdir(workdir: Path) -> None:
     }
     with Checkpoints(workdir) as checkpoints:
         if not checkpoints.steps():
-            checkpoints.save('best', 0, {'params': params, 'batch_stats': batch_stats}, meta, score=0.0)
+            checkpoints.save('best', {'params': params, 'batch_stats': batch_stats}, meta)
     (workdir / 'config.json').write_text(config.to_json())
 
 

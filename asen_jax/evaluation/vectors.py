@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from tqdm import tqdm
 
 from asen_jax.data.prefetch import prefetch
-from asen_jax.network import Embed
+from asen_jax.network import Embed, check_finite
 
 
 class Vectors(NamedTuple):
@@ -31,7 +31,10 @@ class Vectors(NamedTuple):
 def collect_vectors(
     embed: Embed, batches: Iterable[Mapping[str, np.ndarray]], wanted: Bool[np.ndarray, 'photos attributes'], title: str
 ) -> Vectors:
-    """The vectors of the `wanted` (photo, attribute) pairs of `batches`; `title` names the progress bar."""
+    """The vectors of the `wanted` (photo, attribute) pairs of `batches`; `title` names the progress bar.
+
+    Raises NumericsError if a vector is not finite.
+    """
     rows = np.where(wanted, np.cumsum(wanted).reshape(wanted.shape) - 1, -1)
     vectors = np.zeros((0, 0), np.float32)
     inside, share = np.full((2, *rows.shape), np.nan, np.float32)
@@ -52,6 +55,7 @@ def collect_vectors(
             if 'boxes' in kept and heatmaps is not None:
                 inside[index], share[index] = score_attention(np.asarray(heatmaps)[mask], kept['boxes'], size)
             bar.update(len(index))
+    check_finite(vectors)
     return Vectors(rows, vectors, inside, share)
 
 

@@ -23,7 +23,7 @@ from asen_jax.data.boxes import Box, clip_box
 from asen_jax.data.prefetch import prefetch
 from asen_jax.errors import InputError
 from asen_jax.models import embed_all
-from asen_jax.network import TrainedNetwork, load_network
+from asen_jax.network import TrainedNetwork, check_finite, load_network
 from asen_jax.search.listing import absolute
 from asen_jax.sharding import make_mesh
 
@@ -131,6 +131,7 @@ class Embedder:
             )
             for output, kept, broken, extras in prefetch(map(self._start, loading), 1):
                 vectors = np.asarray(output[0])[kept][:, columns]
+                check_finite(vectors)
                 maps = np.asarray(output[1])[kept][:, columns].astype(np.float32, copy=False) if heatmaps else None
                 yield Embedded(vectors, maps, kept, broken, extras)
         finally:

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from asen_jax import files, sharding
-from asen_jax.checkpoint import Checkpoints
+from asen_jax.checkpoint import ADVICE, Checkpoints
 from asen_jax.data.batches import check_triplets, steps_per_epoch, train_batches
 from asen_jax.data.prepared import LoadOptions, Records, choose_image_size, has_targets, open_records
 from asen_jax.errors import InputError, NumericsError, StoppedError
@@ -26,10 +26,10 @@ from asen_jax.models import Structure, build_model, build_shapes
 from asen_jax.network import Embed, load_network, make_embedder
 from asen_jax.training.features import compute_features
 from asen_jax.training.optimizer import make_optimizer, make_schedule
-from asen_jax.training.resume import check_same_run, restore_state
+from asen_jax.training.resume import check_same_run, describe_losses, restore_state
 from asen_jax.training.signals import StopRequest
 from asen_jax.training.step import TrainState, create_state, make_train_step
-from asen_jax.training.tracking import Meter, Tracker
+from asen_jax.training.tracking import Meter, Meters, Tracker
 from asen_jax.weights.starting import check_start, read_start
 from asen_jax.weights.trunks import read_trunk
 
@@ -72,7 +72,7 @@ def check_config(config: ConfigDict, workdir: Path) -> Trunk:
     _, params, batch_stats = build_shapes(config, num_attributes=2)
     with Checkpoints(workdir, read_only=True) as checkpoints:
         check_start(config, checkpoints)
-        if config.init.workdir or 'latest' in checkpoints.steps():
+        if config.init.workdir or checkpoints.newest():
             return {}, {}
     return read_trunk(config, params, batch_stats)
 
@@ -103,19 +103,20 @@ def train_and_evaluate(
         trunk = check_config(config, workdir)
     records, workdir = open_records(records_directory), Path(workdir)
     sized = with_image_size(config, records)
-    with Checkpoints(workdir) as checkpoints:
+    with files.lock_workdir(workdir), Checkpoints(workdir) as checkpoints:
         check_same_run(sized, records, workdir, checkpoints)
         with StopRequest() as stop:
-            run, state = start(sized, workdir, records, checkpoints, stop, trunk)
+            run, state, meters = start(sized, workdir, records, checkpoints, stop, trunk)
             files.write_text(workdir / 'config.json', config.to_json(indent=2) + '\n')  # as the user wrote it
             step = int(state.step)
             batches = train_batches(records, sized, step, frozen_features(run, state))
-            with contextlib.closing(run.tracker), contextlib.closing(batches):
+            with contextlib.closing(run.tracker), contextlib.closing(batches), naming_last_checkpoint(run):
                 if is_unfinished(run, step):
                     finish_epoch(run, state, step // run.epoch_steps - 1, {})
                 for epoch in range(step // run.epoch_steps, config.train.num_epochs):
-                    state, numbers = train_epoch(run, state, batches, epoch)
+                    state, numbers = train_epoch(run, state, batches, epoch, meters)
                     finish_epoch(run, state, epoch, numbers)
+                    meters = Meters.start()
             checkpoints.wait()
         return evaluate_best(run)
 
@@ -137,26 +138,29 @@ def start(
     checkpoints: Checkpoints,
     stop: StopRequest,
     trunk: Trunk,
-) -> tuple[Run, TrainState]:
-    """Build the network, the step and the state: fresh, or from the latest checkpoint."""
+) -> tuple[Run, TrainState, Meters]:
+    """Build the network, the step and the state: fresh, or from the newest checkpoint."""
     mesh = sharding.make_mesh(config.mesh.model)
     epoch_steps = steps_per_epoch(records, config)
     schedule = make_schedule(config, epoch_steps)
     optimizer = make_optimizer(schedule, config.optim.trunk_factor)
     structure, params, batch_stats = build_model(config, len(records.attributes))
     params, batch_stats = params | trunk[0], batch_stats | trunk[1]
-    origin, resumed = {}, checkpoints.steps().get('latest')
-    if resumed is None and config.init.workdir:
+    origin, resumed, meters, kind = {}, 0, Meters.start(), checkpoints.newest()
+    if kind is None and config.init.workdir:
         params, batch_stats, origin['started_from'] = read_start(config, records.attributes, params)
     state = create_state(params, batch_stats, optimizer)
     shardings = sharding.state_shardings(state, mesh)
-    if resumed is None:
+    if kind is None:
         state = jax.device_put(state, shardings)
     else:
-        meta = checkpoints.read_meta('latest')
+        meta = checkpoints.read_meta(kind)
         origin = {name: meta[name] for name in ('imported', 'started_from') if name in meta}
-        state = restore_state(checkpoints, meta, state, shardings, optimizer)
+        state = restore_state(checkpoints, kind, meta, state, shardings, optimizer)
+        resumed, meters = meta['step'], Meters.start(meta.get('meters'))
         print(f'resuming {workdir} after step {resumed} of {epoch_steps * config.train.num_epochs}')
+        for notice in describe_losses(checkpoints, meta):
+            print(notice)
     run = Run(
         config=config,
         workdir=workdir,
@@ -169,11 +173,11 @@ def start(
         schedule=schedule,
         bind=make_embedder(structure, mesh),
         checkpoints=checkpoints,
-        tracker=Tracker(workdir, resumed or 0),
+        tracker=Tracker(workdir, resumed),
         stop=stop,
         origin=origin,
     )
-    return run, state
+    return run, state, meters
 
 
 def frozen_features(run: Run, state: TrainState) -> np.ndarray | None:
@@ -184,32 +188,42 @@ def frozen_features(run: Run, state: TrainState) -> np.ndarray | None:
     return compute_features(run.config, run.records, run.structure, arrays, run.mesh, run.workdir)
 
 
-def train_epoch(run: Run, state: TrainState, batches: Iterator, epoch: int) -> tuple[TrainState, dict]:
+def train_epoch(
+    run: Run, state: TrainState, batches: Iterator, epoch: int, meters: Meters
+) -> tuple[TrainState, dict[str, float]]:
     """Train to the end of `epoch`, and return its mean metrics."""
     config, batch_size = run.config, run.config.train.batch_size
     place, last_save = sharding.batch_sharding(run.mesh), time.monotonic()
-    since_log, of_epoch = Meter(), Meter()
-    step, end = int(state.step), (epoch + 1) * run.epoch_steps
-    with progress_bar(run, epoch, step) as bar, naming_last_checkpoint(run):
+    step, end, pending = int(state.step), (epoch + 1) * run.epoch_steps, 0
+    with progress_bar(run, epoch, step) as bar:
         while step < end:
             begin = time.perf_counter()
             batch = {name: np.array(part) for name, part in next(batches).items()}
-            since_log.waited += time.perf_counter() - begin
+            meters.since_log.waited += time.perf_counter() - begin
+            overdue = time.monotonic() - last_save > 60 * config.train.save_every_minutes
+            if overdue:
+                last_save = time.monotonic()
+            batch['request'] = np.full(batch_size, 2 * (run.stop.signal_number or 0) + overdue, np.int32)
             state, metrics = run.train_step(state, jax.device_put(batch, place))
             step += 1
-            since_log.add(step, metrics)
-            of_epoch.add(step, metrics)
+            # that of the previous step, so that the device never waits for the host
+            (signal_number, save), pending = divmod(int(pending), 2), metrics.pop('request')
+            meters.add(step, metrics)
             bar.update(batch_size)
             if step == end or step % config.train.log_every_steps == 0:
-                write_metrics(run, since_log, step, bar)
-            stopping = run.stop.signal_number is not None and step < end
-            if stopping or (step < end and save_is_due(config, step, last_save)):
-                of_epoch.flush()  # nothing is saved before its metrics are known to be finite
-                run.checkpoints.save('latest', step, state.arrays(), make_meta(run, step))
-                last_save = time.monotonic()
-            if stopping:
-                stop_now(run, step)
-        return state, of_epoch.read(batch_size)
+                write_metrics(run, meters.since_log, step, bar)
+            every = config.train.save_every_steps
+            if step < end and (signal_number or save or (every and step % every == 0)):
+                save_latest(run, state, step, meters)
+            if step < end and signal_number:
+                stop_now(run, step, signal_number)
+        return state, meters.of_epoch.read(batch_size)
+
+
+def save_latest(run: Run, state: TrainState, step: int, meters: Meters) -> None:
+    """Start to save the latest checkpoint, once the metrics of its step are known to be finite."""
+    more = {'meters': meters.save(), 'best': run.checkpoints.steps().get('best')}
+    run.checkpoints.save('latest', state.arrays(), make_meta(run, step) | more)
 
 
 def progress_bar(run: Run, epoch: int, step: int) -> tqdm:
@@ -227,8 +241,12 @@ def naming_last_checkpoint(run: Run) -> Iterator[None]:
         yield
     except NumericsError as error:
         last = run.checkpoints.steps().get('latest')
-        kept = 'nothing was saved yet' if last is None else f'the checkpoint of step {last} is kept'
-        raise NumericsError(f'{error}; {kept}. Lower --config.optim.learning_rate and run again.') from None
+        kept, again = 'nothing was saved yet', ''
+        if last is not None:
+            folder = run.checkpoints.root / 'latest' / str(last)
+            kept, again = f'the checkpoint of step {last} is kept', f'; if that fails at once, delete {folder} too'
+        fact = str(error).removesuffix(f'; {ADVICE}')
+        raise NumericsError(f'{fact}; {kept}. Lower --config.optim.learning_rate and run again{again}.') from None
 
 
 def write_metrics(run: Run, meter: Meter, step: int, bar: tqdm) -> None:
@@ -257,44 +275,52 @@ def is_unfinished(run: Run, step: int) -> bool:
 def finish_epoch(run: Run, state: TrainState, epoch: int, numbers: dict) -> None:
     """Save the end of an epoch, score the valid split, and keep the checkpoint if it is the best."""
     step, config = int(state.step), run.config
-    # first, since scoring may take long and may be stopped
-    run.checkpoints.save('latest', step, state.arrays(), make_meta(run, step))
-    if run.stop.signal_number is not None:
-        stop_now(run, step)
+    if run.checkpoints.steps().get('latest') != step:
+        save_latest(run, state, step, Meters.start())  # first, since scoring may take long and may be stopped
+    stop_if_asked(run, step)
     due = epoch + 1 == config.train.num_epochs or (epoch + 1) % config.eval.every_epochs == 0
     report = [f'epoch {epoch + 1}/{config.train.num_epochs}']
     if numbers:
         report += [f'loss {numbers["loss"]:.4f}', f'{numbers["triplets_per_second"]:.1f} triplets/s']
     if not run.scores_valid:
-        keep_best(run, state, float(step))
+        keep_best(run, state)
         report.append('no valid split: the latest checkpoint counts as the best')
     elif due:
         embed = run.bind(state.params, state.batch_stats)
         result, vectors = evaluate(config, run.records, 'valid', embed, step)
         score = results.score(result)
-        keep_best(run, state, score, score)
+        keep_best(run, state, score)
         figures = results.headline(result)
         if rankings := rank_examples(config, run.records, 'valid', embed, vectors):
             run.tracker.write_picture(step, 'valid_rankings', draw_rankings(rankings))
         run.tracker.write(step, figures)
         report += [f'{name} {number:.4f}' for name, number in figures.items()]
     print('  '.join(report), flush=True)
-    if run.stop.signal_number is not None:
-        stop_now(run, step)
+    stop_if_asked(run, step)
 
 
-def keep_best(run: Run, state: TrainState, rank: float, score: float | None = None) -> None:
-    """Save the checkpoint as `best` if its `rank` is the highest so far, and wait until it is on disk."""
-    step = int(state.step)
-    run.checkpoints.save('best', step, state.arrays(), make_meta(run, step, score), rank)
+def keep_best(run: Run, state: TrainState, score: float | None = None) -> None:
+    """Save the checkpoint as `best` if its score is the highest so far, or without scores, and wait until it is on disk."""
+    step, best = int(state.step), run.checkpoints.steps().get('best')
+    if best == step:  # a stopped run had already saved it
+        return
+    if best is not None and score is not None:
+        highest = run.checkpoints.read_meta('best')['score']  # None for imported weights, which were not scored
+        if highest is not None and score < highest:
+            return
+    run.checkpoints.save('best', state.arrays(), make_meta(run, step, score))
     run.checkpoints.wait()
 
 
-def stop_now(run: Run, step: int) -> None:
+def stop_if_asked(run: Run, step: int) -> None:
+    """Stop at the end of an epoch, or after scoring it, if a signal has asked for it."""
+    if run.stop.signal_number:
+        stop_now(run, step, run.stop.signal_number)
+
+
+def stop_now(run: Run, step: int, number: int) -> None:
     """End the run after a signal, once everything saved is on disk; raises StoppedError."""
     run.checkpoints.wait()
-    number = run.stop.signal_number
-    assert number is not None
     name = signal.Signals(number).name
     raise StoppedError(f'Stopped by {name} after saving step {step}; run the same command to resume.', number)
 
@@ -318,5 +344,9 @@ def evaluate_best(run: Run) -> dict | None:
     if not has_targets(run.records, 'test'):
         print('no test queries: nothing to test')
         return None
+    if 'best' not in run.checkpoints.steps():
+        raise InputError(
+            f'{run.checkpoints.root} has lost its best checkpoint; test the last one with --mode eval --checkpoint=latest.'
+        )
     network = load_network(run.checkpoints, 'best', run.config.precision, run.mesh)
     return evaluate_network(run.config, network, run.records, run.workdir, 'test', run.mesh, with_report=True)

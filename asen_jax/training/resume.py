@@ -29,9 +29,10 @@ def is_untrained_import(meta: dict) -> bool:
 
 def check_same_run(config: ConfigDict, records: Records, workdir: Path, checkpoints: Checkpoints) -> None:
     """Refuse to resume a workdir with a different model, data, seed or batch size."""
-    if 'latest' not in checkpoints.steps():
+    kind = checkpoints.newest()
+    if kind is None:
         return
-    meta = read_meta(checkpoints, 'latest')
+    meta = read_meta(checkpoints, kind)
     imported = is_untrained_import(meta)
     before, now = (flatten_dict(tree, sep='.') for tree in (meta['config'], json.loads(config.to_json())))
     for field in sorted(before.keys() & now.keys()):
@@ -63,18 +64,29 @@ def _check_records(config: ConfigDict, meta: dict, records: Records, workdir: Pa
         )
 
 
+def describe_losses(checkpoints: Checkpoints, meta: dict[str, Any]) -> list[str]:
+    """What the user should know if `latest` or `best` is gone from a run that resumes from the checkpoint with this `meta`."""
+    steps, lost = checkpoints.steps(), []
+    if 'latest' not in steps:
+        lost.append(f'{checkpoints.root / "latest"} is empty: continuing from the best checkpoint')
+    if meta.get('best') is not None and 'best' not in steps:
+        lost.append(f'{checkpoints.root / "best"} has lost step {meta["best"]}: the best from here on will be kept')
+    return lost
+
+
 def restore_state(
     checkpoints: Checkpoints,
+    kind: str,
     meta: dict[str, Any],
     shapes: TrainState,
     shardings: TrainState,
     optimizer: optax.GradientTransformation,
 ) -> TrainState:
-    """The latest checkpoint, whose metadata is `meta`, as a train state; imported weights start with a fresh optimizer."""
+    """The checkpoint `kind`, whose metadata is `meta`, as a train state; imported weights start with a fresh optimizer."""
     like = abstract_like(shapes, shardings).arrays()
     if is_untrained_import(meta):
         del like['opt_state']
-        state = create_state(**checkpoints.restore('latest', like), optimizer=optimizer)
+        state = create_state(**checkpoints.restore(kind, like), optimizer=optimizer)
         return jax.device_put(state, shardings)
-    arrays = checkpoints.restore('latest', like)
+    arrays = checkpoints.restore(kind, like)
     return TrainState(jax.device_put(np.int32(meta['step']), shardings.step), **arrays)

@@ -60,6 +60,8 @@ def make_train_step(
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
         metrics = {'loss': loss, 'triplet_accuracy': accuracy, 'gradient_norm': optax.tree.norm(gradients)}
+        if 'request' in batch:  # what any process asks of all: every process reads the same value after the same step
+            metrics['request'] = batch['request'].max()
         return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
 
     return jax.jit(

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import tensorboardX
@@ -21,13 +22,15 @@ class Meter:
     A step's metrics are read only when the next step's are added, so that the device never waits for the host.
     """
 
-    def __init__(self):
+    def __init__(self, sums: Mapping[str, float] | None = None, count: int = 0):
+        """Continue with the `sums` of `count` steps; the rate and the time are those of this process."""
         self._unread: tuple[int, Mapping] | None = None
         self.reset()
+        self.sums, self.count = dict(sums or {}), count
 
     def reset(self) -> None:
         """Start over; the metrics that were added last must have been read."""
-        self.sums, self.count, self.waited, self.start = {}, 0, 0.0, time.perf_counter()
+        self.sums, self.count, self.timed, self.waited, self.start = {}, 0, 0, 0.0, time.perf_counter()
 
     def add(self, step: int, metrics: Mapping) -> None:
         """Take the metrics of `step`, and read the previous ones; raises NumericsError if one is not finite."""
@@ -45,6 +48,7 @@ class Meter:
                 raise NumericsError(f'{name} is {number} at step {step}')
             self.sums[name] = self.sums.get(name, 0.0) + number
         self.count += 1
+        self.timed += 1
 
     def read(self, batch_size: int) -> dict[str, float]:
         """The means, triplets per second, and the seconds per step that the device waited for data."""
@@ -52,10 +56,33 @@ class Meter:
         seconds = time.perf_counter() - self.start
         means = {name: total / max(self.count, 1) for name, total in self.sums.items()}
         rates = {
-            'triplets_per_second': self.count * batch_size / seconds,
-            'data_wait_seconds': self.waited / max(self.count, 1),
+            'triplets_per_second': self.timed * batch_size / seconds,
+            'data_wait_seconds': self.waited / max(self.timed, 1),
         }
         return means | rates
+
+
+class Meters(NamedTuple):
+    """The running means of an epoch, which a checkpoint keeps, so that a resumed run writes the lines of an unbroken one."""
+
+    since_log: Meter
+    of_epoch: Meter
+
+    @classmethod
+    def start(cls, saved: Mapping[str, Mapping] | None = None) -> 'Meters':
+        """At the beginning of an epoch, or as `save` returned them within one."""
+        return cls(**{name: Meter(**(saved or {}).get(name, {})) for name in cls._fields})
+
+    def add(self, step: int, metrics: Mapping) -> None:
+        """Take the metrics of `step`; raises NumericsError if one is not finite."""
+        for meter in self:
+            meter.add(step, metrics)
+
+    def save(self) -> dict[str, dict]:
+        """The sums and counts, as JSON can keep them; raises NumericsError as `add` does."""
+        for meter in self:
+            meter.flush()
+        return {name: {'sums': meter.sums, 'count': meter.count} for name, meter in self._asdict().items()}
 
 
 class Tracker:
@@ -66,12 +93,15 @@ class Tracker:
         if self.path.exists():
             cut_back(self.path, start_step)
         self.file = self.path.open('a')
-        self.board = tensorboardX.SummaryWriter(os.fspath(workdir), purge_step=start_step + 1, flush_secs=10)
+        # an unlimited queue: its thread ends when the disk is full, and a limited one would then block the training
+        options = {'max_queue': 0, 'flush_secs': 10}
+        self.board = tensorboardX.SummaryWriter(os.fspath(workdir), purge_step=start_step + 1, **options)
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         """Add one line, and one TensorBoard point per number."""
-        self.file.write(json.dumps({'step': step, **numbers}) + '\n')
-        self.file.flush()
+        with files.naming(self.path):
+            self.file.write(json.dumps({'step': step, **numbers}) + '\n')
+            self.file.flush()
         for name, number in numbers.items():
             self.board.add_scalar(name, number, step)
 
@@ -86,8 +116,9 @@ class Tracker:
 
     def close(self) -> None:
         """Flush and close both files."""
-        self.file.close()
-        self.board.close()
+        with files.naming(self.path):
+            self.board.close()
+            self.file.close()
 
 
 def cut_back(path: Path, last_step: int) -> None:

@@ -13,7 +13,7 @@ from safetensors.numpy import save
 from asen_jax.errors import InputError
 from asen_jax.files import write_atomically
 from asen_jax.models import embed_all, resnet
-from asen_jax.network import TrainedNetwork, load_network
+from asen_jax.network import TrainedNetwork, check_finite, load_network
 from asen_jax.sharding import make_mesh
 from asen_jax.weights.model_card import known_dataset, make_card, read_figures
 from asen_jax.weights.torch_names import flatten, to_torch, unflatten
@@ -31,9 +31,13 @@ RESIZE = {
 def export(workdir: Path, which: str, precision: str, output: Path, target: str) -> list[Path]:
     """The files written to the folder `output` for a checkpoint of `workdir`; `target` is 'jax' or 'torch'.
 
-    Raises InputError if there is no such checkpoint, or if the original has no such network and `target` is 'torch'.
+    Raises InputError if there is no such checkpoint, or if the original has no such network and `target` is 'torch', and
+    NumericsError if the network has diverged.
     """
-    network = load_network(workdir, which, precision, make_mesh(devices=jax.devices()[:1]))
+    mesh = make_mesh(devices=jax.devices()[:1])
+    network = load_network(workdir, which, precision, mesh)
+    size = network.meta['config']['data']['image_size']
+    check_finite(np.asarray(network.embed_on(mesh)(np.zeros((1, size, size, 3), np.uint8))[0]))
     model = network.meta['config']['model']
     ours = [] if model['trunk'] in resnet.BLOCKS else ['trunk']
     ours += [field for field in ('feature_bn', 'projection') if model[field]]

@@ -61,12 +61,11 @@ def import_checkpoint(config: ConfigDict, workdir: Path, file: Path) -> dict:
 
 def _write(config: ConfigDict, workdir: Path, params: dict, batch_stats: dict, meta: dict) -> None:
     arrays = jax.tree.map(jax.numpy.asarray, {'params': params, 'batch_stats': batch_stats})
-    with Checkpoints(workdir) as checkpoints:
+    with files.lock_workdir(workdir), Checkpoints(workdir) as checkpoints:
         if checkpoints.steps():
             raise InputError(f'{workdir} already has a run; name another --workdir.')
         for kind in KINDS:
-            # 0 is the lowest validation score, so that any later checkpoint of a training replaces this one
-            checkpoints.save(kind, 0, arrays, meta, score=0.0 if kind == 'best' else None)
+            checkpoints.save(kind, arrays, meta)
         checkpoints.wait()
     files.write_text(workdir / 'config.json', config.to_json(indent=2) + '\n')
 

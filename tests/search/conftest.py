@@ -34,7 +34,7 @@ def save_network(workdir, config=None, attributes=ATTRIBUTES):
         'fingerprint': '',
     }
     with Checkpoints(workdir) as checkpoints:
-        checkpoints.save('best', 0, {'params': params, 'batch_stats': batch_stats}, meta, score=0.5)
+        checkpoints.save('best', {'params': params, 'batch_stats': batch_stats}, meta)
     return workdir
 
 

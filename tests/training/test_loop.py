@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -110,9 +111,12 @@ def test_best_is_kept_by_valid_map_and_names_its_values(unbroken):
     assert meta['values'][0][0] == 'Short Length'
 
 
-@pytest.mark.parametrize('stop_after', [3, 4, 6])
-def test_a_stopped_run_resumes_and_ends_bit_for_bit_the_same(unbroken, config, tmp_path, monkeypatch, stop_after):
-    stop_in_step(monkeypatch, stop_after)
+# a signal is noticed with the metrics of its step, which are read when the next one has started
+@pytest.mark.parametrize('signal_in,stop_after', [(2, 3), (4, 4), (6, 7)])
+def test_a_stopped_run_resumes_and_ends_bit_for_bit_the_same(
+    unbroken, config, tmp_path, monkeypatch, signal_in, stop_after
+):
+    stop_in_step(monkeypatch, signal_in)
     with pytest.raises(StoppedError, match='Stopped by SIGTERM after saving step') as caught:
         run(config, tmp_path)
     assert caught.value.exit_status == 143
@@ -122,8 +126,9 @@ def test_a_stopped_run_resumes_and_ends_bit_for_bit_the_same(unbroken, config, t
     step, arrays = arrays_of(tmp_path)
     assert step == 8
     assert_same_arrays(arrays, arrays_of(workdir)[1])
-    assert result == {**expected, 'checkpoint_step': result['checkpoint_step']}
-    assert [line['step'] for line in lines_of(tmp_path)] == [2, 4, 4, 6, 8, 8]
+    assert result == expected
+    timed = {'train_triplets_per_second': 0, 'train_data_wait_seconds': 0}
+    assert [{**line, **timed} for line in lines_of(tmp_path)] == [line | timed for line in lines_of(workdir)]
 
 
 def test_the_same_command_on_a_finished_run_only_tests_again(unbroken, config):
@@ -191,6 +196,45 @@ def test_a_nan_stops_with_a_sentence_and_keeps_the_last_checkpoint(config, tmp_p
     step, arrays = arrays_of(tmp_path)
     assert step == 4
     assert all(np.isfinite(array).all() for array in arrays.values())
+
+
+def test_vectors_that_are_not_finite_are_not_scored(config, tmp_path):
+    config.optim.learning_rate, config.data.num_triplets = 1e30, 8
+    with pytest.raises(
+        NumericsError, match=r'vectors are not finite; the checkpoint of step 1 is kept\. Lower'
+    ) as caught:
+        run(config, tmp_path)
+    assert str(caught.value).endswith(f'if that fails at once, delete {tmp_path}/checkpoints/latest/1 too.')
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.steps() == {'latest': 1}
+    shutil.rmtree(tmp_path / 'checkpoints' / 'latest' / '1')
+    config.optim.learning_rate = 1e-3
+    assert run(config, tmp_path)['checkpoint_step'] in (1, 2)
+
+
+def test_a_run_without_its_latest_checkpoint_resumes_from_the_best(unbroken, config, tmp_path, capsys):
+    config.train.num_epochs = 1
+    run(config, tmp_path)
+    shutil.rmtree(tmp_path / 'checkpoints' / 'latest' / '4')
+    config.train.num_epochs = 2
+    assert run(config, tmp_path) == unbroken[1]
+    assert 'latest is empty: continuing from the best checkpoint' in capsys.readouterr().out
+    assert_same_arrays(arrays_of(tmp_path)[1], arrays_of(unbroken[0])[1])
+    shutil.rmtree(tmp_path / 'checkpoints' / 'latest' / '8')
+    config.seed = 5
+    with pytest.raises(InputError, match=r'was trained with config\.seed=0, not 5'):
+        run(config, tmp_path)
+
+
+def test_a_lost_best_checkpoint_is_noticed(config, tmp_path, capsys):
+    run(config, tmp_path)
+    for folder in (tmp_path / 'checkpoints' / 'best').iterdir():
+        shutil.rmtree(folder)
+    with pytest.raises(InputError, match=r'has lost its best checkpoint; test the last one with --mode eval'):
+        run(config, tmp_path)
+    config.train.num_epochs = 3
+    assert run(config, tmp_path)['checkpoint_step'] == 12
+    assert f'{tmp_path}/checkpoints/best has lost step' in capsys.readouterr().out
 
 
 def test_a_published_recipe_never_starts_from_random_weights_silently(config, tmp_path):

@@ -345,7 +345,7 @@ def test_efficientnet_is_exported_for_jax_alone(tmp_path):
     heads = jax.tree.map(lambda shape: rng.normal(scale=0.1, size=shape.shape).astype(np.float32), shapes)
     params, stats = (head | pretrained for head, pretrained in zip(heads, trunk, strict=True))
     with Checkpoints(tmp_path / 'run') as checkpoints:
-        checkpoints.save('latest', 4, jax.tree.map(jax.numpy.asarray, {'params': params, 'batch_stats': stats}), meta)
+        checkpoints.save('latest', jax.tree.map(jax.numpy.asarray, {'params': params, 'batch_stats': stats}), meta)
         checkpoints.wait()
     lacks = 'trunk=efficientnet_lite0, model.feature_bn=True, model.projection=24, which the PyTorch original lacks'
     with pytest.raises(InputError, match=rf'{lacks}; .*--format=jax\.$'):

@@ -47,7 +47,7 @@ def save_source(config, without=()):
             for field in without:
                 del about['config']['model'][field]
             trees = {'params': params, 'batch_stats': batch_stats}
-            checkpoints.save(kind, step, trees, about, score=0.5 if kind == 'best' else None)
+            checkpoints.save(kind, trees, about)
             arrays[kind] = flat(params, batch_stats)
         checkpoints.wait()
     return arrays
