@@ -1,6 +1,7 @@
 """Entry point: parses the command line and calls the library. `python main.py --help` lists modes, flags and fields."""
 
 import os
+import signal
 import sys
 import threading
 from logging import StreamHandler, getLogger
@@ -10,6 +11,7 @@ from absl import logging
 
 import command_line
 from asen_jax.errors import InputError, NumericsError, StoppedError
+from asen_jax.signals import interrupt_once
 
 EXTRAS = dict.fromkeys(('lancedb', 'uvicorn', 'fastapi', 'fastapi_offline', 'limits'), 'search') | {
     'ray': 'ray'
@@ -17,7 +19,7 @@ EXTRAS = dict.fromkeys(('lancedb', 'uvicorn', 'fastapi', 'fastapi_offline', 'lim
 
 
 def run(argv: list[str]) -> int:
-    """Run a command; the exit status: 0 done, 2 invalid input, 3 numbers not finite, 130 or 143 stopped by a signal."""
+    """Run a command; the exit status: 0 done, 2 invalid input, 3 numbers not finite, 128 + n stopped by signal n."""
     set_up_output()
     try:
         arguments = command_line.parse(argv)
@@ -111,4 +113,5 @@ def dispatch(arguments: command_line.Arguments) -> None:
 
 
 if __name__ == '__main__':
+    signal.signal(signal.SIGINT, interrupt_once)
     sys.exit(run(sys.argv))

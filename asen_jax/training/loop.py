@@ -24,10 +24,10 @@ from asen_jax.evaluation.evaluate import evaluate, evaluate_network, rank_exampl
 from asen_jax.evaluation.figures import draw_rankings
 from asen_jax.models import Structure, build_model, build_shapes
 from asen_jax.network import Embed, load_network, make_embedder
+from asen_jax.signals import StopRequest
 from asen_jax.training.features import compute_features
 from asen_jax.training.optimizer import make_optimizer, make_schedule
 from asen_jax.training.resume import check_same_run, describe_losses, restore_state
-from asen_jax.training.signals import StopRequest
 from asen_jax.training.step import TrainState, create_state, make_train_step
 from asen_jax.training.tracking import Meter, Meters, Tracker
 from asen_jax.weights.starting import check_start, read_start
@@ -103,9 +103,9 @@ def train_and_evaluate(
         trunk = check_config(config, workdir)
     records, workdir = open_records(records_directory), Path(workdir)
     sized = with_image_size(config, records)
-    with files.lock_workdir(workdir), Checkpoints(workdir) as checkpoints:
-        check_same_run(sized, records, workdir, checkpoints)
-        with StopRequest() as stop:
+    with files.lock_workdir(workdir):
+        with StopRequest() as stop, Checkpoints(workdir) as checkpoints:
+            check_same_run(sized, records, workdir, checkpoints)
             run, state, meters = start(sized, workdir, records, checkpoints, stop, trunk)
             files.write_text(workdir / 'config.json', config.to_json(indent=2) + '\n')  # as the user wrote it
             step = int(state.step)
@@ -117,7 +117,6 @@ def train_and_evaluate(
                     state, numbers = train_epoch(run, state, batches, epoch, meters)
                     finish_epoch(run, state, epoch, numbers)
                     meters = Meters.start()
-            checkpoints.wait()
         return evaluate_best(run)
 
 
@@ -348,5 +347,5 @@ def evaluate_best(run: Run) -> dict | None:
         raise InputError(
             f'{run.checkpoints.root} has lost its best checkpoint; test the last one with --mode eval --checkpoint=latest.'
         )
-    network = load_network(run.checkpoints, 'best', run.config.precision, run.mesh)
+    network = load_network(run.workdir, 'best', run.config.precision, run.mesh)
     return evaluate_network(run.config, network, run.records, run.workdir, 'test', run.mesh, with_report=True)

@@ -19,7 +19,6 @@ from asen_jax.evaluation.evaluate import evaluate_network
 from asen_jax.network import load_network
 from asen_jax.sharding import make_mesh
 from asen_jax.training import loop
-from asen_jax.training.signals import StopRequest
 from benchmarks import reproduce
 from data_builders import prepare
 from tests.conftest import tiny_config
@@ -262,13 +261,6 @@ def test_unknown_losses_and_distances_are_named(config, tmp_path, field):
     config.train[field] = 'other'
     with pytest.raises(InputError, match=rf"config\.train\.{field} is 'other'; it must be one of"):
         run(config, tmp_path)
-
-
-def test_signal_handlers_are_restored():
-    before = signal.getsignal(signal.SIGTERM)
-    with StopRequest():
-        assert signal.getsignal(signal.SIGTERM) != before
-    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_saves_within_an_epoch_are_due_by_steps_and_by_minutes(config):
