@@ -83,7 +83,6 @@ def parse(argv: Sequence[str]) -> Arguments | None:
         raise InputError(_explain_unknown_field(argv, error)) from error
     except (flags.Error, OSError, SyntaxError, TypeError, ValueError) as error:
         raise InputError(_one_line(error)) from error
-    flags.FLAGS.mark_as_parsed()  # Grain's worker processes check this
     if values.mode not in ('search', 'serve'):  # which read nothing but the gallery
         _apply_workdir(values, workdir)
     common.check_numbers(values.config)

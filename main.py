@@ -47,6 +47,7 @@ def set_up_output() -> None:
     logging.set_verbosity(logging.FATAL)  # an error is also raised
     getLogger('asyncio').setLevel('CRITICAL')
     threading.excepthook = sys.unraisablehook = lambda _: None  # of libraries' threads, whose errors are also raised
+    os.environ.setdefault('PYTHONWARNINGS', 'ignore:resource_tracker')  # the process that cleans up after a killed run
     for name in ('asen_jax', 'data_builders'):
         logger = getLogger(name)
         logger.handlers[:] = [StreamHandler(sys.stdout)]

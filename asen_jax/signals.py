@@ -1,9 +1,12 @@
-"""Signals that ask a run to stop: it saves first."""
+"""Signals that ask a run to stop: it saves first, and its worker processes wait for it."""
 
+import contextlib
 import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 STOP_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
@@ -50,3 +53,18 @@ def interrupt_once(number: int, frame) -> None:
     """Handle Ctrl-C: raise KeyboardInterrupt, and ignore further ones, so that nothing disturbs the end of the process."""
     signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Block the signals that stop a run in this thread; processes that it starts meanwhile never receive them.
+
+    Terminals and schedulers also send them to workers, which the run needs until it has saved.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    resource_tracker.ensure_running()  # when this starts the tracker, it unblocks signals
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

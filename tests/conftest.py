@@ -16,7 +16,6 @@ from pathlib import Path
 
 import jax
 import pytest
-from absl import flags
 from jaxtyping import install_import_hook
 
 install_import_hook('asen_jax', 'beartype.beartype')  # shapes in signatures are checked in every test
@@ -28,7 +27,6 @@ from asen_jax.training.step import create_state, make_train_step
 from configs import synthetic
 from data_builders import prepare
 
-flags.FLAGS.mark_as_parsed()  # Grain's workers ask for this
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -65,7 +65,7 @@ def test_a_killed_and_then_hung_up_run_ends_like_an_unbroken_one(shop):
     process.communicate()
     assert not (folder / 'stopped' / 'eval_test.json').exists()
 
-    process = start(folder, *COMMAND, '--workdir=stopped')
+    process = start(folder, *COMMAND, '--workdir=stopped', '--config.data.num_workers=1')
     while not (line := process.stdout.readline()).startswith('resuming stopped after step'):
         assert line, process.stderr.read()
     os.killpg(process.pid, signal.SIGHUP)  # what a terminal sends when it closes, to workers, too

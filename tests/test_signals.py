@@ -74,3 +74,10 @@ except KeyboardInterrupt:
     print('interrupted')
 """
     assert python(code).stdout == 'interrupted\n'
+
+
+def test_processes_that_start_while_signals_are_blocked_ignore_them():
+    code = 'import os, signal; [os.kill(os.getpid(), number) for number in (1, 2, 15)]; print("alive")'
+    with signals.signals_blocked():
+        assert python(code).stdout == 'alive\n'
+    assert python(code).returncode == -signal.SIGHUP

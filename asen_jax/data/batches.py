@@ -1,10 +1,12 @@
 """From prepared records to batches of pixels: a Grain pipeline whose position is the step alone."""
 
 import functools
+import multiprocessing
 import os
 import threading
-import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import grain
@@ -13,14 +15,19 @@ from jaxtyping import Bool, Int, UInt8
 from ml_collections import ConfigDict
 
 from asen_jax.data import images
+from asen_jax.data.prefetch import prefetch
 from asen_jax.data.prepared import LoadOptions, Records, open_split, read_labels, read_rows
 from asen_jax.data.triplets import TripletIndex, draw_triplets, make_index
 from asen_jax.errors import InputError
+from asen_jax.signals import signals_blocked
 
 READ_THREADS = 2  # batches loaded at the same time in one process
 READ_AHEAD = 4  # batches; Grain's default of 500 fills up the memory
+READ_AHEAD_PER_WORKER = 3  # batches: one being loaded and two waiting
 
 Element = dict[str, Any]  # arrays and NumPy scalars
+
+_dataset: grain.MapDataset  # in a worker process: what it loads batches from
 
 
 class PhotoLabels:
@@ -196,24 +203,59 @@ def eval_batches(
 
 
 def _iterate(dataset: grain.MapDataset, num_workers: int) -> Generator[dict[str, np.ndarray]]:
-    batches = dataset.to_iter_dataset(grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=READ_AHEAD))
     if num_workers:
-        options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2)
-        batches = batches.mp_prefetch(options, worker_init_fn=_die_with_parent)
-    iterator = iter(batches)
+        yield from _load_in_workers(dataset, num_workers)
+        return
+    options = grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=READ_AHEAD)
+    iterator = iter(dataset.to_iter_dataset(options))
     try:
         yield from iterator
     finally:
         iterator.close()
 
 
-def _die_with_parent(worker_index: int, worker_count: int) -> None:
-    """End this worker if its trainer is killed; otherwise it would run forever and hold shared memory."""
-    parent = os.getppid()
+def _load_in_workers(dataset: grain.MapDataset, num_workers: int) -> Generator[dict[str, np.ndarray]]:
+    """The batches, loaded in processes that hand them over through pipes.
 
-    def watch():
-        while os.getppid() == parent:
-            time.sleep(1)
+    Grain's own workers use shared memory, of which a killed run leaves megabytes behind.
+    """
+    spawn = multiprocessing.get_context('spawn')  # JAX has threads, which a fork would break
+    with signals_blocked():
+        executor = ProcessPoolExecutor(num_workers, spawn, initializer=_start_worker, initargs=(dataset,))
+
+    def started() -> Iterator[Future]:
+        for number in range(len(dataset)):
+            with signals_blocked():  # submitting may start a worker
+                batch = executor.submit(_load, number)
+            yield batch
+
+    try:
+        for batch in prefetch(started(), READ_AHEAD_PER_WORKER * num_workers):
+            yield batch.result()
+    except BrokenProcessPool:
+        raise InputError(
+            'A process that loads photos was killed, perhaps because the memory is full; '
+            'lower --config.data.num_workers and run the same command again.'
+        ) from None
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _start_worker(dataset: grain.MapDataset) -> None:
+    """Keep `dataset` for this worker's batches, and end the worker with its trainer, even if that is killed."""
+    global _dataset
+    _dataset = dataset
+    trainer = multiprocessing.parent_process()
+    assert trainer is not None
+
+    def end_with_trainer():
+        trainer.join()
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=end_with_trainer, daemon=True).start()
+
+
+def _load(number: int) -> dict[str, np.ndarray]:
+    batch = _dataset[number]
+    assert batch is not None  # nothing is filtered out
+    return batch

@@ -41,9 +41,9 @@ def collect_vectors(
 
     def started() -> Iterator[tuple]:
         for batch in batches:
-            output = embed(np.asarray(batch['image']))
-            kept = {name: np.array(part)[batch['mask']] for name, part in batch.items() if name in ('index', 'boxes')}
-            yield np.array(batch['mask']), kept, batch['image'].shape[1], output
+            output = embed(batch['image'])
+            kept = {name: part[batch['mask']] for name, part in batch.items() if name in ('index', 'boxes')}
+            yield batch['mask'], kept, batch['image'].shape[1], output
 
     with tqdm(total=int(wanted.any(axis=1).sum()), desc=title, unit='photo', disable=None) as bar:
         for mask, kept, size, (embeddings, heatmaps) in prefetch(started(), 1):

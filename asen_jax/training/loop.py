@@ -197,7 +197,7 @@ def train_epoch(
     with progress_bar(run, epoch, step) as bar:
         while step < end:
             begin = time.perf_counter()
-            batch = {name: np.array(part) for name, part in next(batches).items()}
+            batch = next(batches)
             meters.since_log.waited += time.perf_counter() - begin
             overdue = time.monotonic() - last_save > 60 * config.train.save_every_minutes
             if overdue:

@@ -1,19 +1,22 @@
 """Batches do not depend on the number of workers or the starting step, and the last one is padded and masked."""
 
+import contextlib
+import itertools
+import multiprocessing
+import os
+
 import numpy as np
 import pytest
 
 from asen_jax.data import batches, images, prepared
 from asen_jax.errors import InputError
+from asen_jax.signals import STOP_SIGNALS
 
 
 def take(iterator, count):
-    """The first `count` batches, copied from shared memory; closes the iterator."""
-    taken = []
-    for _ in range(count):
-        taken.append({name: np.array(part) for name, part in next(iterator).items()})
-    iterator.close()
-    return taken
+    """The first `count` batches; closes the iterator."""
+    with contextlib.closing(iterator):
+        return list(itertools.islice(iterator, count))
 
 
 def assert_same(actual, expected):
@@ -58,6 +61,22 @@ def test_batches_do_not_depend_on_the_number_of_workers(records, config):
     alone = take(batches.train_batches(records, config), 4)
     config.data.num_workers = 2
     assert_same(take(batches.train_batches(records, config), 4), alone)
+    assert not multiprocessing.active_children()
+
+
+def test_workers_ignore_signals_that_stop_the_run_but_a_killed_one_is_reported(records, config):
+    config.data.num_workers, config.data.num_triplets = 1, 320
+    with contextlib.closing(batches.train_batches(records, config)) as iterator:
+        next(iterator)
+        worker = multiprocessing.active_children()[0]
+        for number in STOP_SIGNALS:
+            os.kill(worker.pid, number)
+        for _ in range(10):
+            next(iterator)
+        assert worker.is_alive()
+        worker.kill()
+        with pytest.raises(InputError, match=r'loads photos was killed, .*lower --config\.data\.num_workers'):
+            list(iterator)
 
 
 def test_each_epoch_and_seed_draws_different_triplets(records, config):
