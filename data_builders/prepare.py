@@ -21,6 +21,7 @@ import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
 from asen_jax import files
+from asen_jax.data.prepared import REPORT, checksum, checksum_of_report, open_records
 from asen_jax.errors import InputError
 from data_builders.checks import check_photos
 from data_builders.records import FORMAT, RawDataset, with_triplets, write_arrays
@@ -44,8 +45,10 @@ def read_source(config: ConfigDict) -> Source:
     Complete records are also used when the raw files are gone. Raises InputError if a list is missing or malformed.
     """
     target, module = prepared_path(config), load_builder(config.data.name)
-    if reason := _reason_to_reuse(target, module, config.data):
-        logger.info('Using the records in %s: %s.', target, reason)
+    usable, reason = _judge(target, module, config.data)
+    if usable or reason:
+        logger.info('%s the records in %s: %s.', 'Using' if usable else 'Rebuilding', target, reason)
+    if usable:
         return Source(target, config.data, None)
     return Source(target, config.data, module.read(config.data))
 
@@ -61,7 +64,7 @@ def build_records(source: Source) -> Path:
     module = load_builder(data.name)
     with _lock(target.parent):
         _clear_leftovers(target)
-        if not _reason_to_reuse(target, module, data):  # the other process may have built them
+        if not _judge(target, module, data)[0]:  # the other process may have built them
             raw = with_triplets(check_photos(raw, data.missing, data.broken))
             built = _write_records(module, raw, target)
             _write_files(raw, built, _description(module, data))
@@ -89,29 +92,24 @@ def load_builder(name: str) -> ModuleType:
     return importlib.import_module(f'data_builders.{name}.{name}_dataset_builder')
 
 
-def _reason_to_reuse(target: Path, module: ModuleType, data: ConfigDict) -> str:
-    """Why the records can be used as they are, or '' if they must be built."""
-    content = _read_if_complete(target)
-    if content is None:
-        return ''
+def _judge(target: Path, module: ModuleType, data: ConfigDict) -> tuple[bool, str]:
+    """Whether the records can be used as they are, and why or why not; no reason if there are none."""
+    if not (target / REPORT).is_file():
+        return False, ''
+    try:
+        open_records(target)
+    except InputError:
+        return False, 'they are damaged'
+    content = json.loads((target / REPORT).read_text())
     if not all(path.is_file() for path in module.list_files(data)):
-        return 'the raw files are missing, but the records are complete'
+        return True, 'the raw files are missing, but the records are complete'
     # photos left out under data.missing=skip must not stay out unnoticed under 'error', nor once the files are there
     allowed = all(data[entry['why'].split(':')[0]] == 'skip' for entry in content['skipped'])
-    fixed = _any_fixed(content['skipped'], (target / 'prepare.json').stat().st_mtime)
-    if not allowed or fixed or content.get('description') != _description(module, data):
-        return ''
-    return 'their description has not changed'
-
-
-def _read_if_complete(prepared: Path) -> dict | None:
-    """prepare.json, if every file still has the size it was written with; the records carry checksums of their own."""
-    try:
-        content = json.loads((prepared / 'prepare.json').read_text())
-        complete = all((prepared / name).stat().st_size == size for name, size in content['files'].items())
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
-        return None  # no records, or a damaged prepare.json
-    return content if complete else None
+    if not allowed or _any_fixed(content['skipped'], (target / REPORT).stat().st_mtime):
+        return False, 'photos were skipped that are required or repaired now'
+    if content.get('description') != _description(module, data):
+        return False, 'their description has changed'
+    return True, 'their description has not changed'
 
 
 def _any_fixed(skipped: Sequence[dict], since: float) -> bool:
@@ -153,8 +151,9 @@ def _write_files(raw: RawDataset, built: Path, description: str) -> None:
         'description': description,
         'fingerprint': hashlib.sha256(json.dumps([description, left_out]).encode()).hexdigest(),
         'files': {path.name: path.stat().st_size for path in sorted(built.iterdir())},
+        'checksums': {path.name: checksum(path) for path in sorted(built.iterdir())},
     }
-    files.write_json(built / 'prepare.json', content)
+    files.write_json(built / REPORT, content | {'checksum': checksum_of_report(content)})
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from asen_jax.data import images
 from asen_jax.data.prefetch import prefetch
-from asen_jax.data.prepared import LoadOptions, Records, open_split, read_labels, read_rows
+from asen_jax.data.prepared import LoadOptions, Records, read_labels, read_record, read_rows
 from asen_jax.data.triplets import TripletIndex, draw_triplets, make_index
 from asen_jax.errors import InputError
 from asen_jax.signals import signals_blocked
@@ -102,8 +102,7 @@ class TripletSource:
     def _load(
         self, photos: list[int], flips: Bool[np.ndarray, ' roles'], rng: np.random.Generator
     ) -> UInt8[np.ndarray, 'roles size size 3']:
-        source = open_split(self.directory, 'train')
-        opened = [self.options.open(source[photo]).image for photo in photos]
+        opened = [self.options.open(read_record(self.directory, 'train', photo)).image for photo in photos]
         cropped = [images.jitter_crop(image, rng, self.jitter) for image in opened]
         pixels = np.stack([self.options.fit_square(image) for image in cropped])
         pixels[flips] = pixels[flips, :, ::-1]
@@ -179,7 +178,7 @@ class EvalSource:
 
     def __getitem__(self, index: int) -> Element:
         photo = int(self.indices[min(index, len(self.indices) - 1)])
-        record = open_split(self.directory, self.split)[photo]
+        record = read_record(self.directory, self.split, photo)
         opened = self.options.open(record)
         element: Element = {
             'image': self.options.fit_square(opened.image),

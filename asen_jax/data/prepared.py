@@ -1,10 +1,12 @@
 """Prepared records: open what `data_builders` wrote, and read its labels, lists and photos."""
 
+import contextlib
 import functools
+import hashlib
 import json
 import os
-import zipfile
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +21,8 @@ from asen_jax.data.triplets import Labels
 from asen_jax.errors import InputError
 
 NUM_MEASURED = 500  # photos whose size decides the size of the input
+REPORT = 'prepare.json'
+FOOTER_BYTES = 2**18  # at the end of a file of records; more than its list of where each record lies
 SIZE_STEP, MIN_CHOSEN_SIZE, MAX_CHOSEN_SIZE = 32, 160, 288
 
 
@@ -36,24 +40,77 @@ class Records(NamedTuple):
 
 
 def open_records(directory: str | os.PathLike) -> Records:
-    """Open a prepared directory; raises InputError if it holds no records."""
+    """Open a prepared directory; raises InputError if it holds no records, or if anything but the photos is damaged."""
     directory = str(Path(directory))
-    try:
+    if not (Path(directory) / REPORT).is_file():
+        raise InputError(f'{directory} holds no prepared records; run --mode prepare first.')
+    with _naming_damage(directory, directory):
+        report = _check_files(Path(directory))
         builder = tfds.builder_from_directory(directory)
-        report = json.loads((Path(directory) / 'prepare.json').read_text())
-    except (OSError, ValueError, AssertionError, tfds.core.DatasetNotFoundError) as error:
-        raise InputError(f'{directory} holds no prepared records; run --mode prepare first ({error}).') from error
-    metadata = builder.info.metadata
-    return Records(
-        directory=directory,
-        dataset=metadata['dataset'],
-        attributes=tuple(metadata['attributes']),
-        values=tuple(tuple(metadata['values'][name]) for name in metadata['attributes']),
-        splits={name: split.num_examples for name, split in builder.info.splits.items()},
-        dropped=metadata['dropped'],
-        caveat=report.get('caveat', ''),
-        fingerprint=report['fingerprint'],
-    )
+        metadata = builder.info.metadata
+        records = Records(
+            directory=directory,
+            dataset=metadata['dataset'],
+            attributes=tuple(metadata['attributes']),
+            values=tuple(tuple(metadata['values'][name]) for name in metadata['attributes']),
+            splits={name: split.num_examples for name, split in builder.info.splits.items()},
+            dropped=metadata['dropped'],
+            caveat=report.get('caveat', ''),
+            fingerprint=report['fingerprint'],
+        )
+    open_split.cache_clear()  # other records may have been there before
+    _read_arrays.cache_clear()
+    return records
+
+
+def _check_files(directory: Path) -> dict:
+    """prepare.json; raises ValueError if it or a file that it lists is damaged."""
+    try:
+        report = json.loads((directory / REPORT).read_bytes())
+    except ValueError:
+        raise ValueError(REPORT) from None
+    if report.get('checksum', checksum_of_report(report)) != checksum_of_report(report):
+        raise ValueError(REPORT)
+    for name, size in report['files'].items():
+        path = directory / name
+        if not path.is_file():
+            raise ValueError(f'{name} is missing')
+        expected = report.get('checksums', {}).get(name)
+        if path.stat().st_size != size or expected not in (None, checksum(path)):
+            raise ValueError(name)
+    return report
+
+
+def checksum(path: Path) -> str:
+    """The SHA-256 of a file in a prepared directory; of one with records, only of its end, which says where each record lies.
+
+    So opening does not read all photos. Each record carries a checksum of its own, which is verified when it is read.
+    """
+    with path.open('rb') as file:
+        if '.array_record-' in path.name:
+            file.seek(max(0, path.stat().st_size - FOOTER_BYTES))
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def checksum_of_report(report: Mapping[str, Any]) -> str:
+    """The SHA-256 of the content of prepare.json, without its field `checksum`."""
+    content = {name: value for name, value in report.items() if name != 'checksum'}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _naming_damage(path: str, directory: str) -> Iterator[None]:
+    """Turn whatever the libraries raise on a damaged or missing file into one sentence that names `path` and the remedy.
+
+    Other OSErrors stay as they are: no permission, or too many open files, is not damage.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, (OSError, MemoryError)) and not isinstance(error, FileNotFoundError):
+            raise
+        reason = re.split(r' \(|[;,\n]', str(error))[0] or 'it cannot be read'  # without positions and hashes
+        raise InputError(f'{path} is damaged ({reason}); delete {directory} and run the same command again.') from error
 
 
 def has_targets(records: Records, split: str) -> bool:
@@ -62,11 +119,28 @@ def has_targets(records: Records, split: str) -> bool:
     return lists or f'{split}_triplets' in records.splits
 
 
+def read_record(directory: str, split: str, index: int) -> Mapping[str, Any]:
+    """A record of a split, with the image as its original bytes; raises InputError if its file is damaged."""
+    source = open_split(directory, split)
+    try:
+        return source[index]
+    except Exception:
+        shards = source.dataset_info.splits[split]
+        path = str(shards.filepaths[np.searchsorted(np.cumsum(shards.shard_lengths), index, side='right')])
+        with _naming_damage(path, directory):
+            with contextlib.suppress(FileNotFoundError):
+                Path(path).open(
+                    'rb'
+                ).close()  # raises an OSError, where array_record raises RuntimeError for everything
+            raise
+
+
 @functools.lru_cache(maxsize=16)
 def open_split(directory: str, split: str) -> Any:
-    """Random access to the records of a split (a TFDS data source), with images as their original bytes."""
-    builder = tfds.builder_from_directory(directory)
-    return builder.as_data_source(split=split, decoders={'image': tfds.decode.SkipDecoding()})
+    """A split as a TFDS data source, with images as their original bytes; `read_record` reads from it."""
+    with _naming_damage(directory, directory):
+        builder = tfds.builder_from_directory(directory)
+        return builder.as_data_source(split=split, decoders={'image': tfds.decode.SkipDecoding()})
 
 
 def read_rows(records: Records, split: str) -> Int[np.ndarray, 'rows fields']:
@@ -88,11 +162,8 @@ def read_labels(records: Records, split: str) -> Labels:
 @functools.lru_cache(maxsize=16)  # each evaluation reads the same lists
 def _read_arrays(directory: str, names: tuple[str, ...]) -> list[np.ndarray]:
     path = Path(directory) / 'arrays.npz'
-    try:
-        with np.load(path) as arrays:
-            return [arrays[name] for name in names]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(f'{path} is damaged ({error}); delete {directory} and prepare again.') from error
+    with _naming_damage(str(path), directory), path.open('rb') as file, np.load(file) as arrays:
+        return [arrays[name] for name in names]
 
 
 class LoadOptions(NamedTuple):
@@ -114,6 +185,10 @@ class LoadOptions(NamedTuple):
         box = record.get('bbox') if self.crop_to_bbox else None
         return images.open_photo(record['image'], None if box is None else tuple(box))
 
+    def read_square(self, records: Records, split: str, index: int) -> UInt8[np.ndarray, 'size size 3']:
+        """The square input from a photo in `records`."""
+        return self.fit_square(self.open(read_record(records.directory, split, index)).image)
+
     def fit_square(self, image: Image.Image) -> UInt8[np.ndarray, 'size size 3']:
         """The square input from a photo that is already decoded and cropped."""
         return images.fit_square(image, self.size, self.fit)
@@ -125,9 +200,9 @@ def choose_image_size(records: Records, crop_to_bbox: bool) -> int:
     Networks find more in photos that are enlarged. It is at least MIN_CHOSEN_SIZE, five positions of a trunk of stride 32, and
     at most MAX_CHOSEN_SIZE, since larger photos take long without a GPU.
     """
-    photos = open_split(records.directory, 'train')
-    places = np.linspace(0, len(photos) - 1, min(len(photos), NUM_MEASURED)).astype(int)
-    sides = [_longer_side(photos[place], crop_to_bbox) for place in places.tolist()]
+    count = records.splits['train']
+    places = np.linspace(0, count - 1, min(count, NUM_MEASURED)).astype(int).tolist()
+    sides = [_longer_side(read_record(records.directory, 'train', place), crop_to_bbox) for place in places]
     size = SIZE_STEP * round(2 * float(np.median(sides)) / SIZE_STEP)
     return min(max(size, MIN_CHOSEN_SIZE), MAX_CHOSEN_SIZE)
 

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from asen_jax import files
 from asen_jax.data.batches import eval_batches
-from asen_jax.data.prepared import LoadOptions, Records, has_targets, open_split, read_rows
+from asen_jax.data.prepared import LoadOptions, Records, has_targets, read_rows
 from asen_jax.errors import InputError
 from asen_jax.evaluation import metrics
 from asen_jax.evaluation.figures import Ranking, draw_rankings
@@ -115,11 +115,7 @@ def rank_examples(config: ConfigDict, records: Records, split: str, embed: Embed
     attributes = np.intersect1d(query[:, 1], candidate[:, 1])[:MAX_EXAMPLES].tolist()
     if not attributes:
         return []
-    options, photos = LoadOptions.from_config(config), open_split(records.directory, split)
-
-    def load(index: int):
-        return options.fit_square(options.open(photos[index]).image)
-
+    options = LoadOptions.from_config(config)
     first = [query[query[:, 1] == attribute][0].tolist() for attribute in attributes]
     # evaluation has already compiled this batch size
     batch = np.zeros((config.eval.batch_size, options.size, options.size, 3), np.uint8)
@@ -130,13 +126,13 @@ def rank_examples(config: ConfigDict, records: Records, split: str, embed: Embed
             vectors.of(np.array([index]), attribute), vectors.of(candidates.photos, attribute), vectors.distance
         )[0]
         nearest = np.argsort(-scores, kind='stable')[:NUM_NEAREST]
-        batch[0] = load(index)
+        batch[0] = options.read_square(records, split, index)
         heatmaps = embed(batch)[1]
         ranking = Ranking(
             title=f'{records.attributes[attribute]}: {records.values[attribute][value]}',
             query=batch[0].copy(),
             heatmap=None if heatmaps is None else np.asarray(heatmaps)[0, attribute],
-            nearest=[load(i) for i in candidates.photos[nearest].tolist()],
+            nearest=[options.read_square(records, split, i) for i in candidates.photos[nearest].tolist()],
             relevant=(candidates.values[nearest] == value).any(axis=1).tolist(),
         )
         rankings.append(ranking)

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from asen_jax import files
-from asen_jax.data.prepared import LoadOptions, Records, open_split, read_rows
+from asen_jax.data.prepared import LoadOptions, Records, read_rows
 from asen_jax.evaluation import metrics
 from asen_jax.evaluation.figures import overlay_heatmap
 from asen_jax.evaluation.published import PUBLISHED
@@ -126,11 +126,11 @@ def rank_attribute(records: Records, split: str, vectors: Vectors, attribute: in
 
 def photo_reader(config: ConfigDict, records: Records, split: str) -> Callable[[int], str]:
     """A function from a photo's position to a small JPEG of what the network sees of it, as a data URI."""
-    options, photos = LoadOptions.from_config(config), open_split(records.directory, split)
+    options = LoadOptions.from_config(config)
 
     @functools.cache
     def show(index: int) -> str:
-        return data_uri(Image.fromarray(options.fit_square(options.open(photos[index]).image)))
+        return data_uri(Image.fromarray(options.read_square(records, split, index)))
 
     return show
 
@@ -157,13 +157,13 @@ def compare_attributes(
     """
     if not sheets:
         return []
-    options, photos = LoadOptions.from_config(config), open_split(records.directory, split)
+    options = LoadOptions.from_config(config)
     first = next(iter(sheets.values())).ranked
     if not first:
         return []
     index = first[len(first) // 2].query
     batch = np.zeros((config.eval.batch_size, options.size, options.size, 3), np.uint8)
-    batch[0] = options.fit_square(options.open(photos[index]).image)
+    batch[0] = options.read_square(records, split, index)
     embeddings, heatmaps = embed(batch)
     candidate = read_rows(records, f'{split}_candidate')
     rows = []

@@ -1,12 +1,17 @@
-"""What is read from prepared records."""
+"""What is read from prepared records and that damage is noticed."""
 
 import io
+import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from asen_jax.data import prepared
+from asen_jax import files
+from asen_jax.data import batches, prepared
+from asen_jax.errors import InputError
 
 
 def photo(width, height, bbox=None):
@@ -28,5 +33,85 @@ def photo(width, height, bbox=None):
     ],
 )
 def test_the_size_of_the_input_follows_the_median_photo(records, monkeypatch, photos, crop_to_bbox, size):
-    monkeypatch.setattr(prepared, 'open_split', lambda directory, split: photos)
-    assert prepared.choose_image_size(records, crop_to_bbox) == size
+    monkeypatch.setattr(prepared, 'read_record', lambda directory, split, index: photos[index])
+    assert prepared.choose_image_size(records._replace(splits={'train': len(photos)}), crop_to_bbox) == size
+
+
+@pytest.fixture
+def folder(records, tmp_path):
+    """A copy of the records that a test can damage."""
+    return Path(shutil.copytree(records.directory, tmp_path / 'home' / '1.0.0'))
+
+
+def flip_a_bit(path, place):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    'name', ['arrays.npz', 'dataset_info.json', 'features.json', 'metadata.json', 'prepare.json', 'test']
+)
+def test_a_damaged_file_is_named(folder, name):
+    name = 'synthetic-test.array_record-00000-of-00001' if name == 'test' else name
+    flip_a_bit(folder / name, -9)
+    with pytest.raises(
+        InputError, match=rf'1\.0\.0 is damaged \({name}\); delete .* and run the same command again\.$'
+    ):
+        prepared.open_records(folder)
+    (folder / name).unlink()
+    says = 'holds no prepared records' if name == 'prepare.json' else rf'damaged \({name} is missing\)'
+    with pytest.raises(InputError, match=says):
+        prepared.open_records(folder)
+
+
+def test_older_records_without_checksums_are_opened_and_their_damage_noticed(records, folder):
+    report = json.loads((folder / 'prepare.json').read_text())
+    del report['checksum'], report['checksums']
+    files.write_json(folder / 'prepare.json', report)
+    assert prepared.open_records(folder) == records._replace(directory=str(folder))
+    features = (folder / 'features.json').read_text()
+    (folder / 'features.json').write_text(features.replace('image_id', 'image_ix').replace('"', '!', 1))
+    with pytest.raises(InputError, match='is damaged'):
+        prepared.open_records(folder)
+    (folder / 'features.json').write_text(features)
+    opened = prepared.open_records(folder)
+    flip_a_bit(folder / 'arrays.npz', -9)
+    with pytest.raises(InputError, match=r'arrays\.npz is damaged'):
+        prepared.read_labels(opened, 'train')
+
+
+@pytest.mark.parametrize('num_workers', [0, 1])
+def test_a_damaged_record_is_named_wherever_it_is_read(config, folder, num_workers):
+    opened, config.data.num_workers = prepared.open_records(folder), num_workers
+    path = folder / 'synthetic-train.array_record-00000-of-00001'
+    flip_a_bit(path, 100_000)
+    damaged = rf'{path} is damaged \(Corrupted .*mismatch\); delete {folder} and run the same command again\.'
+    with pytest.raises(InputError, match=damaged):
+        list(batches.eval_batches(opened, 'train', np.arange(opened.splits['train']), config))
+
+
+def test_a_missing_file_of_records_is_damage_but_an_unreadable_one_is_not(folder):
+    opened = prepared.open_records(folder)
+    path = folder / 'synthetic-test.array_record-00000-of-00001'
+    path.rename(folder / 'elsewhere')
+    with pytest.raises(InputError, match=rf'{path} is damaged \(open\(\) failed: No such file or directory\)'):
+        prepared.read_record(opened.directory, 'test', 0)
+    path.mkdir()
+    with pytest.raises(IsADirectoryError):
+        prepared.read_record(opened.directory, 'test', 0)
+
+
+def test_replaced_records_are_read_anew(records, folder):
+    old = prepared.open_records(folder)
+    before = prepared.read_rows(old, 'test_query')
+    with np.load(folder / 'arrays.npz') as arrays:
+        changed = dict(arrays)
+    changed['test_query'] = changed['test_query'][:-1]
+    with (folder / 'arrays.npz').open('wb') as file:
+        np.savez(file, **changed)
+    report = json.loads((folder / 'prepare.json').read_text()) | {'fingerprint': 'another'}
+    report['files']['arrays.npz'] = (folder / 'arrays.npz').stat().st_size
+    report['checksums']['arrays.npz'] = prepared.checksum(folder / 'arrays.npz')
+    files.write_json(folder / 'prepare.json', report | {'checksum': prepared.checksum_of_report(report)})
+    assert len(prepared.read_rows(prepared.open_records(folder), 'test_query')) == len(before) - 1

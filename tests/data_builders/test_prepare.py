@@ -51,7 +51,9 @@ def read(prepared, split):
 
 
 def leftovers(prepared):
-    return sorted(path.name for path in prepared.parent.iterdir() if path.name not in ('.lock', prepared.name))
+    return sorted(
+        path.name for path in prepared.parent.iterdir() if path.name not in ('.lock', '.reading', prepared.name)
+    )
 
 
 def test_records_hold_the_original_bytes_and_labels(prepared):
@@ -128,6 +130,7 @@ def test_incomplete_records_are_rebuilt(config):
         lambda: next(prepared.glob('*test_query*')).unlink(),
         lambda: next(prepared.glob('*test_query*')).write_bytes(b''),
         lambda: (prepared / 'prepare.json').write_text('{'),
+        lambda: (prepared / 'features.json').write_bytes((prepared / 'features.json').read_bytes().swapcase()),
     ):
         damage()
         assert len(read(prepare(config), 'test_query')) == 4
