@@ -58,7 +58,7 @@ def set_up_output() -> None:
 def dispatch(arguments: command_line.Arguments) -> None:
     """Run one mode; the imports are here because JAX takes a second to load, which --help should not wait for."""
     from asen_jax import sharding
-    from asen_jax.data.prepared import open_records
+    from asen_jax.data.prepared import read_records
     from asen_jax.evaluation.evaluate import evaluate_network
     from asen_jax.network import load_network
     from asen_jax.search.embed_files import embed_workdir
@@ -81,8 +81,8 @@ def dispatch(arguments: command_line.Arguments) -> None:
         case 'eval' | 'report':
             mesh = sharding.make_mesh(config.mesh.model)
             network = load_network(workdir, flags.checkpoint, config.precision, mesh)  # first: quick to refuse
-            records = open_records(prepare.prepare(config))
-            evaluate_network(config, network, records, workdir, flags.split, mesh, mode == 'report')
+            with read_records(prepare.prepare(config)) as records:
+                evaluate_network(config, network, records, workdir, flags.split, mesh, mode == 'report')
         case 'prepare':
             if flags.darn_urls:
                 result = fetch.fetch(Path(flags.darn_urls), dataset_folder(config.data, 'DARN'))

@@ -1,6 +1,7 @@
 """The one way to write, lock and fingerprint files: whole or not at all, by one process at a time."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import logging
@@ -78,6 +79,24 @@ def lock(path: str | os.PathLike, busy: str, wait: bool = False) -> Iterator[Non
         yield
     finally:
         held.release()
+
+
+@contextlib.contextmanager
+def shared_lock(path: str | os.PathLike, busy: str) -> Iterator[None]:
+    """Hold the lock file `path` together with any number of other processes, so that none can hold it with `lock`.
+
+    If one does, logs `busy` and waits. Where no lock file can be created or locked, as in a read-only folder, goes on without.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            file = os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
+            stack.callback(os.close, file)
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # FileLock takes the exclusive lock of the same kind
+            except BlockingIOError:
+                logger.warning(busy)
+                fcntl.flock(file, fcntl.LOCK_SH)
+        yield
 
 
 @contextlib.contextmanager

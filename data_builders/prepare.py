@@ -21,7 +21,7 @@ import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
 from asen_jax import files
-from asen_jax.data.prepared import REPORT, checksum, checksum_of_report, open_records
+from asen_jax.data.prepared import READING, REPORT, checksum, checksum_of_report, open_records
 from asen_jax.errors import InputError
 from data_builders.checks import check_photos
 from data_builders.records import FORMAT, RawDataset, with_triplets, write_arrays
@@ -56,7 +56,8 @@ def read_source(config: ConfigDict) -> Source:
 def build_records(source: Source) -> Path:
     """The directory with the records of `source`, built if needed; raises InputError if a photo cannot be used.
 
-    If another process is building the same dataset, this one waits for it.
+    If another process is building the same dataset, this one waits for it. Records that are being read are not replaced;
+    this raises InputError too.
     """
     target, data, raw = source
     if raw is None:
@@ -65,10 +66,11 @@ def build_records(source: Source) -> Path:
     with _lock(target.parent):
         _clear_leftovers(target)
         if not _judge(target, module, data)[0]:  # the other process may have built them
-            raw = with_triplets(check_photos(raw, data.missing, data.broken))
-            built = _write_records(module, raw, target)
-            _write_files(raw, built, _description(module, data))
-            _move(built, target)
+            with _unread(target):
+                raw = with_triplets(check_photos(raw, data.missing, data.broken))
+                built = _write_records(module, raw, target)
+                _write_files(raw, built, _description(module, data))
+                _move(built, target)
             _clear_leftovers(target)
     return target
 
@@ -174,12 +176,24 @@ def _lock(home: Path) -> contextlib.AbstractContextManager[None]:
     path = home / '.lock'
     try:
         home.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        for created in (path, home / READING):  # so that users who only read these records can lock them
+            created.touch()
     except OSError as error:
         raise InputError(
             f'data.dir: {home} cannot be written ({error.strerror}); choose another --config.data.dir.'
         ) from error
     return files.lock(path, f'Another process is preparing {home}; waiting for it.', wait=True)
+
+
+def _unread(target: Path) -> contextlib.AbstractContextManager[None]:
+    """A lock that keeps runs from reading the records in `target`, if there are any; raises InputError if one reads them now."""
+    if not target.exists():
+        return contextlib.nullcontext()
+    busy = (
+        f'{target} would be replaced, but a training or an evaluation is reading it; wait until it ends, '
+        'or choose another --config.data.dir.'
+    )
+    return files.lock(target.parent / READING, busy)
 
 
 def _move(built: Path, target: Path) -> None:

@@ -38,8 +38,9 @@ def test_an_error_of_the_disk_names_the_file(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ['file']
 
 
-def test_a_lock_is_refused_while_another_process_holds_it_and_free_once_that_is_killed(tmp_path):
-    code = f'from asen_jax import files; lock = files.lock({str(tmp_path / "lock")!r}, ""); lock.__enter__(); print(1); input()'
+@pytest.mark.parametrize('kind', ['lock', 'shared_lock'])
+def test_a_lock_is_refused_while_another_process_holds_it_and_free_once_that_is_killed(tmp_path, kind):
+    code = f'from asen_jax import files; lock = files.{kind}({str(tmp_path / "lock")!r}, ""); lock.__enter__(); print(1); input()'
     with subprocess.Popen(
         [sys.executable, '-uc', code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
@@ -49,3 +50,10 @@ def test_a_lock_is_refused_while_another_process_holds_it_and_free_once_that_is_
         process.kill()
     with files.lock(tmp_path / 'lock', 'in use'):
         pass
+
+
+def test_many_hold_a_shared_lock_even_where_there_can_be_none(tmp_path, caplog):
+    for path in (tmp_path / 'lock', tmp_path / 'missing' / 'lock'):
+        with files.shared_lock(path, 'busy'), files.shared_lock(path, 'busy'):
+            pass
+    assert 'busy' not in caplog.text

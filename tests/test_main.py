@@ -12,7 +12,10 @@ from unittest.mock import Mock
 import pytest
 from PIL import Image
 
+import command_line
 import main
+from asen_jax import files
+from asen_jax.errors import InputError
 from tests.conftest import ROOT
 from tests.training.test_loop import arrays_of, assert_same_arrays
 
@@ -133,6 +136,22 @@ def test_a_damaged_photo_is_an_error_or_skipped(shop, capsys):
     assert status == 2 and '7.jpg' in stderr and '--config.data.broken=skip' in stderr
     status, stdout, stderr = run(capsys, *CATALOG, '--config.data.broken=skip')
     assert (status, stderr) == (0, '') and 'skipped: 1 photos\n  7.jpg: broken' in stdout
+
+
+def test_records_cannot_be_replaced_while_they_are_evaluated(config, tmp_path, monkeypatch):
+    def replace(config, network, records, *_):
+        with (
+            pytest.raises(InputError, match='being read'),
+            files.lock(f'{records.directory}/../.reading', 'being read'),
+        ):
+            pass
+        evaluated.append(records)
+
+    evaluated, flags = [], Mock(workdir=None)
+    monkeypatch.setattr('asen_jax.network.load_network', Mock())
+    monkeypatch.setattr('asen_jax.evaluation.evaluate.evaluate_network', replace)
+    main.dispatch(command_line.Arguments('eval', config, tmp_path, flags))
+    assert evaluated
 
 
 def test_ctrl_c_exits_with_130(monkeypatch, capsys):

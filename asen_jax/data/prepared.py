@@ -16,12 +16,14 @@ from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 
+from asen_jax import files
 from asen_jax.data import images
 from asen_jax.data.triplets import Labels
 from asen_jax.errors import InputError
 
 NUM_MEASURED = 500  # photos whose size decides the size of the input
 REPORT = 'prepare.json'
+READING = '.reading'  # the lock, beside the records, of all who read them
 FOOTER_BYTES = 2**18  # at the end of a file of records; more than its list of where each record lies
 SIZE_STEP, MIN_CHOSEN_SIZE, MAX_CHOSEN_SIZE = 32, 160, 288
 
@@ -37,6 +39,14 @@ class Records(NamedTuple):
     dropped: Mapping[str, dict]  # split -> queries and candidates that lost their photo
     caveat: str  # a remark that every figure from these records must carry, or ''
     fingerprint: str  # of everything the records were made from
+
+
+@contextlib.contextmanager
+def read_records(directory: str | os.PathLike) -> Iterator[Records]:
+    """Open a prepared directory, and keep other processes from replacing its records until the context ends."""
+    busy = f'Another process is replacing {directory}; waiting for it.'
+    with files.shared_lock(Path(directory).parent / READING, busy):
+        yield open_records(directory)
 
 
 def open_records(directory: str | os.PathLike) -> Records:
@@ -96,6 +106,16 @@ def checksum_of_report(report: Mapping[str, Any]) -> str:
     """The SHA-256 of the content of prepare.json, without its field `checksum`."""
     content = {name: value for name, value in report.items() if name != 'checksum'}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def check_unchanged(records: Records) -> None:
+    """Raise InputError if the records were replaced since they were opened, which a lock cannot prevent on every file system."""
+    try:
+        fingerprint = json.loads((Path(records.directory) / REPORT).read_bytes())['fingerprint']
+    except (FileNotFoundError, ValueError, KeyError):
+        fingerprint = None
+    if fingerprint != records.fingerprint:
+        raise InputError(f'{records.directory} was replaced while it was being read; run the same command again.')
 
 
 @contextlib.contextmanager

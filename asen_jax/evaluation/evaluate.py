@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from asen_jax import files
 from asen_jax.data.batches import eval_batches
-from asen_jax.data.prepared import LoadOptions, Records, has_targets, read_rows
+from asen_jax.data.prepared import LoadOptions, Records, check_unchanged, has_targets, read_rows
 from asen_jax.errors import InputError
 from asen_jax.evaluation import metrics
 from asen_jax.evaluation.figures import Ranking, draw_rankings
@@ -44,6 +44,7 @@ def evaluate(config: ConfigDict, records: Records, split: str, embed: Embed, ste
         )
     targets = Targets(*(read_rows(records, f'{split}_{kind}') for kind in Targets._fields))
     vectors = _embed_split(config, records, split, embed, targets)
+    check_unchanged(records)
     result: dict[str, Any] = {'dataset': records.dataset, 'split': split, 'checkpoint_step': step}
     result |= _retrieval(records, targets, vectors)
     result['triplet_accuracy'] = _triplet_accuracy(records, targets.triplets, vectors)

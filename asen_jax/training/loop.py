@@ -17,7 +17,7 @@ from tqdm import tqdm
 from asen_jax import files, sharding
 from asen_jax.checkpoint import ADVICE, Checkpoints
 from asen_jax.data.batches import check_triplets, steps_per_epoch, train_batches
-from asen_jax.data.prepared import LoadOptions, Records, choose_image_size, has_targets, open_records
+from asen_jax.data.prepared import LoadOptions, Records, choose_image_size, has_targets, read_records
 from asen_jax.errors import InputError, NumericsError, StoppedError
 from asen_jax.evaluation import results
 from asen_jax.evaluation.evaluate import evaluate, evaluate_network, rank_examples
@@ -101,9 +101,9 @@ def train_and_evaluate(
     """
     if trunk is None:
         trunk = check_config(config, workdir)
-    records, workdir = open_records(records_directory), Path(workdir)
-    sized = with_image_size(config, records)
-    with files.lock_workdir(workdir):
+    workdir = Path(workdir)
+    with read_records(records_directory) as records, files.lock_workdir(workdir):
+        sized = with_image_size(config, records)
         with StopRequest() as stop, Checkpoints(workdir) as checkpoints:
             check_same_run(sized, records, workdir, checkpoints)
             run, state, meters = start(sized, workdir, records, checkpoints, stop, trunk)

@@ -1,8 +1,11 @@
-"""What is read from prepared records and that damage is noticed."""
+"""What is read from prepared records, that they stay the same meanwhile, and that damage is noticed."""
 
 import io
 import json
+import logging
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -102,7 +105,7 @@ def test_a_missing_file_of_records_is_damage_but_an_unreadable_one_is_not(folder
         prepared.read_record(opened.directory, 'test', 0)
 
 
-def test_replaced_records_are_read_anew(records, folder):
+def test_replaced_records_are_read_anew_and_noticed_by_those_who_opened_the_old_ones(records, folder):
     old = prepared.open_records(folder)
     before = prepared.read_rows(old, 'test_query')
     with np.load(folder / 'arrays.npz') as arrays:
@@ -114,4 +117,23 @@ def test_replaced_records_are_read_anew(records, folder):
     report['files']['arrays.npz'] = (folder / 'arrays.npz').stat().st_size
     report['checksums']['arrays.npz'] = prepared.checksum(folder / 'arrays.npz')
     files.write_json(folder / 'prepare.json', report | {'checksum': prepared.checksum_of_report(report)})
+    with pytest.raises(InputError, match='was replaced while it was being read; run the same command again'):
+        prepared.check_unchanged(old)
     assert len(prepared.read_rows(prepared.open_records(folder), 'test_query')) == len(before) - 1
+
+
+def test_a_reader_waits_while_records_are_replaced(folder, caplog):
+    def read():
+        with prepared.read_records(folder) as records:
+            opened.append(records)
+
+    opened, reader = [], threading.Thread(target=read)
+    with files.lock(folder.parent / '.reading', 'free'), caplog.at_level(logging.WARNING):
+        reader.start()
+        for _ in range(500):
+            if 'is replacing' in caplog.text:
+                break
+            time.sleep(0.01)
+        assert 'Another process is replacing' in caplog.text and not opened
+    reader.join()
+    assert len(opened) == 1

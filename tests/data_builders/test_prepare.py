@@ -13,6 +13,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from asen_jax import files
+from asen_jax.data.prepared import open_records, read_records
 from asen_jax.errors import InputError
 from configs import common
 from data_builders import report
@@ -134,6 +135,18 @@ def test_incomplete_records_are_rebuilt(config):
     ):
         damage()
         assert len(read(prepare(config), 'test_query')) == 4
+
+
+def test_records_that_are_being_read_are_not_replaced(config):
+    prepared = prepare(config)
+    table = Path(config.data.manual_dir) / 'labels.csv'
+    with read_records(prepared) as records, read_records(prepared):
+        assert prepare(config) == prepared  # they can be used as they are
+        table.write_text(table.read_text().replace('img/50.jpg,test,a', 'img/50.jpg,test,b'))
+        with pytest.raises(InputError, match='a training or an evaluation is reading it; wait until it ends'):
+            prepare(config)
+        assert open_records(prepared) == records and leftovers(prepared) == []
+    assert open_records(prepare(config)).fingerprint != records.fingerprint
 
 
 def test_a_failed_rebuild_keeps_the_old_records(config):

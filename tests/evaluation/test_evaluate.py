@@ -111,3 +111,9 @@ def test_attributes_are_matched_by_name_or_by_position_with_a_notice(config, rec
         match(['color'])
     config.data.attributes = records.attributes[::-1]
     np.testing.assert_array_equal(match(nameless), plain[:, ::-1])
+
+
+def test_no_figure_of_records_that_were_replaced_meanwhile_is_kept(records, config, embed):
+    opened = records._replace(fingerprint='of the records that were there before')
+    with pytest.raises(InputError, match='was replaced while it was being read'):
+        evaluate.evaluate(config, opened, 'test', embed, step=0)

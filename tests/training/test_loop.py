@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from asen_jax import files
 from asen_jax.checkpoint import Checkpoints
 from asen_jax.errors import InputError, NumericsError, StoppedError
 from asen_jax.evaluation import figures
@@ -134,6 +136,20 @@ def test_the_same_command_on_a_finished_run_only_tests_again(unbroken, config):
     workdir, expected = unbroken
     assert run(config, workdir) == expected
     assert arrays_of(workdir)[0] == 8
+
+
+def test_records_cannot_be_replaced_until_the_run_ends(unbroken, config, records, monkeypatch):
+    reading = Path(records.directory).parent / '.reading'
+
+    def replace(run):
+        with pytest.raises(InputError, match='being read'), files.lock(reading, 'being read'):
+            pass
+        return {'map': None}
+
+    monkeypatch.setattr(loop, 'evaluate_best', replace)
+    assert run(config, unbroken[0]) == {'map': None}
+    with files.lock(reading, 'being read'):
+        pass
 
 
 def test_a_run_without_valid_split_stopped_at_its_very_end_still_gets_a_best(config, tmp_path, monkeypatch):
