@@ -19,6 +19,7 @@ from asen_jax.evaluation.vectors import Vectors, collect_vectors
 from asen_jax.network import Embed, TrainedNetwork, attribute_names, config_as_trained
 
 MAX_EXAMPLES, NUM_NEAREST = 8, 6  # of the picture
+OTHER_RECORDS = 'The network was trained on other records, which may include photos that are scored here.'
 
 
 class Targets(NamedTuple):
@@ -75,6 +76,8 @@ def evaluate_network(
     """
     embed = match_attributes(config, network.meta, records, workdir, network.embed_on(mesh))
     config = config_as_trained(network.meta, config)
+    if network.meta.get('fingerprint') not in (None, records.fingerprint):
+        records = records._replace(caveat=f'{records.caveat} {OTHER_RECORDS}'.strip())
     result, vectors = evaluate(config, records, split, embed, network.meta['step'])
     print(format_table(result))
     path = write_result(workdir, result)

@@ -14,7 +14,7 @@ from asen_jax.errors import InputError
 from asen_jax.evaluation import evaluate, metrics, results
 from asen_jax.evaluation.vectors import collect_vectors, score_attention
 from asen_jax.models import build_model
-from asen_jax.network import make_embedder
+from asen_jax.network import TrainedNetwork, make_embedder
 
 
 @pytest.fixture
@@ -117,3 +117,17 @@ def test_no_figure_of_records_that_were_replaced_meanwhile_is_kept(records, conf
     opened = records._replace(fingerprint='of the records that were there before')
     with pytest.raises(InputError, match='was replaced while it was being read'):
         evaluate.evaluate(config, opened, 'test', embed, step=0)
+
+
+@pytest.mark.parametrize(('trained_on', 'is_noted'), [('other records', True), (None, False), ('', False)])
+def test_figures_of_records_other_than_those_trained_on_say_so(records, config, tmp_path, capsys, trained_on, is_noted):
+    structure, params, batch_stats = build_model(config, len(records.attributes))
+    meta = {'step': 1, 'config': json.loads(config.to_json()), 'attributes': list(records.attributes)}
+    meta['fingerprint'] = records.fingerprint if trained_on == '' else trained_on
+    network = TrainedNetwork(structure, params, batch_stats, meta)
+    records = records._replace(caveat='Few photos.')
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    evaluate.evaluate_network(config, network, records, tmp_path, 'test', mesh)
+    note = ' The network was trained on other records, which may include photos that are scored here.' * is_noted
+    assert json.loads((tmp_path / 'eval_test.json').read_text())['caveat'] == f'Few photos.{note}'
+    assert f'\nFew photos.{note}\n' in capsys.readouterr().out
