@@ -6,11 +6,13 @@ then moved into place at once, so that no reader sees half of it and a failure l
 """
 
 import contextlib
+import errno
 import hashlib
 import importlib
 import io
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,6 +30,7 @@ from data_builders.records import FORMAT, RawDataset, with_triplets, write_array
 from data_builders.report import describe
 
 BUILDERS = ('fashionai', 'darn', 'deepfashion', 'zappos50k', 'catalog', 'synthetic')
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 logger = logging.getLogger(__name__)
 
 
@@ -50,7 +53,8 @@ def read_source(config: ConfigDict) -> Source:
         logger.info('%s the records in %s: %s.', 'Using' if usable else 'Rebuilding', target, reason)
     if usable:
         return Source(target, config.data, None)
-    return Source(target, config.data, module.read(config.data))
+    with _naming_when_full(target.parent):
+        return Source(target, config.data, module.read(config.data))
 
 
 def build_records(source: Source) -> Path:
@@ -63,15 +67,13 @@ def build_records(source: Source) -> Path:
     if raw is None:
         return target
     module = load_builder(data.name)
-    with _lock(target.parent):
-        _clear_leftovers(target)
+    with _naming_when_full(target.parent), _lock(target.parent), _leaving_nothing(target):
         if not _judge(target, module, data)[0]:  # the other process may have built them
             with _unread(target):
                 raw = with_triplets(check_photos(raw, data.missing, data.broken))
                 built = _write_records(module, raw, target)
                 _write_files(raw, built, _description(module, data))
                 _move(built, target)
-            _clear_leftovers(target)
     return target
 
 
@@ -179,9 +181,7 @@ def _lock(home: Path) -> contextlib.AbstractContextManager[None]:
         for created in (path, home / READING):  # so that users who only read these records can lock them
             created.touch()
     except OSError as error:
-        raise InputError(
-            f'data.dir: {home} cannot be written ({error.strerror}); choose another --config.data.dir.'
-        ) from error
+        raise InputError(f'{home} cannot be written ({error.strerror}); choose another --config.data.dir.') from error
     return files.lock(path, f'Another process is preparing {home}; waiting for it.', wait=True)
 
 
@@ -194,6 +194,30 @@ def _unread(target: Path) -> contextlib.AbstractContextManager[None]:
         'or choose another --config.data.dir.'
     )
     return files.lock(target.parent / READING, busy)
+
+
+@contextlib.contextmanager
+def _naming_when_full(home: Path) -> Iterator[None]:
+    """Turn the errors of a full disk into one sentence that names `home`."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # array_record raises RuntimeError
+        full = [os.strerror(number) for number in FULL if os.strerror(number) in str(error)]
+        if not full:
+            raise
+        raise InputError(
+            f'{home} cannot be written ({full[0]}); make room, or choose another --config.data.dir, and run the same command again.'
+        ) from error
+
+
+@contextlib.contextmanager
+def _leaving_nothing(target: Path) -> Iterator[None]:
+    """Remove what builds leave behind, before and after."""
+    _clear_leftovers(target)
+    try:
+        yield
+    finally:
+        _clear_leftovers(target)
 
 
 def _move(built: Path, target: Path) -> None:

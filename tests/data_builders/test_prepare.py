@@ -1,7 +1,9 @@
 """Preparing: what is written, when records are reused or rebuilt, and that they are never incomplete."""
 
+import contextlib
 import json
 import os
+import resource
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +20,7 @@ from asen_jax.errors import InputError
 from configs import common
 from data_builders import report
 from data_builders.prepare import build_records, prepare, prepared_path, read_source
+from tests.conftest import tiny_config
 
 
 def make_config(root):
@@ -55,6 +58,17 @@ def leftovers(prepared):
     return sorted(
         path.name for path in prepared.parent.iterdir() if path.name not in ('.lock', '.reading', prepared.name)
     )
+
+
+@contextlib.contextmanager
+def file_size_limit(size):
+    """A disk on which no file can grow beyond `size` bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_records_hold_the_original_bytes_and_labels(prepared):
@@ -149,6 +163,29 @@ def test_records_that_are_being_read_are_not_replaced(config):
     assert open_records(prepare(config)).fingerprint != records.fingerprint
 
 
+def test_a_full_disk_is_reported_and_leaves_earlier_records_intact(config):
+    prepared = prepare(config)
+    records = open_records(prepared)
+    table = Path(config.data.manual_dir) / 'labels.csv'
+    table.write_text(table.read_text() + '\n')
+    with (
+        file_size_limit(20_000),
+        pytest.raises(InputError, match=r'shop-\w+ cannot be written \(File too large\); make room'),
+    ):
+        prepare(config)
+    assert open_records(prepared) == records and leftovers(prepared) == []
+    assert open_records(prepare(config)).fingerprint != records.fingerprint
+
+
+def test_drawn_photos_that_do_not_fit_on_the_disk_are_reported(tmp_path):
+    config = tiny_config()
+    config.data.dir = str(tmp_path)
+    with file_size_limit(1000), pytest.raises(InputError, match=r'synthetic/100-photos-32px cannot be written'):
+        prepare(config)
+    assert list((tmp_path / 'synthetic').rglob('*')) == [tmp_path / 'synthetic' / 'photos']
+    assert len(read(prepare(config), 'train')) == 80
+
+
 def test_a_failed_rebuild_keeps_the_old_records(config):
     prepared = prepare(config)
     (Path(config.data.manual_dir) / 'img/55.jpg').unlink()
@@ -211,7 +248,8 @@ def test_an_interrupted_build_is_started_over(config, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Path, 'read_bytes', interrupt)
         prepare(config)
-    assert not target.exists() and leftovers(target)
+    assert not target.exists() and leftovers(target) == []
+    (target.parent / 'incomplete' / 'catalog').mkdir(parents=True)  # a process that is killed leaves this
     assert len(read(prepare(config), 'test')) == 10
     assert leftovers(target) == []
 
