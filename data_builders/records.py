@@ -164,7 +164,9 @@ class RecordsBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return builder_info(self, self._raw)
+        info = builder_info(self, self._raw)
+        info.initialize_from_bucket = lambda: None  # it would leave an empty folder in TMPDIR
+        return info
 
     def _shard_iterators_per_split(self, dl_manager) -> Mapping[str, list[Callable[[], Iterator]]]:
         return shard_iterators(self._raw)

@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import shutil
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -129,13 +130,14 @@ def test_complete_records_are_reused_even_without_the_raw_files(config):
         prepare(config)
 
 
-def test_records_are_rebuilt_when_their_description_changes(config):
+def test_records_are_rebuilt_when_their_description_changes(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
     prepared = prepare(config)
     table = Path(config.data.manual_dir) / 'labels.csv'
     table.write_text(table.read_text().replace('img/50.jpg,test,a', 'img/50.jpg,test,b'))
     assert prepare(config) == prepared
     assert read(prepared, 'test')[0]['values'].tolist() == [1, 50 % 3]
-    assert leftovers(prepared) == []
+    assert leftovers(prepared) == [] and sorted(path.name for path in tmp_path.iterdir()) == ['records', 'shop']
 
 
 def test_incomplete_records_are_rebuilt(config):
