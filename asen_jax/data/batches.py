@@ -165,13 +165,19 @@ def train_batches(
     return _iterate(dataset, config.data.num_workers if features is None else 0)
 
 
+def eval_batch_size(records: Records, split: str, config: ConfigDict) -> int:
+    """`eval.batch_size`, or less for a split of few photos: a power of two, which devices can still share evenly."""
+    enough = max(64, 1 << (records.splits.get(split, 1) - 1).bit_length())
+    return min(config.eval.batch_size, enough)
+
+
 class EvalSource:
     """The photos `indices` of a split, for evaluation; masked repeats of the last one fill up the last batch."""
 
     def __init__(self, records: Records, split: str, indices: Int[np.ndarray, ' photos'], config: ConfigDict):
         self.directory, self.split, self.indices = records.directory, split, np.asarray(indices)
         self.options, self.num_attributes = LoadOptions.from_config(config), len(records.attributes)
-        self.batch_size = config.eval.batch_size
+        self.batch_size = eval_batch_size(records, split, config)
 
     def __len__(self) -> int:
         return -(-len(self.indices) // self.batch_size) * self.batch_size
@@ -197,8 +203,8 @@ def eval_batches(
     records: Records, split: str, indices: Int[np.ndarray, ' photos'], config: ConfigDict
 ) -> Generator[dict[str, np.ndarray]]:
     """Batches `image` uint8 [N, size, size, 3], `index`, `mask` (and `boxes` where there are any) of the photos `indices`."""
-    dataset = grain.MapDataset.source(EvalSource(records, split, indices, config)).batch(config.eval.batch_size)
-    return _iterate(dataset, config.data.num_workers)
+    source = EvalSource(records, split, indices, config)
+    return _iterate(grain.MapDataset.source(source).batch(source.batch_size), config.data.num_workers)
 
 
 def _iterate(dataset: grain.MapDataset, num_workers: int) -> Generator[dict[str, np.ndarray]]:

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int
 from ml_collections import ConfigDict
 
 from asen_jax import files
-from asen_jax.data.batches import eval_batches
+from asen_jax.data.batches import eval_batch_size, eval_batches
 from asen_jax.data.prepared import LoadOptions, Records, check_unchanged, has_targets, read_rows
 from asen_jax.errors import InputError
 from asen_jax.evaluation import metrics
@@ -122,7 +122,7 @@ def rank_examples(config: ConfigDict, records: Records, split: str, embed: Embed
     options = LoadOptions.from_config(config)
     first = [query[query[:, 1] == attribute][0].tolist() for attribute in attributes]
     # evaluation has already compiled this batch size
-    batch = np.zeros((config.eval.batch_size, options.size, options.size, 3), np.uint8)
+    batch = np.zeros((eval_batch_size(records, split, config), options.size, options.size, 3), np.uint8)
     rankings = []
     for index, attribute, value in first:
         candidates = metrics.group_candidates(candidate, attribute)

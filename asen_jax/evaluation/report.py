@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from asen_jax import files
+from asen_jax.data.batches import eval_batch_size
 from asen_jax.data.prepared import LoadOptions, Records, read_rows
 from asen_jax.evaluation import metrics
 from asen_jax.evaluation.figures import overlay_heatmap
@@ -162,7 +163,7 @@ def compare_attributes(
     if not first:
         return []
     index = first[len(first) // 2].query
-    batch = np.zeros((config.eval.batch_size, options.size, options.size, 3), np.uint8)
+    batch = np.zeros((eval_batch_size(records, split, config), options.size, options.size, 3), np.uint8)
     batch[0] = options.read_square(records, split, index)
     embeddings, heatmaps = embed(batch)
     candidate = read_rows(records, f'{split}_candidate')
