@@ -76,16 +76,19 @@ def parse(argv: Sequence[str]) -> Arguments | None:
     if HELP_FLAGS.intersection(argv[1:]):
         print(help_text())
         return None
+    _refuse_unknown_fields(argv)
     try:
         values = parse_flags(argv)
         workdir = Path(values.workdir or default_workdir(values.config))
     except (AttributeError, LookupError) as error:
-        raise InputError(_explain_unknown_field(argv, error)) from error
+        raise InputError(
+            f'The config file uses a field that configs/common.py does not have: {_one_line(error)}'
+        ) from error
     except (flags.Error, OSError, SyntaxError, TypeError, ValueError) as error:
         raise InputError(_one_line(error)) from error
     if values.mode not in ('search', 'serve'):  # which read nothing but the gallery
         _apply_workdir(values, workdir)
-    common.check_numbers(values.config)
+    common.check_fields(values.config)
     for field in ('data.dir', 'data.manual_dir', 'init.trunk', 'init.workdir'):
         _expand_home(values.config[field])  # only a check: the config keeps its ~
     _check_mode(values)
@@ -224,17 +227,17 @@ def _check_mode(values: flags.FlagValues) -> None:
         raise InputError('--darn_urls goes with --mode prepare --config configs/darn.py.')
 
 
-def _explain_unknown_field(argv: Sequence[str], error: Exception) -> str:
-    """The sentence for a misspelt --config.FIELD, with the closest field that exists."""
+def _refuse_unknown_fields(argv: Sequence[str]) -> None:
+    """Refuse --config.FIELD if FIELD is misspelt, or a whole group, and name the closest field that exists."""
     fields = [field for field, *_ in common.describe_fields()]
-    by_name = {field.rpartition('.')[2]: field for field in reversed(fields)} | {field: field for field in fields}
+    by_name = {field.rpartition('.')[2]: field for field in reversed(fields)}
+    by_name |= {field.partition('.')[0]: field for field in reversed(fields)} | {field: field for field in fields}
     for argument in argv[1:]:
         match = re.match(r'--?(?:no)?config\.([^=]+)', argument)
         if match and match[1] not in fields:
             closest = difflib.get_close_matches(match[1], by_name, 1)
             remedy = f'did you mean --config.{by_name[closest[0]]}?' if closest else '--help lists the fields.'
-            return f'config has no field {match[1]!r}; {remedy}'
-    return f'The config file uses a field that configs/common.py does not have: {_one_line(error)}'
+            raise InputError(f'config has no field {match[1]!r}; {remedy}')
 
 
 def _one_line(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """Every config field, with its published value (ASEN, AAAI 2020) and a comment; a dataset's file changes a few.
 
-`python main.py --help` prints the lines of this file that set a field. No value is derived from another one, so that
+`python main.py --help` prints the lines of this file that set a field. A comment that begins with `a | b` lists the only
+values that its field may have; RANGES bounds the numbers. No value is derived from another one, so that
 --config.FIELD=VALUE never leaves a stale value behind.
 """
 
@@ -12,14 +13,37 @@ from ml_collections import ConfigDict
 from asen_jax.errors import InputError
 
 FIELD_LINE = re.compile(r'^    config\.(\S+) = (.+?)  # (.+)$', re.MULTILINE)
-MAY_BE_ZERO = {'seed', 'data.image_size', 'data.num_workers', 'data.jitter', 'optim.trunk_factor'}
-MAY_BE_ZERO |= {
-    'model.dropout',
-    'model.projection',
-    'train.save_every_steps',
-    'train.margin',
-    'train.embedding_norm',
-    'train.mask_norm',
+CHOICES = re.compile(r'[a-z0-9_]+(?: \| [a-z0-9_]+)+(?=: |; |$)')  # at the start of a comment
+MAY_BE_EMPTY = ('data.attributes', 'init.workdir')
+RANGES = {  # lowest and highest value of every field that is a number without fixed choices
+    'seed': (0, 2**32 - 1),  # JAX would drop higher bits
+    'data.image_size': (0, 4096),
+    'data.num_triplets': (1, 10_000_000),  # an epoch's are drawn at once
+    'data.jitter': (0, 0.99),
+    'data.num_workers': (0, 256),
+    'data.num_photos': (100, 1_000_000),  # 100 give valid and test two queries each
+    'data.synthetic_size': (32, 4096),  # below, collars cannot be told apart
+    'model.trunk_width': (1, 4096),
+    'model.dropout': (0, 0.99),
+    'model.embed_dim': (1, 65_536),
+    'model.projection': (0, 65_536),
+    'optim.learning_rate': (1e-12, 1000),
+    'optim.trunk_factor': (0, 1000),
+    'optim.decay_rate': (1e-6, 1),
+    'optim.decay_every_epochs': (1, 1_000_000),
+    'train.batch_size': (1, 65_536),
+    'train.num_epochs': (1, 1_000_000),
+    'train.margin': (0, 1000),
+    'train.temperature': (1e-4, 1000),
+    'train.embedding_norm': (0, 1000),
+    'train.mask_norm': (0, 1000),
+    'train.log_every_steps': (1, 10**9),
+    'train.save_every_minutes': (1e-6, 10**6),
+    'train.save_every_steps': (0, 10**9),
+    'eval.batch_size': (1, 16_384),
+    'eval.every_epochs': (1, 1_000_000),
+    'mesh.cpu_devices': (1, 256),
+    'mesh.model': (1, 1024),
 }
 
 
@@ -63,9 +87,9 @@ def add_model(config: ConfigDict) -> None:
     """The network and its initial weights."""
     config.model = ConfigDict()
     config.model.name = 'asen'  # asen | asen_v2 | csn | triplet
-    config.model.trunk = 'resnet50'  # resnet18 | resnet34 | resnet50 (up to layer3) | efficientnet_lite0
+    config.model.trunk = 'resnet50'  # resnet18 | resnet34 | resnet50 | efficientnet_lite0; a ResNet up to layer3
     config.model.trunk_width = 64  # channels of the trunk's first layer; other than 64: not with ImageNet weights
-    config.model.trunk_stride = 16  # pixels between the trunk's features: 16; efficientnet_lite0: 16 | 32
+    config.model.trunk_stride = 16  # 16 | 32: pixels between the trunk's features; 32 only with efficientnet_lite0
     config.model.trunk_all_stages = False  # efficientnet_lite0: also use the features of every earlier stage
     config.model.feature_bn = False  # batch norm of the trunk's features before the head
     config.model.dropout = 0.0  # share of the features' channels that training sets to zero, drawn for each photo
@@ -76,7 +100,7 @@ def add_model(config: ConfigDict) -> None:
     config.model.trunk_bn = 'batch'  # batch | running: statistics of the trunk's batch norm during training
     config.model.spatial_attention = True  # asen, asen_v2: False is the paper's ablation with average pooling
     config.model.channel_attention = True  # asen, asen_v2: False is the paper's ablation without a channel mask
-    config.model.masks = 'learned'  # csn: learned | sections | fixed
+    config.model.masks = 'learned'  # learned | sections | fixed: the masks of csn
 
     config.init = ConfigDict()
     config.init.trunk = 'imagenet'  # imagenet | none | FILE | hf://OWNER/NAME: the trunk's initial weights
@@ -95,7 +119,7 @@ def add_training(config: ConfigDict) -> None:
     config.train = ConfigDict()
     config.train.batch_size = 16  # triplets per step, over all devices
     config.train.num_epochs = 200  # epochs to train
-    config.train.loss = 'triplet'  # triplet (as in the papers) | contrastive (each photo against its whole batch)
+    config.train.loss = 'triplet'  # triplet | contrastive: as in the papers, or each photo against its whole batch
     config.train.margin = 0.2  # margin of the triplet loss
     config.train.temperature = 0.1  # temperature of the contrastive loss
     config.train.distance = 'cosine'  # cosine | euclidean: the distance in the triplet loss and in rankings
@@ -123,17 +147,15 @@ def describe_fields() -> list[tuple[str, str, str]]:
     return FIELD_LINE.findall(Path(__file__).read_text())
 
 
-def check_numbers(config: ConfigDict) -> None:
-    """Reject numbers that are out of range: sizes, periods and rates must be above zero, except for those in MAY_BE_ZERO."""
-    for field, *_ in describe_fields():
-        value, zero_allowed = config[field], field in MAY_BE_ZERO
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            continue
-        if not (value >= 0 if zero_allowed else value > 0):  # also rejects nan
-            least = 'zero or more' if zero_allowed else 'above zero'
-            raise InputError(f'config.{field} is {value}; it must be {least}.')
-    for group, field in (('data', 'jitter'), ('model', 'dropout')):
-        if config[group][field] >= 1:
-            raise InputError(
-                f'config.{group}.{field} is {config[group][field]}; it must be below 1, to keep something.'
-            )
+def check_fields(config: ConfigDict) -> None:
+    """Raise InputError for the first field that is out of its range, not among its choices, or empty."""
+    for field, _, comment in describe_fields():
+        value, choices = config[field], CHOICES.match(comment)
+        if field in RANGES:
+            lowest, highest = RANGES[field]
+            if value is None or not lowest <= value <= highest:  # also refuses nan
+                raise InputError(f'config.{field} is {value}; it must be between {lowest:,} and {highest:,}.')
+        elif choices and str(value) not in choices[0].split(' | '):
+            raise InputError(f'config.{field} is {value!r}; it must be one of {choices[0].replace(" |", ",")}.')
+        elif value in ('', None) and field not in MAY_BE_EMPTY:
+            raise InputError(f'config.{field} is empty; give it a value, or leave out the flag.')

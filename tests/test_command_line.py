@@ -34,10 +34,17 @@ INVALID = {
     '--config={configs}/zappos50k.py:big': 'no_channel, csn_original after the colon of --config.',
     '--config.seed': 'Missing value for flag --config.seed',
     '--config.seed=x': 'flag --config.seed=x: invalid literal',
-    '--config.train.batch_size=0': 'config.train.batch_size is 0; it must be above zero.',
-    '--config.data.num_workers=-1': 'config.data.num_workers is -1; it must be zero or more.',
+    '--config.train.batch_size=0': 'config.train.batch_size is 0; it must be between 1 and 65,536.',
+    '--config.data.num_workers=-1': 'config.data.num_workers is -1; it must be between 0 and 256.',
     '--config.optim.learning_rate=nan': 'config.optim.learning_rate is nan',
-    '--config.data.jitter=1': 'config.data.jitter is 1.0; ',
+    '--config.data.jitter=1': 'config.data.jitter is 1.0; it must be between 0 and 0.99.',
+    '--config.seed=4294967296': 'config.seed is 4294967296; it must be between 0 and 4,294,967,295.',
+    '--config.data.missing=ignore': "config.data.missing is 'ignore'; it must be one of error, skip.",
+    '--config.model.trunk=resnet19': 'it must be one of resnet18, resnet34, resnet50, efficientnet_lite0.',
+    '--config.model.trunk_stride=8': 'config.model.trunk_stride is 8; it must be one of 16, 32.',
+    '--config.data.dir=': 'config.data.dir is empty; give it a value, or leave out the flag.',
+    '--config.optim={{}}': "config has no field 'optim'; did you mean --config.optim.learning_rate?",
+    '--config.data={{}} --mode=prepare': "config has no field 'data'; did you mean --config.data.name?",
     '--config.learning_rte=1': "no field 'learning_rte'; did you mean --config.optim.learning_rate?",
     '--config.train.batchsize=1': "no field 'train.batchsize'; did you mean --config.train.batch_size?",
     '--config.batch_size=1 --config={configs}/darn.py': 'did you mean --config.train.batch_size?',
@@ -138,6 +145,12 @@ def test_a_workdir_remembers_its_config_but_flags_win(tmp_path, capsys):
     assert 'config.train.margin is 0.2; . had 0.3' in capsys.readouterr().out
 
 
+def test_the_fields_of_a_config_json_are_checked(tmp_path):
+    (tmp_path / 'config.json').write_text('{"seed": null}')
+    with pytest.raises(InputError, match=r'config\.seed is None; it must be between'):
+        parse('--workdir=.')
+
+
 @pytest.mark.parametrize('text,sentence', DAMAGED.items())
 def test_a_damaged_config_json_is_refused(tmp_path, text, sentence):
     (tmp_path / 'config.json').write_text(text)
@@ -164,6 +177,15 @@ def test_every_config_has_exactly_the_common_fields_and_says_how_to_run_it(name)
     assert sum(len(value) if isinstance(value, ConfigDict) else 1 for value in config.values()) == len(FIELDS)
     docstring = Path(config_path(name)).read_text().split('"""')[1]
     assert all(part in docstring for part in ('Source: ', f'main.py --config configs/{name}.py', 'Result: ', 'Time: '))
+
+
+def test_every_number_has_a_range_or_choices():
+    config = common.get_config()
+    numbers = [field for field in FIELDS if type(config[field]) in (int, float)]
+    chosen = [field for field, _, comment in common.describe_fields() if common.CHOICES.match(comment)]
+    assert set(numbers) - set(chosen) == set(common.RANGES)
+    assert {'precision', 'data.name', 'model.masks', 'train.loss', 'model.trunk_stride'} <= set(chosen)
+    assert not {'init.trunk', 'init.checkpoint', 'data.attributes'} & set(chosen)  # which may also be something else
 
 
 def test_the_published_recipes_are_the_papers():

@@ -12,7 +12,6 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 64_000_000  # a larger photo is refused before its pixels are decoded
-FITS = ('crop', 'pad', 'stretch')
 MAX_ASPECT = 100  # a longer photo is cut to its middle first: resizing all of it could exhaust memory
 BACKGROUND = (255, 255, 255)  # behind transparent pixels
 
@@ -129,9 +128,11 @@ def fit_square(image: Image.Image, size: int, fit: str = 'crop') -> UInt8[np.nda
     'crop' is what the papers do. 'pad' shows the whole photo and repeats its edge pixels around it. 'stretch' changes
     the aspect ratio.
     """
-    if fit == 'stretch':
-        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
-    return _pad_square(image, size) if fit == 'pad' else _crop_square(image, size)
+    return FITS[fit](image, size)
+
+
+def _stretch_square(image: Image.Image, size: int) -> UInt8[np.ndarray, 'size size 3']:
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
 
 
 def _pad_square(image: Image.Image, size: int) -> UInt8[np.ndarray, 'size size 3']:
@@ -158,6 +159,9 @@ def _crop_square(image: Image.Image, size: int) -> UInt8[np.ndarray, 'size size 
     left, top = round((width - size) / 2), round((height - size) / 2)
     image = image.resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+FITS = {'crop': _crop_square, 'pad': _pad_square, 'stretch': _stretch_square}
 
 
 def box_to_square(box: Box, opened: Opened, size: int, fit: str = 'crop') -> Float[np.ndarray, ' 4']:

@@ -195,9 +195,7 @@ class LoadOptions(NamedTuple):
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> 'LoadOptions':
-        """Raises InputError if `config.data.fit` is unknown."""
-        if config.data.fit not in images.FITS:
-            raise InputError(f'config.data.fit is {config.data.fit!r}; it must be one of {", ".join(images.FITS)}.')
+        """The options that `config` has."""
         return cls(config.data.image_size, config.data.fit, config.data.crop_to_bbox)
 
     def open(self, record: Mapping[str, Any]) -> images.Opened:

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 from ml_collections import ConfigDict
 
 from asen_jax.errors import InputError
-from asen_jax.models import efficientnet, resnet
+from asen_jax.models import efficientnet
 from asen_jax.models.asen import AsenHead, AsenV2Head
 from asen_jax.models.csn import CsnHead, TripletHead
 from asen_jax.models.efficientnet import EfficientNetLite0
@@ -60,9 +60,7 @@ def build_model(config: ConfigDict, num_attributes: int) -> tuple[Structure, dic
     network = TrunkAndHead(trunk, feature_bn, config.model.dropout, head)
     graphdef, params, batch_stats = nnx.split(network, nnx.Param, nnx.BatchStat)
     roles = ASEN_ROLES if config.model.bn_per_role else TOGETHER
-    if config.model.trunk_bn not in ('batch', 'running'):
-        raise InputError(f'config.model.trunk_bn is {config.model.trunk_bn!r}; it must be batch or running.')
-    trunk_roles = roles if config.model.trunk_bn == 'batch' else ()
+    trunk_roles = {'batch': roles, 'running': ()}[config.model.trunk_bn]
     structure = Structure(graphdef, num_attributes, config.model.normalize, roles, trunk_roles)
     return structure, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
 
@@ -72,9 +70,6 @@ def build_trunk(options: ConfigDict, numerics: Numerics, rngs: nnx.Rngs) -> Trun
     stride, make = options.trunk_stride, {'numerics': numerics, 'rngs': rngs}
     if options.trunk == efficientnet.NAME:
         return EfficientNetLite0(stride, options.trunk_all_stages, **make)
-    if options.trunk not in resnet.BLOCKS:
-        known = ', '.join([*resnet.BLOCKS, efficientnet.NAME])
-        raise InputError(f'config.model.trunk is {options.trunk!r}; it must be one of {known}.')
     if stride != 16:
         raise InputError(f'config.model.trunk_stride is {stride}; {options.trunk} has only features of stride 16.')
     if options.trunk_all_stages:
@@ -102,7 +97,7 @@ def build_head(options: ConfigDict, trunk_dim: int, num_attributes: int, numeric
             return CsnHead(trunk_dim, options.embed_dim, num_attributes, options.masks, **make)
         case 'triplet':
             return TripletHead(trunk_dim, options.embed_dim, **make)
-    raise InputError(f'config.model.name is {options.name!r}; it must be one of asen, asen_v2, csn, triplet.')
+    raise ValueError(f'there is no network {options.name!r}')
 
 
 def build_shapes(config: ConfigDict, num_attributes: int) -> tuple[Structure, dict, dict]:

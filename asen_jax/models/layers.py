@@ -14,8 +14,6 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from asen_jax.errors import InputError
-
 Roles = tuple[int, ...]
 
 
@@ -28,14 +26,11 @@ class Numerics(NamedTuple):
 
 def numerics(precision: str) -> Numerics:
     """The arithmetic that `config.precision` names: exact float32, float32 on TF32 units where the GPU has them, or bfloat16."""
-    table = {
+    return {
         'float32': Numerics(jnp.float32, lax.Precision.HIGHEST),
         'tensorfloat32': Numerics(jnp.float32, lax.Precision.DEFAULT),
         'bfloat16': Numerics(jnp.bfloat16, lax.Precision.DEFAULT),
-    }
-    if precision not in table:
-        raise InputError(f'config.precision is {precision!r}; it must be one of {", ".join(table)}.')
-    return table[precision]
+    }[precision]
 
 
 def uniform_by_fan_in(fan_in: int) -> nnx.Initializer:

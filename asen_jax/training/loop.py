@@ -17,7 +17,7 @@ from tqdm import tqdm
 from asen_jax import files, sharding
 from asen_jax.checkpoint import ADVICE, Checkpoints
 from asen_jax.data.batches import check_triplets, steps_per_epoch, train_batches
-from asen_jax.data.prepared import LoadOptions, Records, choose_image_size, has_targets, read_records
+from asen_jax.data.prepared import Records, choose_image_size, has_targets, read_records
 from asen_jax.errors import InputError, NumericsError, StoppedError
 from asen_jax.evaluation import results
 from asen_jax.evaluation.evaluate import evaluate, evaluate_network, rank_examples
@@ -61,7 +61,6 @@ def check_config(config: ConfigDict, workdir: Path) -> Trunk:
     Returns the pretrained trunk from which a new run starts, so that it is read only once; nothing for `config.init.workdir`.
     """
     check_loss(config)
-    LoadOptions.from_config(config)
     check_triplets(config)
     if not config.optim.trunk_factor and config.data.jitter:
         raise InputError(
@@ -78,11 +77,8 @@ def check_config(config: ConfigDict, workdir: Path) -> Trunk:
 
 
 def check_loss(config: ConfigDict) -> None:
-    """Raise InputError if the loss does not exist or does not go with the network or the distance."""
+    """Raise InputError if the loss does not go with the network or the distance."""
     options = config.train
-    for field, known in (('distance', ('cosine', 'euclidean')), ('loss', ('triplet', 'contrastive'))):
-        if options[field] not in known:
-            raise InputError(f'config.train.{field} is {options[field]!r}; it must be one of {", ".join(known)}.')
     if options.loss == 'contrastive' and options.distance != 'cosine':
         raise InputError('config.train.loss=contrastive uses the cosine distance; set config.train.distance=cosine.')
     for field in ('embedding_norm', 'mask_norm'):

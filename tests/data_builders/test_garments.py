@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from asen_jax.errors import InputError
 from asen_jax.search.listing import list_photos
 from configs import common
 from data_builders.synthetic import garments
@@ -160,10 +159,3 @@ def test_builder_keeps_the_chosen_attributes(data):
     assert raw.attributes == ('coat_length', 'collar_design')
     assert all(photo.attributes for photos in raw.photos.values() for photo in photos)
     assert synthetic.config_name(data) != every
-
-
-@pytest.mark.parametrize('field', ['num_photos', 'synthetic_size'])
-def test_builder_refuses_too_little(data, field):
-    data[field] = 20
-    with pytest.raises(InputError, match=rf'data\.{field} is 20; synthetic needs at least'):
-        synthetic.read(data)

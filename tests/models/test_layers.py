@@ -7,7 +7,6 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from asen_jax.errors import InputError
 from asen_jax.models import layers
 
 NUMERICS = layers.numerics('float32')
@@ -93,10 +92,3 @@ def test_bfloat16_keeps_statistics_in_float32():
     x = jax.random.normal(jax.random.key(0), (4, 4, 4, 2)).astype(jnp.bfloat16)
     assert norm(x, (0,)).dtype == jnp.bfloat16
     assert norm.var[...].dtype == jnp.float32
-
-
-def test_an_unknown_precision_is_named():
-    with pytest.raises(
-        InputError, match=r"config\.precision is 'half'; it must be one of float32, tensorfloat32, bfloat16"
-    ):
-        layers.numerics('half')

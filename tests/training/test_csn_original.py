@@ -89,7 +89,6 @@ def test_three_steps_match_pytorch(case):
 @pytest.mark.parametrize(
     'field,value,match',
     [
-        ('train.distance', 'euclid', 'config.train.distance is .euclid.; it must be one of cosine, euclidean'),
         ('train.loss', 'contrastive', 'contrastive uses the cosine distance'),
         ('model.name', 'asen', 'embedding_norm is 0.005, but it belongs to the triplet loss of csn'),
     ],

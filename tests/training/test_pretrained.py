@@ -51,12 +51,6 @@ def test_the_trunk_can_keep_its_running_statistics(config, statistics):
         assert moved == (part == 'head' or statistics == 'batch')
 
 
-def test_unknown_statistics_are_refused(config):
-    config.model.trunk_bn = 'frozen'
-    with pytest.raises(InputError, match="trunk_bn is 'frozen'; it must be batch or running"):
-        build_model(config, 2)
-
-
 def test_frozen_features_are_those_of_the_photo_and_of_its_mirror_image(config, records, tmp_path):
     structure, *arrays = build_model(freeze(config), len(records.attributes))
     features = compute_features(config, records, structure, tuple(arrays), make_mesh(), tmp_path)
