@@ -3,6 +3,7 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import numpy as np
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
+from asen_jax.data.images import read_file
 from asen_jax.data.triplets import Labels
 from data_builders import annotations, records
 from data_builders.annotations import Meta
@@ -98,7 +100,7 @@ def make_photos(folder: Path, names: list[str], labels: Labels, names_file: Path
         attributes, values = zip(*labels_of[index], strict=True) if labels_of[index] else ((), ())
         path = folder / name
         where = f'{names_file}, line {index + 1}'
-        photos.append(Photo(name, path.read_bytes, attributes, values, path=path, where=where))
+        photos.append(Photo(name, partial(read_file, path), attributes, values, path=path, where=where))
     return photos
 
 

@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import os
+import stat
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -12,6 +14,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 64_000_000  # a larger photo is refused before its pixels are decoded
+MAX_BYTES = 200_000_000  # of a photo's file: MAX_PIXELS take 192 MB even without compression
 MAX_ASPECT = 100  # a longer photo is cut to its middle first: resizing all of it could exhaust memory
 BACKGROUND = (255, 255, 255)  # behind transparent pixels
 
@@ -63,6 +66,27 @@ def _reading() -> Iterator[None]:
         raise ValueError(f'not a readable picture (none of {", ".join(FORMATS)})') from error
     except Exception as error:
         raise ValueError(f'not a readable picture ({error})') from error
+
+
+def read_file(path: str | os.PathLike) -> bytes:
+    """The content of a photo's file.
+
+    Raises OSError if it cannot be read, and ValueError with the reason if it is not a regular file, since reading a pipe or a
+    device may never end, or has more than MAX_BYTES.
+    """
+    with open(path, 'rb', opener=_open_regular) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_BYTES:
+            raise ValueError(f'{size:,} bytes, but at most {MAX_BYTES:,} are read')
+        return file.read(size)
+
+
+def _open_regular(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | os.O_NONBLOCK)  # otherwise, opening a pipe waits for its writer
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError('not a regular file')
+    return descriptor
 
 
 def decode(data: bytes) -> Image.Image:

@@ -232,10 +232,7 @@ class Embedder:
     def _open(self, photo: Any) -> Image.Image:
         """The photo as upright RGB; raises OSError or ValueError if it cannot be used."""
         if isinstance(photo, str | os.PathLike):
-            path = Path(photo)
-            if path.exists() and not path.is_file():
-                raise ValueError('not a regular file')  # reading a pipe or a device may never end
-            return pictures.decode(path.read_bytes())
+            return pictures.decode(pictures.read_file(photo))
         if isinstance(photo, Image.Image):
             with self._image_lock:  # the same image may be given twice, and Pillow's lazy loading is not thread-safe
                 return pictures.upright_rgb(photo)

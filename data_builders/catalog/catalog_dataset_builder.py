@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from jaxtyping import Bool, Int
 from ml_collections import ConfigDict
 
 from asen_jax.data.boxes import parse_box
+from asen_jax.data.images import read_file
 from asen_jax.errors import InputError
 from data_builders import records
 from data_builders.annotations import pick_attributes, split_names
@@ -132,7 +134,7 @@ def make_photo(table: Table, row: Row, numbers: Mapping[str, Mapping[str, int]])
     path = table.path.parent / row.cells['path']
     return Photo(
         image_id=row.cells['path'],
-        read=path.read_bytes,
+        read=partial(read_file, path),
         attributes=tuple(attribute for attribute, _ in labels),
         values=tuple(value for _, value in labels),
         bbox=parse_box(row.cells, f'{table.path}, line {row.line}') if 'x1' in table.columns else None,

@@ -4,6 +4,7 @@ Errors name the file and the line.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ import numpy as np
 from jaxtyping import Int
 from tqdm import tqdm
 
+from asen_jax.data.images import read_file
 from asen_jax.errors import InputError
 from data_builders.annotations import Meta, check_relative
 from data_builders.records import Photo
@@ -105,7 +107,7 @@ def rebuild_train(
         else:
             file = folder / name
             labels = tuple(names.attribute[ids].tolist()), tuple(rank[ids].tolist())
-            photos.append(Photo(name, file.read_bytes, *labels, path=file, where=f'{path}, line {line}'))
+            photos.append(Photo(name, partial(read_file, file), *labels, path=file, where=f'{path}, line {line}'))
     if absent := held_out - found:
         raise InputError(
             f'{path}: {len(absent):,} of the {len(held_out):,} photos of valid and test are missing from it (one is '

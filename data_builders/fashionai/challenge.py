@@ -1,8 +1,10 @@
 """FashionAI's train split from the challenge's own label.csv, for a copy of the lists without the train lists."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
 
+from asen_jax.data.images import read_file
 from asen_jax.errors import InputError
 from data_builders import annotations
 from data_builders.annotations import Meta
@@ -66,7 +68,7 @@ def _read_photos(source: Source, tables: list[Path]) -> list[Photo]:
     photos = []
     for name, labels in labels_of.items():
         path, values = source.folder / name, tuple(value for value, _ in labels.values())
-        photos.append(Photo(name, path.read_bytes, tuple(labels), values, path=path, where=first[name]))
+        photos.append(Photo(name, partial(read_file, path), tuple(labels), values, path=path, where=first[name]))
     return photos
 
 

@@ -1,6 +1,7 @@
 """Photos to pixels: torchvision's geometry, unusual and damaged files, and boxes."""
 
 import io
+import os
 
 import numpy as np
 import pytest
@@ -111,6 +112,22 @@ def test_unreadable_pictures_are_refused_with_a_reason(photo, monkeypatch):
     monkeypatch.setattr(images, 'MAX_PIXELS', 1000)
     with pytest.raises(ValueError, match='61x90 pixels, but at most 1,000'):
         images.decode(data)
+
+
+def test_only_regular_files_of_bounded_size_are_read(tmp_path, monkeypatch):
+    (tmp_path / 'a.jpg').write_bytes(b'photo')
+    (tmp_path / 'link.jpg').symlink_to(tmp_path / 'a.jpg')
+    assert images.read_file(tmp_path / 'link.jpg') == images.read_file(str(tmp_path / 'a.jpg')) == b'photo'
+    os.mkfifo(tmp_path / 'pipe.jpg')
+    (tmp_path / 'zero.jpg').symlink_to('/dev/zero')
+    for path in (tmp_path, tmp_path / 'pipe.jpg', tmp_path / 'zero.jpg'):
+        with pytest.raises(ValueError, match='not a regular file'):
+            images.read_file(path)
+    with pytest.raises(FileNotFoundError):
+        images.read_file(tmp_path / 'b.jpg')
+    monkeypatch.setattr(images, 'MAX_BYTES', 4)
+    with pytest.raises(ValueError, match='5 bytes, but at most 4 are read'):
+        images.read_file(tmp_path / 'a.jpg')
 
 
 def test_any_damage_raises_value_error(photo):

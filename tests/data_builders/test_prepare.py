@@ -16,10 +16,12 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from asen_jax import files
+from asen_jax.data.images import read_file
 from asen_jax.data.prepared import open_records, read_records
 from asen_jax.errors import InputError
 from configs import common
 from data_builders import report
+from data_builders.catalog import catalog_dataset_builder
 from data_builders.prepare import build_records, prepare, prepared_path, read_source
 from tests.conftest import tiny_config
 
@@ -239,16 +241,16 @@ def test_skipped_photos_are_included_once_their_files_are_fixed(config):
 
 
 def test_an_interrupted_build_is_started_over(config, monkeypatch):
-    read_bytes, reads, target = Path.read_bytes, [], prepared_path(config)
+    reads, target = [], prepared_path(config)
 
     def interrupt(path):
         reads.append(path.name)
         if reads.count('45.jpg') == 2:  # the first time it is only checked, the second time written
             raise KeyboardInterrupt
-        return read_bytes(path)
+        return read_file(path)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Path, 'read_bytes', interrupt)
+        patch.setattr(catalog_dataset_builder, 'read_file', interrupt)
         prepare(config)
     assert not target.exists() and leftovers(target) == []
     (target.parent / 'incomplete' / 'catalog').mkdir(parents=True)  # a process that is killed leaves this

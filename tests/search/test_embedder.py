@@ -132,6 +132,7 @@ def test_what_is_not_a_photo_is_named(network, photos, tmp_path):
     Image.fromarray(photos[0]).save(tmp_path / 'broken.jpg')
     os.truncate(tmp_path / 'broken.jpg', 300)
     (tmp_path / 'text.jpg').write_text('a shop')
+    os.mkfifo(tmp_path / 'pipe.jpg')
     floats, channels = photos[0].astype(np.float32), photos[0][..., :1]
     for wrong, words in (
         (floats, r'images\[2\]: it is an array \[40, 33, 3\] of float32; give .* uint8 array \[H, W, 3\]'),
@@ -142,6 +143,7 @@ def test_what_is_not_a_photo_is_named(network, photos, tmp_path):
         (tmp_path / 'text.jpg', r'text\.jpg: not a readable picture \(none of .*JPEG.*\)'),
         (str(tmp_path / 'gone.jpg'), r'gone\.jpg: cannot be read \(No such file'),
         (str(tmp_path), 'not a regular file'),
+        (tmp_path / 'pipe.jpg', 'not a regular file'),
         ('a\0b', 'null byte'),
     ):
         with pytest.raises(InputError, match=words):
