@@ -38,6 +38,7 @@ class Summary(NamedTuple):
     skipped: list[str]  # `path<tab>reason` of each photo that has none
     num_reused: int  # photos that an earlier, stopped run had embedded
     seconds: float  # for the others
+    left_out: str  # the line about files that are not photos by their suffix, or ''
 
     def __str__(self) -> str:
         done = self.num_photos + len(self.skipped) - self.num_reused
@@ -47,6 +48,8 @@ class Summary(NamedTuple):
         ]
         if self.skipped:
             lines.append(f'skipped {len(self.skipped):,} photos, listed in {self.output}.skipped.txt')
+        if self.left_out:
+            lines.append(self.left_out)
         return '\n'.join([*lines, f'wrote {self.output}'])
 
 
@@ -86,7 +89,7 @@ def embed_files(
     output = Path(output).expanduser()
     if output.is_dir():
         raise InputError(f'{output} is a folder; name a file like {output / "embeddings.npz"}.')
-    photos = list_photos(images, with_boxes=embedder.crop_to_bbox)
+    photos, left_out = list_photos(images, with_boxes=embedder.crop_to_bbox)
     inputs = (Path(name).expanduser().absolute() for name in (images, *(photo.path for photo in photos)))
     if output.exists() and output.absolute() in inputs:
         raise InputError(f'{output} is one of the inputs; name another --output.')
@@ -110,7 +113,7 @@ def embed_files(
             _assemble(output, list(chunks), paths, embedder.attributes, heatmaps)
     if not paths:
         raise InputError(f'None of the {len(photos)} photos of {images} can be used; {skipped[0].replace(TAB, ": ")}.')
-    return Summary(output, len(paths), len(embedder.attributes), embedder.dim, skipped, num_reused, seconds)
+    return Summary(output, len(paths), len(embedder.attributes), embedder.dim, skipped, num_reused, seconds, left_out)
 
 
 @contextlib.contextmanager

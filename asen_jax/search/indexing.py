@@ -38,6 +38,7 @@ class Changes(NamedTuple):
     relabeled: int  # of which only the columns of the CSV changed
     deleted: int
     skipped: dict[str, str]  # path -> why it cannot be used
+    left_out: str = ''  # the line about files that are not photos by their suffix
 
     def __str__(self) -> str:
         counts = {'added': self.added, 'updated': self.updated, 'relabeled': self.relabeled, 'deleted': self.deleted}
@@ -45,6 +46,8 @@ class Changes(NamedTuple):
         lines = [f'{self.folder}: {self.total:,} photos ({summary})']
         if self.skipped:
             lines.append(f'skipped {len(self.skipped):,} photos, listed in {file_of(self.folder, SKIPPED)}')
+        if self.left_out:
+            lines.append(self.left_out)
         return '\n'.join(lines)
 
 
@@ -104,7 +107,8 @@ def index_photos(
     InputError also if another network made the gallery, or if another process is changing it, except on object storage.
     """
     folder = locate(folder)
-    listed, skipped = _read_list(embedder, images, folder)
+    photos, left_out = list_photos(images, with_boxes=embedder.crop_to_bbox)
+    listed, skipped = _by_path(photos, images, folder)
     columns = sorted({name for each in listed.values() for name in each.photo.metadata})
     _check_columns(columns, images)
     with locked(folder), writing(folder):
@@ -117,16 +121,16 @@ def index_photos(
     if not changes.total:
         path, why = next(iter(changes.skipped.items()))
         raise InputError(f'None of the photos of {images} can be used; {path}: {why}.')
-    return changes
+    return changes._replace(left_out=left_out)
 
 
-def _read_list(
-    embedder: Embedder, images: str | os.PathLike, folder: Path | str
+def _by_path(
+    photos: Sequence[ListedPhoto], images: str | os.PathLike, folder: Path | str
 ) -> tuple[dict[str, Listed], dict[str, str]]:
-    """The photos that `images` names by absolute path, without those in `folder`; and why others cannot be in a gallery."""
+    """The `photos` of `images` by absolute path, without those in `folder`; and why others cannot be in a gallery."""
     source, sheet = absolute(images), absolute(file_of(folder, 'search.jpg'))
     listed, skipped = {}, {}
-    for photo in list_photos(images, with_boxes=embedder.crop_to_bbox):
+    for photo in photos:
         path = absolute(photo.path)
         if path == sheet or (isinstance(folder, Path) and path.startswith(f'{absolute(folder)}{os.sep}')):
             continue  # a contact sheet

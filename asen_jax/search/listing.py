@@ -4,6 +4,7 @@ import csv
 import glob
 import io
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -19,6 +20,8 @@ from asen_jax.files import write_atomically
 ACCEPTED = (
     'a photo, a folder, a pattern in quotes, a text file with one path per line, or a CSV with a column named path'
 )
+# lists, and the vectors that --mode embed writes, are not counted among the files that a folder has besides photos
+EXPECTED_SUFFIXES = {'.csv', '.txt', '.npz'}
 TAB = '\t'  # between a skipped photo's path and the reason
 
 
@@ -30,10 +33,17 @@ class ListedPhoto(NamedTuple):
     metadata: Mapping[str, str] = MappingProxyType({})  # the other columns of a CSV, without empty cells
 
 
-def list_photos(images: str | os.PathLike, with_boxes: bool = False) -> list[ListedPhoto]:
+class Listing(NamedTuple):
+    """The photos that `--images` names."""
+
+    photos: list[ListedPhoto]
+    left_out: str = ''  # a line that counts a folder's files that are not photos by their suffix
+
+
+def list_photos(images: str | os.PathLike, with_boxes: bool = False) -> Listing:
     """The photos that `images` names; raises InputError if there are none.
 
-    - A folder: all files below it with a photo's suffix, sorted, without hidden ones.
+    - A folder: all files below it with a photo's suffix, sorted, without hidden ones; others are counted.
     - A pattern: all files that match it, sorted.
     - A text file, or the column `path` of a CSV: as listed, relative to the list's folder.
     - A photo: itself.
@@ -41,10 +51,10 @@ def list_photos(images: str | os.PathLike, with_boxes: bool = False) -> list[Lis
     Garment boxes, the columns `x1,y1,x2,y2` of a CSV (see asen_jax/data/boxes.py), are read only `with_boxes`, for a network
     that was trained on them; a notice says if there are none.
     """
-    path = Path(images).expanduser()
+    path, left_out = Path(images).expanduser(), ''
     suffixes = readable_suffixes()
     if path.is_dir():
-        photos = _walk(path, suffixes)
+        photos, left_out = _walk(path, suffixes)
     elif not path.exists():  # Path.glob would match hidden files
         names = sorted(name for name in glob.glob(str(path), recursive=True) if Path(name).is_file())  # noqa: PTH207
         photos = [ListedPhoto(name) for name in names]
@@ -56,10 +66,11 @@ def list_photos(images: str | os.PathLike, with_boxes: bool = False) -> list[Lis
     if not photos:
         missing = 'matches no file' if glob.has_magic(str(path)) else 'does not exist'
         fault = 'holds no photos' if path.exists() else missing
+        fault += f' ({left_out})' if left_out else ''
         raise InputError(f'{images} {fault}; --images takes {ACCEPTED}.')
     if with_boxes and not any(photo.box for photo in photos):
         print(f'{images} has no boxes: photos are used whole (this matters only if the training photos had boxes)')
-    return photos
+    return Listing(photos, left_out)
 
 
 def write_skipped(path: Path, lines: Sequence[str]) -> None:
@@ -101,23 +112,29 @@ def readable_suffixes() -> set[str]:
     return {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
 
 
-def _walk(folder: Path, suffixes: set[str]) -> list[ListedPhoto]:
-    """The photos below `folder`. Links are followed, but each real folder is visited once, so that a loop of links ends."""
+def _walk(folder: Path, suffixes: set[str]) -> Listing:
+    """The photos below `folder`, outside of galleries' tables. Links are followed, but each real folder is visited once, so that a loop of links ends."""
 
     def fail(error: OSError):
         raise error
 
-    paths, visited = [], set()
+    paths, others, visited = [], Counter(), set()
     for root, folders, files in os.walk(folder, onerror=fail, followlinks=True):
         real = Path(root).resolve()
         if real in visited:
             folders.clear()
             continue
         visited.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith('.'))
-        visible = (name for name in files if not name.startswith('.'))
-        paths += [str(Path(root, name)) for name in visible if Path(name).suffix.lower() in suffixes]
-    return [ListedPhoto(path) for path in sorted(paths)]
+        folders[:] = sorted(name for name in folders if not name.startswith('.') and not name.endswith('.lance'))
+        for name in files:
+            suffix = Path(name).suffix.lower()
+            if suffix in suffixes and not name.startswith('.'):
+                paths.append(str(Path(root, name)))
+            elif suffix not in EXPECTED_SUFFIXES and not name.startswith('.'):
+                others[suffix or 'none'] += 1
+    counts = ', '.join(f'{suffix} {count:,}' for suffix, count in others.most_common())
+    left_out = f'left out {others.total():,} files that are not photos by their suffix ({counts})' if others else ''
+    return Listing([ListedPhoto(path) for path in sorted(paths)], left_out)
 
 
 def _read_list(path: Path) -> list[ListedPhoto]:
@@ -157,6 +174,8 @@ def _read_csv(path: Path, with_boxes: bool) -> list[ListedPhoto]:
 
 
 def _read_text(path: Path) -> str:
+    if not path.is_file():  # reading a pipe or a device may never end
+        raise InputError(f'{path} is not a regular file; --images takes {ACCEPTED}.')
     try:
         return path.read_bytes().decode('utf-8-sig')
     except UnicodeDecodeError as error:

@@ -128,7 +128,7 @@ def test_broken_photos_are_skipped_and_listed_whatever_the_chunk_size(shop, tmp_
         np.testing.assert_array_equal(read(output)[name], whole[name][kept])
     assert summary.skipped == [f'{shop}/{name}\tnot a photo' for name in (NAMES[1], NAMES[9])]
     assert (tmp_path / 'F.npz.skipped.txt').read_text().splitlines() == summary.skipped
-    assert f'skipped 2 photos, listed in {output}.skipped.txt' in str(summary)
+    assert f'skipped 2 photos, listed in {output}.skipped.txt' in str(summary) and 'left out' not in str(summary)
     embed(shop / NAMES[0], output)
     assert outputs(tmp_path) == ['F.npz', 'whole.npz']  # and not an earlier run's list
 
@@ -180,6 +180,11 @@ def test_unusable_input_is_refused_and_nothing_is_harmed(shop, tmp_path, monkeyp
         embed('shop', shop / NAMES[0])
     assert (shop / NAMES[0]).read_text() == 'broken'
     assert outputs(tmp_path) == []
+
+
+def test_the_summary_counts_the_files_that_are_no_photos(shop, tmp_path):
+    (shop / 'a.HEIC').touch()
+    assert 'left out 1 files that are not photos by their suffix (.heic 1)' in str(embed(shop, tmp_path / 'F.npz'))
 
 
 def test_the_parts_of_another_run_are_refused(shop, tmp_path):

@@ -383,7 +383,8 @@ def test_contact_sheets_never_replace_a_photo_and_are_not_indexed(network, liste
         with pytest.raises(InputError, match=f'{output} is one of the photos; name another --output'):
             search_gallery(tmp_path / 'gallery', str(tmp_path / '0.png'), ATTRIBUTES[0], output=tmp_path / output)
     search_gallery(tmp_path / 'gallery', str(tmp_path / '0.png'), ATTRIBUTES[0])
-    index_photos(network, tmp_path, tmp_path / 'gallery')
+    (tmp_path / '6.heic').touch()
+    assert str(index_photos(network, tmp_path, tmp_path / 'gallery')).endswith('by their suffix (.heic 1)')
     assert not any('search' in name for name in content(tmp_path / 'gallery'))
 
 

@@ -21,7 +21,7 @@ def shop(tmp_path):
 
 
 def paths(images):
-    return [photo.path for photo in list_photos(images)]
+    return [photo.path for photo in list_photos(images).photos]
 
 
 def expected(folder):
@@ -62,11 +62,21 @@ def test_links_are_followed_once(shop):
     assert len(paths(shop.parent / 'shop [2]')) == 6
 
 
+def test_files_that_are_left_out_by_their_suffix_are_counted(shop):
+    for name in ('1.HEIC', 'deep/2.heic', 'noname', 'photos.lance/data/1.lance', 'v.npz', '.DS_Store'):
+        (shop / name).parent.mkdir(parents=True, exist_ok=True)
+        (shop / name).touch()
+    left_out = list_photos(shop).left_out
+    assert left_out.startswith('left out 5 files that are not photos by their suffix (.heic 2, ')
+    assert all(f'{suffix} 1' in left_out for suffix in ('.mpg', '.h5', 'none'))
+    assert list_photos(shop / 'deep/er').left_out == list_photos(shop / '2.jpg').left_out == ''
+
+
 def test_boxes_of_a_table_are_0_based_and_half_open(shop):
     table = shop / 'labels.csv'
     table.write_text('x1,y1,path,x2,y2\n1,2.5,2.jpg,10,20\n,,a b.PNG,,\n,,2.jpg\n')
-    assert [photo.box for photo in list_photos(table, with_boxes=True)] == [(0, 1.5, 10, 20), None, None]
-    assert [photo.box for photo in list_photos(table)] == [None] * 3
+    assert [photo.box for photo in list_photos(table, with_boxes=True).photos] == [(0, 1.5, 10, 20), None, None]
+    assert [photo.box for photo in list_photos(table).photos] == [None] * 3
 
 
 @pytest.mark.parametrize(
@@ -76,10 +86,15 @@ def test_boxes_of_a_table_are_0_based_and_half_open(shop):
         ('nowhere', 'nowhere does not exist; --images takes'),
         ('*.bmp', r'\*\.bmp matches no file; --images takes'),
         ('labels.txt', 'labels.txt holds no photos; --images takes'),
+        ('raw', r'raw holds no photos \(left out 1 files .*\(.cr2 1\)\); --images takes'),
+        ('pipe', 'pipe is not a regular file; --images takes'),
     ],
 )
 def test_nothing_found_says_what_to_give(shop, name, reason):
-    (shop / 'none').mkdir()
+    for folder in ('none', 'raw'):
+        (shop / folder).mkdir()
+    (shop / 'raw' / '1.CR2').touch()
+    os.mkfifo(shop / 'pipe')
     (shop / 'labels.txt').write_text('\n\r\n')
     with pytest.raises(InputError, match=reason):
         list_photos(shop / name)
