@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -48,6 +48,22 @@ def naming(path: Path, instead_of: Path | None = None) -> Iterator[None]:
         if error.filename in (None, os.fspath(instead_of or path)):
             error.filename = os.fspath(path)
         raise
+
+
+def check_output(path: str | os.PathLike, suffixes: Sequence[str], inputs: Iterable[str | os.PathLike]) -> None:
+    """Raise InputError if `path` is a folder, has none of `suffixes`, or is one of the files `inputs`, by whatever name."""
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f'{path} is a folder; name a file like {path / "output"}{suffixes[0]}.')
+    if path.suffix.lower() not in suffixes:
+        raise InputError(f'{path} does not end in {" or ".join(suffixes)}; name another --output.')
+    if not path.exists():
+        return
+    existing = path.stat()
+    for each in inputs:
+        with contextlib.suppress(OSError, ValueError):  # an input that does not exist
+            if os.path.samestat(existing, Path(each).stat()):
+                raise InputError(f'{path} is one of the inputs; name another --output.')
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

@@ -26,6 +26,19 @@ def test_a_file_is_unchanged_until_the_new_one_is_complete(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_an_output_is_never_an_input(tmp_path, monkeypatch):
+    photo = tmp_path / 'a.jpg'
+    photo.write_text('photo')
+    (tmp_path / 'hard.jpg').hardlink_to(photo)
+    (tmp_path / 'soft.JPG').symlink_to(photo)
+    monkeypatch.chdir(tmp_path)
+    for output in ('a.jpg', '../' + tmp_path.name + '/a.jpg', tmp_path / 'hard.jpg', 'soft.JPG'):
+        with pytest.raises(InputError, match='is one of the inputs'):
+            files.check_output(output, ['.jpg'], ['gone.jpg', photo])
+    for output in ('b.jpg', 'a.jpg'):
+        files.check_output(output, ['.jpg'], ['gone.jpg', 'b.jpg'])
+
+
 def test_an_error_of_the_disk_names_the_file(tmp_path):
     path = tmp_path / ('長' * 60 + '.npz')
     with pytest.raises(OSError) as caught, files.write_atomically(path):

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from asen_jax.errors import InputError
-from asen_jax.files import lock, write_atomically, write_json
+from asen_jax.files import check_output, lock, write_atomically, write_json
 from asen_jax.network import config_as_trained
 from asen_jax.search.embedder import Embedded, Embedder
 from asen_jax.search.listing import TAB, ListedPhoto, file_state, list_photos, slices, write_skipped
@@ -82,17 +82,16 @@ def embed_files(
 
     `output` is replaced once the new file is complete. An unreadable photo is skipped and listed in `<output>.skipped.txt`;
     with `strict` it is an InputError. After a stop, the same call resumes and writes the same bytes. Raises InputError also
-    if there are no usable photos, no heatmaps, or if `<output>.parts` is in use, of another call, or not ours.
+    if there are no usable photos, no heatmaps, if `output` is one of the inputs or does not end in .npz, or if `<output>.parts`
+    is in use, of another call, or not ours.
     """
     if heatmaps:
         embedder.check_attention()
-    output = Path(output).expanduser()
-    if output.is_dir():
-        raise InputError(f'{output} is a folder; name a file like {output / "embeddings.npz"}.')
+    output, source = Path(output).expanduser(), Path(images).expanduser()
+    skipped_file = output.with_name(f'{output.name}.skipped.txt')
     photos, left_out = list_photos(images, with_boxes=embedder.crop_to_bbox)
-    inputs = (Path(name).expanduser().absolute() for name in (images, *(photo.path for photo in photos)))
-    if output.exists() and output.absolute() in inputs:
-        raise InputError(f'{output} is one of the inputs; name another --output.')
+    check_output(output, ['.npz'], [source, *(photo.path for photo in photos)])
+    check_output(skipped_file, ['.txt'], [source])
     request = {
         'checkpoint': embedder.fingerprint,
         'photos': _hash(os.fsencode(photo.path) for photo in photos),
@@ -100,7 +99,6 @@ def embed_files(
         'heatmaps': heatmaps,
         'chunk_size': chunk_size,
     }
-    skipped_file = output.with_name(f'{output.name}.skipped.txt')
     with _open_parts(output.with_name(f'{output.name}.parts'), request) as folder:
         start = time.monotonic()
         chunks = {_part(folder, number, chunk): chunk for number, chunk in enumerate(slices(photos, chunk_size))}

@@ -182,6 +182,12 @@ class Gallery:
             for condition in path_conditions(paths):
                 yield from self.table.search().where(condition).select(['path', *columns]).to_arrow().to_pylist()
 
+    def paths(self) -> Iterator[str]:
+        """The paths of all photos."""
+        with self.reading():
+            for batch in self.table.search().select(['path']).to_batches():
+                yield from batch.column('path').to_pylist()
+
     def vectors_of(self, row: Mapping[str, Any]) -> Float[np.ndarray, 'attributes dim']:
         """The vectors in a row that has all of `vector_columns`."""
         return np.array([row[column] for column in self.vector_columns], np.float32)

@@ -1,5 +1,6 @@
 """`--mode search`: the photos of a gallery that are nearest to one, printed and drawn."""
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from PIL import Image
 from asen_jax.data import images as pictures
 from asen_jax.errors import InputError
 from asen_jax.evaluation.figures import CELL, Ranking, draw_rankings
-from asen_jax.files import write_atomically
+from asen_jax.files import check_output, write_atomically
 from asen_jax.search.embedder import Embedder
 from asen_jax.search.gallery import STATE, THUMBNAIL, Gallery, Guess, Match
 from asen_jax.search.listing import absolute, file_state
@@ -39,17 +40,17 @@ def search_gallery(
     weights = parse_weights(attribute, gallery.attributes)
     gallery.check_weights(weights)  # before the network is loaded
     known = next(gallery.rows([path], [STATE, THUMBNAIL, *gallery.vector_columns]), None)
-    if not as_json:
-        output = output or file_of(gallery.folder, 'search.jpg')
-    if output and (absolute(output) == path or next(gallery.rows([absolute(output)], []), None)):
-        raise InputError(f'{output} is one of the photos; name another --output.')
+    if output:
+        check_output(output, ['.jpg', '.jpeg'], itertools.chain([path], gallery.paths()))
+    elif not as_json:
+        output = file_of(gallery.folder, 'search.jpg')
     state = file_state(path)
     if known and state and known[STATE].startswith(f'{state} '):
         query, picture = gallery.vectors_of(known), pictures.decode(known[THUMBNAIL])
     else:
         # where the garment is in this photo is not known, so all of it is used
         query = load_embedder(gallery, workdir).embed([path], boxes=[None])[0]
-        picture = pictures.decode(Path(path).read_bytes())
+        picture = pictures.decode(pictures.read_file(path))
     without = path if known else None
     matches = gallery.search(query, weights, k, where, without)
     if as_json:

@@ -173,13 +173,18 @@ def test_unusable_input_is_refused_and_nothing_is_harmed(shop, tmp_path, monkeyp
         embed(shop, output)
     with pytest.raises(InputError, match='nowhere does not exist'):
         embed(tmp_path / 'nowhere', output)
-    with pytest.raises(InputError, match=r'shop is a folder; name a file like .*shop/embeddings\.npz'):
+    with pytest.raises(InputError, match=r'shop is a folder; name a file like .*shop/output\.npz'):
         embed(shop, shop)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=r'00\.png is one of the inputs; name another --output'):
+    with pytest.raises(InputError, match=r'00\.png does not end in \.npz; name another --output'):
         embed('shop', shop / NAMES[0])
+    (tmp_path / 'link.npz').symlink_to(shop / NAMES[0])
+    (tmp_path / 'a.npz.skipped.txt').write_text(f'shop/{NAMES[1]}')
+    for images, name in (('shop', 'link.npz'), ('link.npz', 'link.npz'), ('a.npz.skipped.txt', 'a.npz')):
+        with pytest.raises(InputError, match='is one of the inputs; name another --output'):
+            embed(images, name)
     assert (shop / NAMES[0]).read_text() == 'broken'
-    assert outputs(tmp_path) == []
+    assert outputs(tmp_path) == ['a.npz.skipped.txt', 'link.npz']
 
 
 def test_the_summary_counts_the_files_that_are_no_photos(shop, tmp_path):

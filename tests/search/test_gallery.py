@@ -379,9 +379,17 @@ def test_a_photo_of_two_lists_belongs_to_the_last(network, listed, tmp_path):
 
 def test_contact_sheets_never_replace_a_photo_and_are_not_indexed(network, listed, tmp_path):
     index_photos(network, listed, tmp_path / 'gallery')
-    for output in ('0.png', '3.png'):
-        with pytest.raises(InputError, match=f'{output} is one of the photos; name another --output'):
+    (tmp_path / 'link.jpg').symlink_to(tmp_path / '0.png')
+    (tmp_path / 'same.jpg').hardlink_to(tmp_path / '3.png')
+    for output, says in (
+        ('3.png', r'does not end in \.jpg or \.jpeg'),
+        ('gallery', 'is a folder'),
+        ('link.jpg', 'is one of the inputs'),
+        ('same.jpg', 'is one of the inputs'),
+    ):
+        with pytest.raises(InputError, match=f'{output} {says}; name '):
             search_gallery(tmp_path / 'gallery', str(tmp_path / '0.png'), ATTRIBUTES[0], output=tmp_path / output)
+        (tmp_path / output).unlink() if output.endswith('.jpg') else None
     search_gallery(tmp_path / 'gallery', str(tmp_path / '0.png'), ATTRIBUTES[0])
     (tmp_path / '6.heic').touch()
     assert str(index_photos(network, tmp_path, tmp_path / 'gallery')).endswith('by their suffix (.heic 1)')
