@@ -13,6 +13,7 @@ from asen_jax.data.triplets import Labels
 from asen_jax.errors import InputError
 
 COLUMNS = ('index', 'attribute', 'value')
+MAX_PATH, MAX_NAME = 4000, 255  # Linux allows 4,096 bytes with the folder
 TAKE_META = 'use the meta.json that comes with the ASEN lists.'
 
 
@@ -54,11 +55,16 @@ def read_filenames(path: Path) -> list[str]:
 
 
 def check_relative(name: str, where: str) -> None:
-    """Refuse a photo's path that is absolute or leaves its folder."""
+    """Refuse a photo's path that is absolute, leaves its folder, or is longer than file systems allow."""
     if name.startswith(('/', '\\', '~')) or name[1:2] == ':':
         raise InputError(f'{where}: {name!r} is an absolute path; write it relative to the folder.')
     if '..' in name.replace('\\', '/').split('/'):
         raise InputError(f'{where}: {name!r} leaves the folder; write a path inside it, without "..".')
+    if len(name) > MAX_PATH or any(len(part.encode()) > MAX_NAME for part in name.split('/')):
+        raise InputError(
+            f'{where}: the path has {len(name):,} characters, too long for a file; write at most {MAX_PATH:,}, and at most '
+            f'{MAX_NAME} bytes between two slashes.'
+        )
 
 
 def read_label_train(path: Path, num_photos: int, meta: Meta) -> Labels:

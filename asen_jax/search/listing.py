@@ -168,7 +168,8 @@ def _read_csv(path: Path, with_boxes: bool) -> list[ListedPhoto]:
             photos.append(ListedPhoto(cells['path'], box, rest))
     except csv.Error as error:
         raise InputError(
-            f'{path}, line {reader.line_num}: {error}; put a cell with a comma or a quote in quotes.'
+            f'{path}, line {reader.line_num}: {error}; put a cell with a comma or a quote in quotes, and keep it below '
+            '131,072 characters.'
         ) from error
     return photos
 

@@ -92,7 +92,7 @@ def _parse(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
             yield line, cells
             line = reader.line_num + 1
     except csv.Error as error:
-        remedy = 'put a cell with a comma, a quote or a line break in quotes, and double its own quotes'
+        remedy = 'put a cell with a comma, a quote or a line break in quotes, double its own quotes, and keep it below 131,072 characters'
         raise InputError(f'{path}, line {line}: {error}; {remedy}.') from error
 
 

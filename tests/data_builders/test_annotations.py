@@ -69,6 +69,11 @@ def test_a_bad_line_is_named(write, reader, line, says):
     [
         (b'a.jpg\n\nb.jpg\n', 'line 2 is empty'),
         (b'a.jpg\n../b.jpg\n', "line 2: '../b.jpg' leaves the folder"),
+        (
+            b'a.jpg\nb/' + 'ü'.encode() * 130,
+            'line 2: the path has 132 characters, too long for a file; write at most 4,000, and at most 255 bytes',
+        ),
+        pytest.param(b'a/' * 2001, 'line 1: the path has 4,002 characters, too long for a file', id='long'),
         (b'a.jpg\n/b.jpg\n', "line 2: '/b.jpg' is an absolute path"),
         (b'a.jpg\n\xff\xfe\n', 'line 2: not UTF-8'),
         (b'\r\n', 'is empty'),

@@ -142,6 +142,7 @@ def test_a_photo_with_two_values_is_one_candidate(read, config, tmp_path):
         ('path,color\n,red\n', 'line 2: the path is empty'),
         ('path,color\na.jpg,red\n./a.jpg,blue\n', "line 3: './a.jpg' is already on line 2"),
         ('path,color\n../a.jpg,red\n', 'line 2: .* leaves the folder'),
+        pytest.param('path\n' + 140_000 * 'x', 'line 2: field larger .* keep it below 131,072 char', id='long'),
         ('path,color\nC:/a.jpg,red\n', 'line 2: .* is an absolute path'),
         ('path,color\na.jpg,"red\n', 'line 2: .*quotes'),
         ('path,color\na.jpg,r\xe9\n'.encode('latin-1'), 'line 2: not UTF-8'),

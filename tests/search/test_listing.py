@@ -107,6 +107,7 @@ def test_nothing_found_says_what_to_give(shop, name, reason):
         ('a.csv', b'path,color\na.jpg,red\n,blue\n', r'a\.csv, line 3: the path is empty'),
         ('a.csv', b'color,path\nred,a.jpg\nblue\n', r'a\.csv, line 3: the path is empty'),
         ('a.csv', b'path\n"a.jpg"b\n', r'a\.csv, line 2: .*expected.*; put a cell'),
+        pytest.param('a.csv', b'path\n' + 140_000 * b'x', 'line 2: field .* keep it below 131,072 char', id='long'),
         ('a.csv', b'path\n\xff\xfe.jpg\n', r'a\.csv is neither a photo nor UTF-8 text'),
         ('photo.unknown', b'\x89PNG\r\n\x1a\n\xff', 'neither a photo nor UTF-8 text'),
         ('a.csv', b'path,x1,y2\n', r'a\.csv, line 1: there is x1, y2 but no y1, x2; a box needs x1, y1, x2, y2'),
