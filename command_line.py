@@ -70,6 +70,15 @@ class Arguments(NamedTuple):
     workdir: Path
     flags: flags.FlagValues
 
+    @property
+    def written(self) -> str:
+        """The file or folder that the mode writes."""
+        return (
+            self.flags.output
+            or self.flags.gallery
+            or (self.config.data.dir if self.mode == 'prepare' else str(self.workdir))
+        )
+
 
 def parse(argv: Sequence[str]) -> Arguments | None:
     """The arguments in `argv`, or None after printing --help; raises InputError for invalid ones."""

@@ -1,13 +1,15 @@
 """Entry point: parses the command line and calls the library. `python main.py --help` lists modes, flags and fields."""
 
+import contextlib
+import io
+import logging
 import os
 import signal
 import sys
 import threading
-from logging import StreamHandler, getLogger
 from pathlib import Path
 
-from absl import logging
+from absl import logging as absl_logging
 
 import command_line
 from asen_jax.errors import InputError, NumericsError, StoppedError
@@ -16,41 +18,64 @@ from asen_jax.signals import interrupt_once
 EXTRAS = dict.fromkeys(('lancedb', 'uvicorn', 'fastapi', 'fastapi_offline', 'limits'), 'search') | {
     'ray': 'ray'
 }  # packages that only some modes need
+CLOSED_OUTPUT = 128 + signal.SIGPIPE
 
 
 def run(argv: list[str]) -> int:
     """Run a command; the exit status: 0 done, 2 invalid input, 3 numbers not finite, 128 + n stopped by signal n."""
     set_up_output()
+    status, message = attempt(argv)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's own flush at exit would fail, too
+        if isinstance(error, BrokenPipeError):
+            status = status or CLOSED_OUTPUT
+        else:
+            status, message = 2, f'the output: {error.strerror}.'
+    if message:
+        with contextlib.suppress(BrokenPipeError):
+            print(f'{Path(argv[0]).name}: {message}', file=sys.stderr)
+    return status
+
+
+def attempt(argv: list[str]) -> tuple[int, str]:
+    """Run a command; its exit status, and the sentence about what went wrong, or ''."""
+    written = 'a file'
     try:
         arguments = command_line.parse(argv)
         if arguments is not None:
+            written = arguments.written
             dispatch(arguments)
-        return 0
     except (InputError, NumericsError, StoppedError) as error:
-        status, message = error.exit_status, str(error)
+        return error.exit_status, str(error)
     except ModuleNotFoundError as error:
         if error.name not in EXTRAS:
             raise
-        status, message = 2, f"this needs {error.name}; pip install '.[{EXTRAS[error.name]}]' installs it."
+        return 2, f"this needs {error.name}; pip install '.[{EXTRAS[error.name]}]' installs it."
+    except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
+        return CLOSED_OUTPUT, ''
     except OSError as error:  # for example: a folder is a file, permission denied, disk full
-        status, message = 2, f'{error.filename or "the disk"}: {error.strerror or error}.'
+        return 2, f'{error.filename or f"{written} or the output"}: {error.strerror or error}.'
     except KeyboardInterrupt:
-        status, message = 130, 'interrupted; run the same command again to continue.'
-    print(f'{Path(argv[0]).name}: {message}', file=sys.stderr)
-    return status
+        return 130, 'interrupted; run the same command again to continue.'
+    return 0, ''
 
 
 def set_up_output() -> None:
     """Print what this project logs, and hide the messages of libraries, which users cannot act on."""
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # XLA reads it when JAX is imported
     os.environ.setdefault('LANCEDB_LOG', 'error')  # it warns of every table that is new
-    logging.set_verbosity(logging.FATAL)  # an error is also raised
-    getLogger('asyncio').setLevel('CRITICAL')
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors='replace')  # Python does the like for stderr
+    logging.raiseExceptions = False  # `attempt` and `run` notice a closed output, and say so once
+    absl_logging.set_verbosity(absl_logging.FATAL)  # an error is also raised
+    logging.getLogger('asyncio').setLevel('CRITICAL')
     threading.excepthook = sys.unraisablehook = lambda _: None  # of libraries' threads, whose errors are also raised
     os.environ.setdefault('PYTHONWARNINGS', 'ignore:resource_tracker')  # the process that cleans up after a killed run
     for name in ('asen_jax', 'data_builders'):
-        logger = getLogger(name)
-        logger.handlers[:] = [StreamHandler(sys.stdout)]
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [logging.StreamHandler(sys.stdout)]
         logger.setLevel('INFO')
         logger.propagate = False
 

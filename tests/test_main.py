@@ -1,5 +1,7 @@
 """main.py: exit statuses, one sentence on stderr, and runs that signals stop."""
 
+import errno
+import io
 import json
 import os
 import signal
@@ -152,6 +154,43 @@ def test_records_cannot_be_replaced_while_they_are_evaluated(config, tmp_path, m
     monkeypatch.setattr('asen_jax.evaluation.evaluate.evaluate_network', replace)
     main.dispatch(command_line.Arguments('eval', config, tmp_path, flags))
     assert evaluated
+
+
+def test_characters_that_the_output_cannot_encode_are_replaced(monkeypatch):
+    written = io.BytesIO()
+    with io.TextIOWrapper(written, 'ascii') as output:
+        monkeypatch.setattr(sys, 'stdout', output)
+        monkeypatch.setattr(main, 'dispatch', lambda arguments: print('grün'))
+        assert main.run(['main.py']) == 0
+        assert written.getvalue() == b'gr?n\n'
+
+
+def run_unread(*arguments):
+    """Exit status and stderr of a command whose output nobody reads."""
+    unread, output = os.pipe()
+    os.close(unread)
+    buffered = {name: value for name, value in os.environ.items() if name != 'PYTHONUNBUFFERED'}
+    command = [sys.executable, ROOT / 'main.py', *arguments]
+    done = subprocess.run(command, stdout=output, stderr=PIPE, text=True, env=buffered)
+    os.close(output)
+    return done.returncode, done.stderr
+
+
+def test_a_closed_output_ends_a_command_quietly(shop, capsys):
+    assert run_unread('--help') == (141, '')
+    assert run(capsys, *CATALOG)[0] == 0
+    assert run_unread('--mode=prepare', *CATALOG) == (141, '')  # which logs that it uses these records
+    status, stderr = run_unread('--mode=embed')
+    assert status == 2 and stderr.count('\n') == 1
+
+
+def test_a_full_disk_is_named_even_if_the_system_does_not(monkeypatch, capsys):
+    monkeypatch.setattr(main, 'dispatch', Mock(side_effect=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
+    assert run(capsys) == (2, '', 'main.py: data/records or the output: No space left on device.\n')
+    assert main.run(['main.py', '--mode=embed', '--images=a.jpg', '--output=v.npz']) == 2
+    assert capsys.readouterr().err == 'main.py: v.npz or the output: No space left on device.\n'
+    assert main.run(['main.py', '--workdir=w']) == 2
+    assert capsys.readouterr().err == 'main.py: w or the output: No space left on device.\n'
 
 
 def test_ctrl_c_exits_with_130(monkeypatch, capsys):
