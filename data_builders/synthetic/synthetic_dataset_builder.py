@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from asen_jax import files
+from asen_jax.errors import InputError
 from data_builders import annotations, records
 from data_builders.records import Photo, RawDataset
 from data_builders.synthetic.garments import ATTRIBUTES, Garment, draw_garment
@@ -18,6 +19,8 @@ from data_builders.synthetic.garments import ATTRIBUTES, Garment, draw_garment
 SEED = 2020  # of the drawings; config.seed must not change records
 EVAL_SHARE = 10  # one photo in ten is in valid, and one in test
 QUERY_SHARE = 5  # one photo in five of valid and test is a query; the others are candidates
+MIN_PHOTOS = 100  # so that valid and test have two query photos each
+MIN_SIZE = 32  # pixels; collars cannot be told apart in smaller photos
 JPEG_QUALITY = 95
 
 
@@ -42,6 +45,9 @@ def config_name(data: ConfigDict) -> str:
 
 def read(data: ConfigDict) -> RawDataset:
     """Draw the photos; in valid and test, labels of the first fifth are queries and those of the others are candidates."""
+    for field, least in (('num_photos', MIN_PHOTOS), ('synthetic_size', MIN_SIZE)):
+        if data[field] < least:
+            raise InputError(f'data.{field} is {data[field]}; synthetic needs at least {least}.')
     chosen = annotations.pick_attributes(data.attributes, tuple(ATTRIBUTES), 'synthetic')
     indices = tqdm(range(data.num_photos), desc='Drawing', unit='photo', disable=None)
     photos = [make_photo(index, draw_garment(SEED, index, data.synthetic_size)) for index in indices]
