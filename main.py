@@ -13,7 +13,7 @@ from absl import logging as absl_logging
 
 import command_line
 from asen_jax.errors import InputError, NumericsError, StoppedError
-from asen_jax.signals import interrupt_once
+from asen_jax.signals import end_if_interrupted, handle_ctrl_c
 
 EXTRAS = dict.fromkeys(('lancedb', 'uvicorn', 'fastapi', 'fastapi_offline', 'limits'), 'search') | {
     'ray': 'ray'
@@ -71,7 +71,8 @@ def set_up_output() -> None:
     logging.raiseExceptions = False  # `attempt` and `run` notice a closed output, and say so once
     absl_logging.set_verbosity(absl_logging.FATAL)  # an error is also raised
     logging.getLogger('asyncio').setLevel('CRITICAL')
-    threading.excepthook = sys.unraisablehook = lambda _: None  # of libraries' threads, whose errors are also raised
+    threading.excepthook = lambda _: None  # of libraries' threads, whose errors are also raised
+    sys.unraisablehook = end_if_interrupted
     os.environ.setdefault('PYTHONWARNINGS', 'ignore:resource_tracker')  # the process that cleans up after a killed run
     for name in ('asen_jax', 'data_builders'):
         logger = logging.getLogger(name)
@@ -139,5 +140,5 @@ def dispatch(arguments: command_line.Arguments) -> None:
 
 
 if __name__ == '__main__':
-    signal.signal(signal.SIGINT, interrupt_once)
+    handle_ctrl_c()
     sys.exit(run(sys.argv))

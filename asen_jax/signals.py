@@ -38,21 +38,36 @@ class StopRequest:
     def _receive(self, number: int, frame) -> None:
         if self.signal_number is None:
             self.signal_number, self._received = number, time.monotonic()
-        elif number == signal.SIGINT and time.monotonic() - self._received > PATIENCE:
-            end_now(number)
+        else:
+            _repeat(number, self._received)
+
+
+def handle_ctrl_c() -> None:
+    """Let Ctrl-C raise KeyboardInterrupt once; repeated ones are handled as by `StopRequest`."""
+
+    def interrupt(number: int, frame) -> None:
+        first = time.monotonic()
+        signal.signal(number, lambda number, frame: _repeat(number, first))
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+
+
+def end_if_interrupted(unraisable) -> None:
+    """A `sys.unraisablehook` that is silent, but ends the process after a Ctrl-C during garbage collection, which drops it."""
+    if unraisable.exc_type is KeyboardInterrupt:
+        end_now(signal.SIGINT)
+
+
+def _repeat(number: int, first: float) -> None:
+    if number == signal.SIGINT and time.monotonic() - first > PATIENCE:
+        end_now(number)
 
 
 def end_now(number: int) -> None:
     """End the process as SIGKILL would, since libraries print tracebacks or hang where an exception interrupts them."""
-    message = f'{Path(sys.argv[0]).name}: Stopped at once; run the same command to resume from the last checkpoint.\n'
-    os.write(2, message.encode())
+    os.write(2, f'{Path(sys.argv[0]).name}: interrupted; run the same command again to continue.\n'.encode())
     os._exit(128 + number)
-
-
-def interrupt_once(number: int, frame) -> None:
-    """Handle Ctrl-C: raise KeyboardInterrupt, and ignore further ones, so that nothing disturbs the end of the process."""
-    signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

@@ -58,22 +58,33 @@ with signals.StopRequest():
     done = python(code)
     assert done.returncode == 130
     assert done.stdout.split() == ['2', '2', '15']
-    assert 'Stopped at once; run the same command' in done.stderr and done.stderr.count('\n') == 1
+    assert 'interrupted; run the same command' in done.stderr and done.stderr.count('\n') == 1
+
+
+INTERRUPT = """
+import os, signal
+import main
+main.set_up_output()
+main.handle_ctrl_c()
+def interrupt(*_):
+    os.kill(os.getpid(), signal.SIGINT)
+    print('missed')
+"""
 
 
 def test_ctrl_c_interrupts_only_once():
-    code = """
-import os, signal
-from asen_jax.signals import interrupt_once
-signal.signal(signal.SIGINT, interrupt_once)
-try:
-    os.kill(os.getpid(), signal.SIGINT)
-    print('missed')
-except KeyboardInterrupt:
-    os.kill(os.getpid(), signal.SIGINT)
-    print('interrupted')
-"""
-    assert python(code).stdout == 'interrupted\n'
+    done = python(
+        f'{INTERRUPT}\ntry:\n    interrupt()\nexcept KeyboardInterrupt:\n    interrupt()\n    print("interrupted")'
+    )
+    assert done.stdout == 'missed\ninterrupted\n'
+
+
+def test_ctrl_c_during_garbage_collection_is_not_lost():
+    done = python(f'{INTERRUPT}\nimport gc\ngc.callbacks.append(interrupt)\ngc.collect()')
+    assert (done.returncode, done.stdout) == (130, '')
+    assert (
+        done.stderr.endswith('interrupted; run the same command again to continue.\n') and done.stderr.count('\n') == 1
+    )
 
 
 def test_processes_that_start_while_signals_are_blocked_ignore_them():
