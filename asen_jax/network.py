@@ -80,9 +80,12 @@ def load_network(
 
 def make_embedder(structure: Structure, mesh: jax.sharding.Mesh) -> Callable[[dict, dict], Embed]:
     """`embed_all`, compiled once for all arrays of this structure: bind(params, batch_stats) returns the `Embed` for them."""
+    whole = sharding.replicated(mesh)
     compiled = jax.jit(functools.partial(embed_all, structure))
 
     def bind(params: dict, batch_stats: dict) -> Embed:
+        params = jax.device_put(params, whole)  # gathered once, not for each batch
+
         def embed(images):
             images = jax.device_put(images, sharding.batch_sharding_for(mesh, len(images)))
             return compiled(params, batch_stats, images)

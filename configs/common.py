@@ -139,7 +139,7 @@ def add_evaluation(config: ConfigDict) -> None:
 
     config.mesh = ConfigDict()
     config.mesh.cpu_devices = 1  # without a GPU: devices to split the CPU into; 2 speeds up narrow networks
-    config.mesh.model = 1  # devices along the 'model' axis; the remaining factor splits the batch
+    config.mesh.model = 1  # devices that share one copy of the parameters and Adam's state; 1: each device has its own
 
 
 def describe_fields() -> list[tuple[str, str, str]]:

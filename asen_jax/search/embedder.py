@@ -60,8 +60,7 @@ class Embedder:
             self.values = tuple(map(tuple, network.meta['values']))
         data = network.meta['config']['data']
         self.size, self.fit, self.crop_to_bbox = data['image_size'], data['fit'], data['crop_to_bbox']
-        devices = mesh.shape['data']
-        self.batch_size = -(-batch_size // devices) * devices  # every device gets an equal share
+        self.batch_size = -(-batch_size // mesh.size) * mesh.size  # every device gets an equal share
         self._embed = network.embed_on(mesh)
         batch = jax.ShapeDtypeStruct((self.batch_size, self.size, self.size, 3), np.uint8)
         vectors, heatmaps = jax.eval_shape(

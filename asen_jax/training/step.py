@@ -44,9 +44,10 @@ def make_train_step(
     mesh: jax.sharding.Mesh,
     seed: int,
 ) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
-    """The compiled step: (state, batch) -> (state, metrics). The state is donated; the batch is split over 'data'.
+    """The compiled step: (state, batch) -> (state, metrics). The state is donated; the batch is split over all devices.
 
     `options` is `config.train`; `shardings` are those of the state; `seed` and the step decide which channels are dropped.
+    Parameters that are sharded are gathered for the step, and each device updates its own part of them.
     """
     compute_loss = {'triplet': _triplet_loss, 'contrastive': _contrastive_loss}[options.loss]
 
@@ -56,7 +57,9 @@ def make_train_step(
         def objective(params):
             return compute_loss(structure, params, state.batch_stats, batch, key, options)
 
-        (loss, (batch_stats, accuracy)), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
+        whole = jax.lax.with_sharding_constraint(state.params, sharding.replicated(mesh))
+        (loss, (batch_stats, accuracy)), gradients = jax.value_and_grad(objective, has_aux=True)(whole)
+        gradients = jax.lax.with_sharding_constraint(gradients, shardings.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
         metrics = {'loss': loss, 'triplet_accuracy': accuracy, 'gradient_norm': optax.tree.norm(gradients)}
