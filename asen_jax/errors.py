@@ -13,6 +13,12 @@ class NumericsError(Exception):
     exit_status = 3
 
 
+class PeerError(Exception):
+    """Another process of the same run has ended, so that this one cannot go on."""
+
+    exit_status = 4
+
+
 class StoppedError(Exception):
     """The run was stopped by a signal, after saving; the exit status is the shell's usual 128 + signal number."""
 

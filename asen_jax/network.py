@@ -80,8 +80,8 @@ def load_network(
 
 def make_embedder(structure: Structure, mesh: jax.sharding.Mesh) -> Callable[[dict, dict], Embed]:
     """`embed_all`, compiled once for all arrays of this structure: bind(params, batch_stats) returns the `Embed` for them."""
-    whole = sharding.replicated(mesh)
-    compiled = jax.jit(functools.partial(embed_all, structure))
+    whole = sharding.replicated(mesh)  # so that each process can read the vectors
+    compiled = jax.jit(functools.partial(embed_all, structure), out_shardings=whole)
 
     def bind(params: dict, batch_stats: dict) -> Embed:
         params = jax.device_put(params, whole)  # gathered once, not for each batch

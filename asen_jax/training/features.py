@@ -32,7 +32,7 @@ def compute_features(
     `arrays` are the network's parameters and batch statistics. The file vanishes with the process.
     """
     whole = sharding.replicated(mesh)
-    extract = jax.jit(functools.partial(extract_features, structure))
+    extract = jax.jit(functools.partial(extract_features, structure), out_shardings=whole)
     arrays = jax.device_put(arrays, whole)
     count, features = records.splits['train'], np.zeros((0, 2, 0, 0, 0), np.float16)
 
