@@ -30,6 +30,7 @@ PATH_FLAGS = {
     'gallery': 'folder of the gallery, or s3://BUCKET/NAME',
     'query': 'photo to search with',
 }
+PROCESS_FLAGS = ('distributed', 'coordinator', 'num_processes', 'process_id')
 
 
 class Mode(NamedTuple):
@@ -41,9 +42,15 @@ class Mode(NamedTuple):
 
 
 MODES = {
-    'train': Mode('prepare if needed, train or resume, evaluate on valid after each epoch, test the best checkpoint'),
-    'eval': Mode('evaluate a checkpoint; print the table, write eval_<split>.json', accepts=('checkpoint', 'split')),
-    'report': Mode('evaluate, and also write report.html', accepts=('checkpoint', 'split')),
+    'train': Mode(
+        'prepare if needed, train or resume, evaluate on valid after each epoch, test the best checkpoint',
+        accepts=PROCESS_FLAGS,
+    ),
+    'eval': Mode(
+        'evaluate a checkpoint; print the table, write eval_<split>.json',
+        accepts=('checkpoint', 'split', *PROCESS_FLAGS),
+    ),
+    'report': Mode('evaluate, and also write report.html', accepts=('checkpoint', 'split', *PROCESS_FLAGS)),
     'prepare': Mode('only build the records; print a summary, write prepare.json', accepts=('darn_urls',)),
     'import': Mode('turn a PyTorch checkpoint of ASEN or CSN into a checkpoint', needs=('torch_checkpoint',)),
     'export': Mode('write a program with weights, or a state dict', ('output',), ('checkpoint', 'format')),
@@ -159,6 +166,13 @@ def define_flags(argv: Sequence[str]) -> flags.FlagValues:
     flags.DEFINE_enum('engine', 'local', ['local', 'ray'], 'what embeds the photos', flag_values=values)
     about = 'workers of --engine=ray; default: one per GPU of the cluster, or per machine'
     flags.DEFINE_integer('workers', None, about, lower_bound=1, flag_values=values)
+    about = 'one of several processes of a run (docs/operations.md); found out under SLURM, Open MPI, and Kubernetes'
+    flags.DEFINE_boolean('distributed', False, about, flag_values=values)
+    flags.DEFINE_string('coordinator', None, '--distributed: HOST:PORT of process 0', flag_values=values)
+    about = '--distributed: number of processes'
+    flags.DEFINE_integer('num_processes', None, about, lower_bound=1, flag_values=values)
+    about = '--distributed: number of this process, from 0'
+    flags.DEFINE_integer('process_id', None, about, lower_bound=0, flag_values=values)
     return values
 
 
@@ -232,6 +246,8 @@ def _check_mode(values: flags.FlagValues) -> None:
             raise InputError(f'--mode {values.mode} needs --{name}: {values[name].help}.')
     if values.workers and values.engine != 'ray':
         raise InputError('--workers goes with --engine=ray.')
+    if not values.distributed and any(values[name].present for name in PROCESS_FLAGS[1:]):
+        raise InputError(f'{", ".join(f"--{name}" for name in PROCESS_FLAGS[1:])} go with --distributed.')
     if values.darn_urls and values.config.data.name != 'darn':
         raise InputError('--darn_urls goes with --mode prepare --config configs/darn.py.')
 

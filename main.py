@@ -59,6 +59,10 @@ def attempt(argv: list[str]) -> tuple[int, str]:
         return 2, f'{error.filename or f"{written} or the output"}: {error.strerror or error}.'
     except KeyboardInterrupt:
         return 130, 'interrupted; run the same command again to continue.'
+    except Exception:
+        if sharding := sys.modules.get('asen_jax.sharding'):
+            sharding.await_peer_error()
+        raise
     return 0, ''
 
 
@@ -97,6 +101,10 @@ def dispatch(arguments: command_line.Arguments) -> None:
     mode, config, workdir, flags = arguments
     moved = workdir if flags.workdir else None  # the network of a gallery that is no longer where it was
     sharding.split_cpu(config.mesh.cpu_devices)  # before JAX counts its devices
+    if flags.distributed:
+        sharding.start_processes(flags.coordinator, flags.num_processes, flags.process_id)
+        if not sharding.is_writer():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # one process is enough to tell the user
     match mode:
         case 'train':
             source = prepare.read_source(config)
@@ -141,4 +149,7 @@ def dispatch(arguments: command_line.Arguments) -> None:
 
 if __name__ == '__main__':
     handle_ctrl_c()
-    sys.exit(run(sys.argv))
+    status = run(sys.argv)
+    if sharding := sys.modules.get('asen_jax.sharding'):
+        sharding.end_process(status)
+    sys.exit(status)

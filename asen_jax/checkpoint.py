@@ -20,6 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from asen_jax import sharding
 from asen_jax.errors import InputError, NumericsError
 
 KINDS = ('best', 'latest')
@@ -43,7 +44,7 @@ class Checkpoints:
         for kind in KINDS:
             if not read_only:
                 (self.root / kind).mkdir(parents=True, exist_ok=True)
-            if (self.root / kind).is_dir():
+            if sharding.agree((self.root / kind).is_dir()):  # a manager is made by all processes or by none
                 with _quiet() if read_only else contextlib.nullcontext():
                     self.managers[kind] = ocp.CheckpointManager(self.root / kind, options=_options(read_only))
 

@@ -87,8 +87,7 @@ def make_embedder(structure: Structure, mesh: jax.sharding.Mesh) -> Callable[[di
         params = jax.device_put(params, whole)  # gathered once, not for each batch
 
         def embed(images):
-            images = jax.device_put(images, sharding.batch_sharding_for(mesh, len(images)))
-            return compiled(params, batch_stats, images)
+            return compiled(params, batch_stats, sharding.put_batch(mesh, images))
 
         return embed
 

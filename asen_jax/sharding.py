@@ -90,14 +90,14 @@ def check_batch_size(batch_size: int, mesh: jax.sharding.Mesh) -> None:
         )
 
 
-def local_rows(mesh: jax.sharding.Mesh, batch_size: int) -> slice:
-    """The rows of a batch that the devices of this process hold."""
-    places = batch_sharding_for(mesh, batch_size).addressable_devices_indices_map((batch_size,))
-    ranges = [rows[0].indices(batch_size) for rows in places.values() if rows]
-    return slice(min(start for start, _, _ in ranges), max(stop for _, stop, _ in ranges))
+def local_rows(batch_size: int) -> range:
+    """The rows of a batch that the devices of this process hold: all of them, unless there are several processes."""
+    places = batch_sharding_for(make_mesh(), batch_size).addressable_devices_indices_map((batch_size,))
+    ranges = [index[0].indices(batch_size) for index in places.values() if index]
+    return range(min(start for start, _, _ in ranges), max(stop for _, stop, _ in ranges))
 
 
-def put_batch(mesh: jax.sharding.Mesh, batch, batch_size: int):
+def put_rows(mesh: jax.sharding.Mesh, batch, batch_size: int):
     """A batch on the devices of all processes, each of which passes its `local_rows`."""
     place = batch_sharding_for(mesh, batch_size)
 
@@ -105,6 +105,12 @@ def put_batch(mesh: jax.sharding.Mesh, batch, batch_size: int):
         return jax.make_array_from_process_local_data(place, rows, (batch_size, *rows.shape[1:]))
 
     return jax.tree.map(put, batch)
+
+
+def put_batch(mesh: jax.sharding.Mesh, batch: np.ndarray) -> jax.Array:
+    """A batch on the devices of all processes, each of which passes all of it; only its `local_rows` count."""
+    rows = local_rows(len(batch))
+    return put_rows(mesh, batch[rows.start : rows.stop], len(batch))
 
 
 def start_processes(
@@ -189,6 +195,11 @@ def end_process(status: int) -> NoReturn:
 def agree(number: int) -> int:
     """The highest `number` of all processes, each of which must call this."""
     return int(multihost_utils.process_allgather(np.int32(number)).max())
+
+
+def merge(array: np.ndarray) -> np.ndarray:
+    """For each number the one process that has it: the others pass NaN."""
+    return np.fmax.reduce(np.reshape(multihost_utils.process_allgather(array), (-1, *array.shape)))
 
 
 def is_writer() -> bool:

@@ -41,10 +41,10 @@ def measure(model_axis: int) -> float:
     rng = np.random.default_rng(0)
     batch = {'images': rng.integers(0, 256, (BATCH_SIZE, 3, SIZE, SIZE, 3), np.uint8)}
     batch['attribute'] = rng.integers(0, 8, BATCH_SIZE, np.int32)
-    rows, times = sharding.local_rows(mesh, BATCH_SIZE), []
+    rows, times = sharding.local_rows(BATCH_SIZE), []
     for _ in range(STEPS):
         begin = time.perf_counter()
-        placed = sharding.put_batch(mesh, {name: part[rows] for name, part in batch.items()}, BATCH_SIZE)
+        placed = sharding.put_rows(mesh, {name: part[rows] for name, part in batch.items()}, BATCH_SIZE)
         state, metrics = step(state, placed)
         float(metrics['loss'])
         times.append(time.perf_counter() - begin)

@@ -23,7 +23,7 @@ BATCH_SIZE = 16
 
 def run_on(mesh):
     """The losses of two steps and the sum of each photo's vectors after them."""
-    config, rows = small_config(), sharding.local_rows(mesh, BATCH_SIZE)
+    config, rows = small_config(), sharding.local_rows(BATCH_SIZE)
     structure, *shapes = build_shapes(config, 4)
     rng = np.random.default_rng(0)  # JAX would compile a program for each array
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(leaf.dtype), shapes[0])
@@ -32,9 +32,9 @@ def run_on(mesh):
     losses = []
     for number in range(2):
         batch = {name: part[rows] for name, part in make_batch(number).items()}
-        state, metrics = step(state, sharding.put_batch(mesh, batch, BATCH_SIZE))
+        state, metrics = step(state, sharding.put_rows(mesh, batch, BATCH_SIZE))
         losses.append(float(metrics['loss']))
-    photos = sharding.put_batch(mesh, make_batch(9)['images'][rows, 0], BATCH_SIZE)
+    photos = make_batch(9)['images'][:, 0]
     vectors, _ = make_embedder(structure, mesh)(state.params, state.batch_stats)(photos)
     return {'losses': losses, 'vectors': np.asarray(vectors).sum(axis=(1, 2)).tolist()}
 

@@ -45,7 +45,7 @@ def make_batch(number):
 
 
 def put(batch, mesh):
-    return sharding.put_batch(mesh, batch, len(batch['attribute']))
+    return sharding.put_rows(mesh, batch, len(batch['attribute']))
 
 
 def train(devices, **options):
@@ -159,7 +159,7 @@ def test_batches_and_meshes_that_do_not_divide_evenly_are_rejected():
 
 def test_a_process_reads_the_rows_of_its_devices():
     mesh = sharding.make_mesh(2)
-    assert sharding.local_rows(mesh, 16) == slice(0, 16)
-    assert sharding.local_rows(mesh, 12) == slice(0, 12)
-    placed = sharding.put_batch(mesh, {'index': np.arange(16)}, 16)['index']
+    assert sharding.local_rows(16) == range(16)
+    assert sharding.local_rows(12) == range(12)
+    placed = sharding.put_rows(mesh, {'index': np.arange(16)}, 16)['index']
     assert placed.sharding == sharding.batch_sharding(mesh) and placed.tolist() == list(range(16))

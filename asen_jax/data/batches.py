@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 from ml_collections import ConfigDict
 
+from asen_jax import sharding
 from asen_jax.data import images
 from asen_jax.data.prefetch import prefetch
 from asen_jax.data.prepared import LoadOptions, Records, read_labels, read_record, read_rows
@@ -59,11 +60,13 @@ class TripletSource:
 
     An epoch's table is drawn at once from (seed, epoch), flips and jitter from (seed, i). So a run sees the same photos
     whichever step it starts from and however many workers load them. With `features` [photos, 2, ...], which a frozen trunk
-    computed for each photo and its mirror image, no photo is read.
+    computed for each photo and its mirror image, no photo is read. The source has only those `rows` of each batch that this
+    process needs.
     """
 
-    def __init__(self, records: Records, config: ConfigDict, epoch_size: int, features: np.ndarray | None = None):
-        self.features = features
+    def __init__(self, records: Records, config: ConfigDict, rows: range, features: np.ndarray | None = None):
+        self.features, self.rows, self.batch_size = features, rows, config.train.batch_size
+        epoch_size = steps_per_epoch(records, config) * self.batch_size
         self.directory, self.seed, self.epoch_size = records.directory, config.seed, epoch_size
         self.num_epochs, self.options = config.train.num_epochs, LoadOptions.from_config(config)
         self.flip, self.jitter = config.data.flip, config.data.jitter
@@ -74,7 +77,7 @@ class TripletSource:
         self.index = None if fixed else make_train_index(records)
 
     def __len__(self) -> int:
-        return self.epoch_size * self.num_epochs
+        return self.epoch_size * self.num_epochs // self.batch_size * len(self.rows)
 
     @functools.lru_cache(maxsize=2)  # noqa: B019 - a source lives as long as its process
     def table(self, epoch: int) -> Int[np.ndarray, 'triplets 4']:
@@ -86,6 +89,8 @@ class TripletSource:
         return self.fixed[rng.permutation(len(self.fixed))[: self.epoch_size]]
 
     def __getitem__(self, index: int) -> Element:
+        step, row = divmod(index, len(self.rows))
+        index = step * self.batch_size + self.rows[row]  # in the batches of all processes
         epoch, place = divmod(index, self.epoch_size)
         *photos, attribute = self.table(epoch)[place].tolist()
         rng = np.random.default_rng([self.seed, 2, index])
@@ -156,11 +161,11 @@ def train_batches(
 
     With `features` of the photos and their mirror images, [photos, 2, h, w, c], batches have `features` [B, 3, h, w, c] instead
     of `images`. The contrastive loss also gets `photo` int32 [B, 3], the position of the record, and `labels` uint8
-    [B, 3, attributes, values], 1 where the photo has the value.
+    [B, 3, attributes, values], 1 where the photo has the value. With several processes, each gets its own rows of every batch.
     """
-    batch_size = config.train.batch_size
-    source = TripletSource(records, config, steps_per_epoch(records, config) * batch_size, features)
-    dataset = grain.MapDataset.source(source).batch(batch_size, drop_remainder=True)[start_step:]
+    rows = sharding.local_rows(config.train.batch_size)
+    source = TripletSource(records, config, rows, features)
+    dataset = grain.MapDataset.source(source).batch(len(rows), drop_remainder=True)[start_step:]
     # features are read faster than a worker process could hand them over
     return _iterate(dataset, config.data.num_workers if features is None else 0)
 
@@ -172,25 +177,35 @@ def eval_batch_size(records: Records, split: str, config: ConfigDict) -> int:
 
 
 class EvalSource:
-    """The photos `indices` of a split, for evaluation; masked repeats of the last one fill up the last batch."""
+    """The photos `indices` of a split, for evaluation; masked repeats of the last one fill up the last batch.
+
+    With several processes, each loads only its own rows of every batch; the others are black.
+    """
 
     def __init__(self, records: Records, split: str, indices: Int[np.ndarray, ' photos'], config: ConfigDict):
         self.directory, self.split, self.indices = records.directory, split, np.asarray(indices)
         self.options, self.num_attributes = LoadOptions.from_config(config), len(records.attributes)
         self.batch_size = eval_batch_size(records, split, config)
+        self.rows = sharding.local_rows(self.batch_size)
 
     def __len__(self) -> int:
         return -(-len(self.indices) // self.batch_size) * self.batch_size
 
     def __getitem__(self, index: int) -> Element:
         photo = int(self.indices[min(index, len(self.indices) - 1)])
+        about = {'index': np.int32(photo), 'mask': np.bool_(index < len(self.indices))}
+        return about | (self._load(photo) if index % self.batch_size in self.rows else self._blank)
+
+    @functools.cached_property
+    def _blank(self) -> Element:
+        """What stands for a photo that another process loads."""
+        like = self._load(int(self.indices[0]))
+        return {name: np.full_like(part, np.nan if name == 'boxes' else 0) for name, part in like.items()}
+
+    def _load(self, photo: int) -> Element:
         record = read_record(self.directory, self.split, photo)
         opened = self.options.open(record)
-        element: Element = {
-            'image': self.options.fit_square(opened.image),
-            'index': np.int32(photo),
-            'mask': np.bool_(index < len(self.indices)),
-        }
+        element: Element = {'image': self.options.fit_square(opened.image)}
         if 'attribute_boxes' in record:
             boxes = np.full((self.num_attributes, 4), np.nan, np.float32)  # where each labeled attribute is visible
             for attribute, box in zip(record['attributes'], record['attribute_boxes'], strict=True):

@@ -8,13 +8,13 @@ import numpy as np
 from jaxtyping import Bool, Int
 from ml_collections import ConfigDict
 
-from asen_jax import files
+from asen_jax import files, sharding
 from asen_jax.data.batches import eval_batch_size, eval_batches
 from asen_jax.data.prepared import LoadOptions, Records, check_unchanged, has_targets, read_rows
 from asen_jax.errors import InputError
 from asen_jax.evaluation import metrics
 from asen_jax.evaluation.figures import Ranking, draw_rankings
-from asen_jax.evaluation.results import KS, format_table, write_result
+from asen_jax.evaluation.results import KS, format_table
 from asen_jax.evaluation.vectors import Vectors, collect_vectors
 from asen_jax.network import Embed, TrainedNetwork, attribute_names, config_as_trained
 
@@ -80,18 +80,28 @@ def evaluate_network(
         records = records._replace(caveat=f'{records.caveat} {OTHER_RECORDS}'.strip())
     result, vectors = evaluate(config, records, split, embed, network.meta['step'])
     print(format_table(result))
-    path = write_result(workdir, result)
-    print(f'wrote {path}')
-    if rankings := rank_examples(config, records, split, embed, vectors):
-        picture = path.with_suffix('.jpg')
-        with files.write_atomically(picture) as file:
-            draw_rankings(rankings).save(file, 'JPEG', quality=88)
-        print(f'wrote {picture}')
+    rankings, page = rank_examples(config, records, split, embed, vectors), ''
     if with_report:
-        from asen_jax.evaluation.report import write_report  # loads Bokeh, which no other mode needs
+        from asen_jax.evaluation.report import make_report  # loads Bokeh, which no other mode needs
 
-        print(f'wrote {write_report(config, records, result, vectors, embed, workdir, network.meta)}')
+        page = make_report(config, records, result, vectors, embed, workdir, network.meta)
+    if sharding.is_writer():
+        _write(Path(workdir), result, rankings, page)
     return result
+
+
+def _write(workdir: Path, result: dict, rankings: list[Ranking], page: str) -> None:
+    """Write the figures, and the picture and the page if there are any, and print what was written."""
+    written = [workdir / f'eval_{result["split"]}.json']
+    files.write_json(written[0], result)
+    if rankings:
+        written.append(written[0].with_suffix('.jpg'))
+        with files.write_atomically(written[-1]) as file:
+            draw_rankings(rankings).save(file, 'JPEG', quality=88)
+    if page:
+        written.append(workdir / 'report.html')
+        files.write_text(written[-1], page)
+    print('\n'.join(f'wrote {path}' for path in written))
 
 
 def match_attributes(config: ConfigDict, meta: dict, records: Records, workdir: Path, embed: Embed) -> Embed:

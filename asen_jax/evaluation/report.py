@@ -19,7 +19,6 @@ from jinja2 import Environment, PackageLoader
 from ml_collections import ConfigDict
 from PIL import Image
 
-from asen_jax import files
 from asen_jax.data.batches import eval_batch_size
 from asen_jax.data.prepared import LoadOptions, Records, read_rows
 from asen_jax.evaluation import metrics
@@ -56,10 +55,10 @@ class Sheet(NamedTuple):
     names: list[str]  # of the values in `confusion`
 
 
-def write_report(
+def make_report(
     config: ConfigDict, records: Records, result: dict, vectors: Vectors, embed: Embed, workdir: Path, meta: dict
-) -> Path:
-    """Write `report.html` for an evaluation, and return its path; `embed` is the network that was evaluated, `meta` its metadata."""
+) -> str:
+    """The page `report.html` for an evaluation in `workdir`; `embed` is the network that was evaluated, `meta` its metadata."""
     split = result['split']
     sheets = {
         name: rank_attribute(records, split, vectors, number)
@@ -77,7 +76,7 @@ def write_report(
         name: (sheet.ranked[::-1][:NUM_EXAMPLES], sheet.ranked[:NUM_EXAMPLES]) for name, sheet in sheets.items()
     }
     template = Environment(loader=PackageLoader('asen_jax.evaluation'), autoescape=True).get_template('report.html')
-    page = template.render(
+    return template.render(
         result=result,
         meta=meta,
         names=list(dict.fromkeys([*result['map']['per_attribute'], *result['triplet_accuracy']['per_attribute']])),
@@ -89,9 +88,6 @@ def write_report(
         bokeh=Resources(mode='inline', components=['bokeh']).render(),
         script=script,
     )
-    path = Path(workdir) / 'report.html'
-    files.write_text(path, page)
-    return path
 
 
 def rank_attribute(records: Records, split: str, vectors: Vectors, attribute: int) -> Sheet:

@@ -1,17 +1,6 @@
 """Evaluation results as tables for the user and as JSON files."""
 
-from pathlib import Path
-
-from asen_jax import files
-
 KS = (1, 5, 10)  # of recall@k and precision@k
-
-
-def write_result(workdir: Path, result: dict) -> Path:
-    """Write `eval_<split>.json` and return its path."""
-    path = Path(workdir) / f'eval_{result["split"]}.json'
-    files.write_json(path, result)
-    return path
 
 
 def score(result: dict) -> float:

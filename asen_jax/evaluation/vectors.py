@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from tqdm import tqdm
 
+from asen_jax import sharding
 from asen_jax.data.prefetch import prefetch
 from asen_jax.network import Embed, check_finite
 
@@ -56,6 +57,7 @@ def collect_vectors(
                 inside[index], share[index] = score_attention(np.asarray(heatmaps)[mask], kept['boxes'], size)
             bar.update(len(index))
     check_finite(vectors)
+    inside, share = map(sharding.merge, (inside, share))  # each process has the boxes of the photos that it loaded
     return Vectors(rows, vectors, inside, share)
 
 

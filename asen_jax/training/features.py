@@ -39,8 +39,7 @@ def compute_features(
     def started():
         for batch in eval_batches(records, 'train', np.arange(count), config):
             both = [batch['image'][:, :, ::step] for step in (1, -1)]
-            place = sharding.batch_sharding_for(mesh, len(both[0]))
-            outputs = [extract(*arrays, jax.device_put(images, place)) for images in both]
+            outputs = [extract(*arrays, sharding.put_batch(mesh, images)) for images in both]
             yield batch['index'][batch['mask']], outputs
 
     with tqdm(total=count, desc='compute features', unit='photo', disable=None) as bar:

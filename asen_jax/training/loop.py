@@ -98,12 +98,14 @@ def train_and_evaluate(
     if trunk is None:
         trunk = check_config(config, workdir)
     workdir = Path(workdir)
-    with read_records(records_directory) as records, files.lock_workdir(workdir):
+    only_run = files.lock_workdir(workdir) if sharding.is_writer() else contextlib.nullcontext()
+    with read_records(records_directory) as records, only_run:
         sized = with_image_size(config, records)
         with StopRequest() as stop, Checkpoints(workdir) as checkpoints:
             check_same_run(sized, records, workdir, checkpoints)
             run, state, meters = start(sized, workdir, records, checkpoints, stop, trunk)
-            files.write_text(workdir / 'config.json', config.to_json(indent=2) + '\n')  # as the user wrote it
+            if sharding.is_writer():
+                files.write_text(workdir / 'config.json', config.to_json(indent=2) + '\n')  # as the user wrote it
             step = int(state.step)
             batches = train_batches(records, sized, step, frozen_features(run, state))
             with contextlib.closing(run.tracker), contextlib.closing(batches), naming_last_checkpoint(run):
@@ -168,7 +170,7 @@ def start(
         schedule=schedule,
         bind=make_embedder(structure, mesh),
         checkpoints=checkpoints,
-        tracker=Tracker(workdir, resumed),
+        tracker=Tracker(workdir, resumed, sharding.is_writer()),
         stop=stop,
         origin=origin,
     )
@@ -188,8 +190,7 @@ def train_epoch(
 ) -> tuple[TrainState, dict[str, float]]:
     """Train to the end of `epoch`, and return its mean metrics."""
     config, batch_size = run.config, run.config.train.batch_size
-    place, last_save = sharding.batch_sharding(run.mesh), time.monotonic()
-    step, end, pending = int(state.step), (epoch + 1) * run.epoch_steps, 0
+    last_save, step, end, pending = time.monotonic(), int(state.step), (epoch + 1) * run.epoch_steps, 0
     with progress_bar(run, epoch, step) as bar:
         while step < end:
             begin = time.perf_counter()
@@ -198,8 +199,8 @@ def train_epoch(
             overdue = time.monotonic() - last_save > 60 * config.train.save_every_minutes
             if overdue:
                 last_save = time.monotonic()
-            batch['request'] = np.full(batch_size, 2 * (run.stop.signal_number or 0) + overdue, np.int32)
-            state, metrics = run.train_step(state, jax.device_put(batch, place))
+            batch['request'] = np.full_like(batch['attribute'], 2 * (run.stop.signal_number or 0) + overdue)
+            state, metrics = run.train_step(state, sharding.put_rows(run.mesh, batch, batch_size))
             step += 1
             # that of the previous step, so that the device never waits for the host
             (signal_number, save), pending = divmod(int(pending), 2), metrics.pop('request')
@@ -263,7 +264,7 @@ def is_unfinished(run: Run, step: int) -> bool:
     if step == 0 or step % run.epoch_steps:
         return False
     if run.scores_valid:
-        return not run.tracker.has(step, 'valid_')  # the last thing that `finish_epoch` writes
+        return not sharding.agree(run.tracker.has(step, 'valid_'))  # the last thing that `finish_epoch` writes
     return run.checkpoints.steps().get('best') != step
 
 
@@ -301,7 +302,7 @@ def keep_best(run: Run, state: TrainState, score: float | None = None) -> None:
         return
     if best is not None and score is not None:
         highest = run.checkpoints.read_meta('best')['score']  # None for imported weights, which were not scored
-        if highest is not None and score < highest:
+        if not sharding.agree(highest is None or score >= highest):
             return
     run.checkpoints.save('best', state.arrays(), make_meta(run, step, score))
     run.checkpoints.wait()
@@ -309,8 +310,8 @@ def keep_best(run: Run, state: TrainState, score: float | None = None) -> None:
 
 def stop_if_asked(run: Run, step: int) -> None:
     """Stop at the end of an epoch, or after scoring it, if a signal has asked for it."""
-    if run.stop.signal_number:
-        stop_now(run, step, run.stop.signal_number)
+    if number := sharding.agree(run.stop.signal_number or 0):
+        stop_now(run, step, number)
 
 
 def stop_now(run: Run, step: int, number: int) -> None:

@@ -86,15 +86,18 @@ class Meters(NamedTuple):
 
 
 class Tracker:
-    """Writes named numbers by step; lines after `start_step`, from a run that stopped later, are removed first."""
+    """Writes named numbers by step; lines after `start_step`, from a run that stopped later, are removed first.
 
-    def __init__(self, workdir: Path, start_step: int):
-        self.path = Path(workdir) / 'metrics.jsonl'
-        if self.path.exists():
+    Of several processes, only the one that `is_writer` writes anything.
+    """
+
+    def __init__(self, workdir: Path, start_step: int, is_writer: bool = True):
+        self.path = Path(workdir) / 'metrics.jsonl' if is_writer else Path(os.devnull)
+        if is_writer and self.path.exists():
             cut_back(self.path, start_step)
         self.file = self.path.open('a')
         # an unlimited queue: its thread ends when the disk is full, and a limited one would then block the training
-        options = {'max_queue': 0, 'flush_secs': 10}
+        options = {'max_queue': 0, 'flush_secs': 10, 'write_to_disk': is_writer}
         self.board = tensorboardX.SummaryWriter(os.fspath(workdir), purge_step=start_step + 1, **options)
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:

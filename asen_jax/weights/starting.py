@@ -40,7 +40,7 @@ def read_start(config: ConfigDict, attributes: Sequence[str], params: dict) -> t
     Attributes that the source does not know keep their rows in `params`, which were drawn for this run. Prints which
     attributes are kept, new and dropped. The third value is for checkpoints' metadata; its `dataset` is None for an import.
     """
-    folder, mesh = _folder(config), sharding.make_mesh(config.mesh.model)
+    folder, mesh = _folder(config), sharding.make_mesh()  # each process needs all of every array
     with Checkpoints(folder, read_only=True) as source:
         _check_source(config, source)
         network = load_network(source, config.init.checkpoint, None, mesh)

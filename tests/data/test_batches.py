@@ -8,6 +8,7 @@ import os
 import numpy as np
 import pytest
 
+from asen_jax import sharding
 from asen_jax.data import batches, images, prepared
 from asen_jax.errors import InputError
 from asen_jax.signals import STOP_SIGNALS
@@ -39,7 +40,7 @@ def test_batches_have_the_documented_shapes(records, config):
 def test_a_batch_holds_the_photos_and_labels_of_its_triplets(records, config):
     config.data.flip = False
     batch = take(batches.train_batches(records, config), 1)[0]
-    source = batches.TripletSource(records, config, 32)
+    source = batches.TripletSource(records, config, range(8))
     photos = prepared.open_split(records.directory, 'train')
     for row, table in enumerate(source.table(0)[:8].tolist()):
         for role, index in enumerate(table[:3]):
@@ -55,6 +56,24 @@ def test_a_batch_holds_the_photos_and_labels_of_its_triplets(records, config):
 def test_training_can_start_at_any_step(records, config):
     whole = take(batches.train_batches(records, config), 8)
     assert_same(take(batches.train_batches(records, config, 3), 5), whole[3:])
+
+
+def test_processes_load_their_own_rows(records, config, monkeypatch):
+    whole = take(batches.train_batches(records, config, 2), 3)
+    photos = take(batches.eval_batches(records, 'valid', np.arange(12), config), 1)[0]
+    assert 'boxes' in photos
+    for rows in (range(3), range(3, 8)):
+        monkeypatch.setattr(sharding, 'local_rows', lambda batch_size, rows=rows: rows)
+        part = take(batches.train_batches(records, config, 2), 3)
+        assert_same(part, [{name: all_rows[rows] for name, all_rows in batch.items()} for batch in whole])
+        loaded = take(batches.eval_batches(records, 'valid', np.arange(12), config), 1)[0]
+        others = np.setdiff1d(np.arange(16), rows)
+        for name, blank in (('image', 0), ('boxes', np.nan)):
+            np.testing.assert_array_equal(loaded[name][rows], photos[name][rows])
+            assert np.isin(loaded[name][others], blank).all() or np.isnan(loaded[name][others]).all()
+        assert_same(
+            [{name: loaded[name] for name in ('index', 'mask')}], [{name: photos[name] for name in ('index', 'mask')}]
+        )
 
 
 def test_batches_do_not_depend_on_the_number_of_workers(records, config):
@@ -80,10 +99,10 @@ def test_workers_ignore_signals_that_stop_the_run_but_a_killed_one_is_reported(r
 
 
 def test_each_epoch_and_seed_draws_different_triplets(records, config):
-    source = batches.TripletSource(records, config, 32)
+    source = batches.TripletSource(records, config, range(8))
     assert not np.array_equal(source.table(0), source.table(1))
     config.seed = 1
-    assert not np.array_equal(source.table(0), batches.TripletSource(records, config, 32).table(0))
+    assert not np.array_equal(source.table(0), batches.TripletSource(records, config, range(8)).table(0))
 
 
 def test_a_fixed_list_is_reshuffled_each_epoch_but_not_redrawn(records, config):
@@ -91,7 +110,7 @@ def test_a_fixed_list_is_reshuffled_each_epoch_but_not_redrawn(records, config):
     config.data.num_triplets = records.splits['train_triplets']
     steps = batches.steps_per_epoch(records, config)
     listed = prepared.read_rows(records, 'train_triplets')
-    source = batches.TripletSource(records, config, steps * 8)
+    source = batches.TripletSource(records, config, range(8))
     for epoch in (0, 1):
         table = source.table(epoch)
         assert len(table) == steps * 8

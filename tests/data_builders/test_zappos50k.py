@@ -129,4 +129,4 @@ def test_training_on_published_lists_scores_triplets(config, tmp_path):
         other = config.copy_and_resolve_references()
         other.update_from_flattened_dict({field: value})
         with pytest.raises(InputError, match='has triplets but no labels'):
-            TripletSource(records, other, 16)
+            TripletSource(records, other, range(8))

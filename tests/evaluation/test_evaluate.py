@@ -54,7 +54,8 @@ def test_map_is_that_of_all_vectors_ranked_at_once(records, config, embed):
 
 def test_the_file_has_the_contracts_fields(records, config, embed, tmp_path):
     result = evaluate.evaluate(config, records, 'test', embed, step=0).result
-    read = json.loads(results.write_result(tmp_path, result).read_text())
+    evaluate._write(tmp_path, result, [], '')
+    read = json.loads((tmp_path / 'eval_test.json').read_text())
     assert read == json.loads(json.dumps(result))
     fields = 'dataset split checkpoint_step map chance_map triplet_accuracy num_queries num_candidates dropped'
     assert set(fields.split()) <= read.keys()
