@@ -111,7 +111,7 @@ def test_a_checkpoint_of_eight_devices_loads_on_one_and_vice_versa(tmp_path, sha
     (_, sharded, _), (_, whole, _) = make_run(8, model_axis=8), make_run(1)
     for source, target in ((sharded, whole), (whole, sharded)):
         with Checkpoints(tmp_path / str(source is whole)) as checkpoints:
-            checkpoints.save('latest', 1, source.arrays(), {'step': 1})
+            checkpoints.save('latest', source.arrays(), {'step': 1})
             checkpoints.wait()
             places = jax.tree.map(lambda leaf: leaf.sharding, target.arrays())
             restored = checkpoints.restore('latest', abstract_like(target.arrays(), places))
