@@ -60,13 +60,13 @@ def test_training_can_start_at_any_step(records, config):
 
 def test_processes_load_their_own_rows(records, config, monkeypatch):
     whole = take(batches.train_batches(records, config, 2), 3)
-    photos = take(batches.eval_batches(records, 'valid', np.arange(12), config), 1)[0]
+    photos = take(batches.eval_batches(records, 'train', np.arange(12), config), 1)[0]
     assert 'boxes' in photos
     for rows in (range(3), range(3, 8)):
         monkeypatch.setattr(sharding, 'local_rows', lambda batch_size, rows=rows: rows)
         part = take(batches.train_batches(records, config, 2), 3)
         assert_same(part, [{name: all_rows[rows] for name, all_rows in batch.items()} for batch in whole])
-        loaded = take(batches.eval_batches(records, 'valid', np.arange(12), config), 1)[0]
+        loaded = take(batches.eval_batches(records, 'train', np.arange(12), config), 1)[0]
         others = np.setdiff1d(np.arange(16), rows)
         for name, blank in (('image', 0), ('boxes', np.nan)):
             np.testing.assert_array_equal(loaded[name][rows], photos[name][rows])
