@@ -344,6 +344,7 @@ def test_efficientnet_is_exported_for_jax_alone(tmp_path):
     trunk, rng = read_trunk(config, *shapes), np.random.default_rng(0)
     heads = jax.tree.map(lambda shape: rng.normal(scale=0.1, size=shape.shape).astype(np.float32), shapes)
     params, stats = (head | pretrained for head, pretrained in zip(heads, trunk, strict=True))
+    stats = jax.tree.map(np.abs, stats)  # variances
     with Checkpoints(tmp_path / 'run') as checkpoints:
         checkpoints.save('latest', jax.tree.map(jax.numpy.asarray, {'params': params, 'batch_stats': stats}), meta)
         checkpoints.wait()

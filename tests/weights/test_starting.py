@@ -41,7 +41,7 @@ def save_source(config, without=()):
     with Checkpoints(Path(config.init.workdir)) as checkpoints:
         for config.seed, (kind, step) in enumerate([('best', 4), ('latest', 6)], start=100):
             _, params, batch_stats = build_model(config, len(KNOWN))
-            batch_stats = jax.tree.map(lambda leaf: leaf + 0.5, batch_stats)
+            batch_stats = jax.tree.map(lambda leaf: leaf + 0.05, batch_stats)
             about = {'step': step, 'config': json.loads(config.to_json()), 'attributes': KNOWN, 'fingerprint': 'f'}
             about['dataset'] = 'catalog'
             for field in without:
