@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from safetensors.numpy import load_file
 
+import console
 import main as entry
 from asen_jax.errors import InputError
 from benchmarks.soak import SAVES, SMALL, STEPS, compare
@@ -68,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument('--seed', default=0, type=int, help='of the damages')
     parser.add_argument('--jobs', default=2, type=int, help='how many commands run at the same time')
     args = parser.parse_args(argv)
-    entry.set_up_output()
+    console.set_up_output()
     SPAWN.set_forkserver_preload(
         ['main', 'asen_jax.training.loop', 'asen_jax.search.embed_files', 'data_builders.prepare']
     )

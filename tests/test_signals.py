@@ -63,9 +63,10 @@ with signals.StopRequest():
 
 INTERRUPT = """
 import os, signal
-import main
-main.set_up_output()
-main.handle_ctrl_c()
+import console
+from asen_jax import signals
+console.set_up_output()
+signals.handle_ctrl_c()
 def interrupt(*_):
     os.kill(os.getpid(), signal.SIGINT)
     print('missed')

@@ -1,0 +1,100 @@
+"""How a command runs from beginning to end: its output, its exit status, and the one sentence about what went wrong."""
+
+import contextlib
+import io
+import logging
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from absl import logging as absl_logging
+
+import command_line
+from asen_jax.errors import InputError, NumericsError, StoppedError
+from asen_jax.signals import end_if_interrupted
+
+Dispatch = Callable[[command_line.Arguments], None]  # what runs a mode
+
+EXTRAS = dict.fromkeys(('lancedb', 'uvicorn', 'fastapi', 'fastapi_offline', 'limits'), 'search') | {
+    'ray': 'ray'
+}  # packages that only some modes need
+CLOSED_OUTPUT = 128 + signal.SIGPIPE
+
+
+def run(argv: list[str], dispatch: Dispatch) -> int:
+    """Run a command; the exit status.
+
+    0 done, 1 a fault of this program, 2 invalid input, 3 numbers not finite, 4 another process of the run has ended, 128 + n
+    stopped by signal n.
+    """
+    set_up_output()
+    status, message = attempt(argv, dispatch)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's own flush at exit would fail, too
+        if isinstance(error, BrokenPipeError):
+            status = status or CLOSED_OUTPUT
+        else:
+            status, message = 2, f'the output: {error.strerror}.'
+    if message:
+        with contextlib.suppress(BrokenPipeError):
+            print(f'{Path(argv[0]).name}: {message}', file=sys.stderr)
+    return status
+
+
+def end(status: int) -> NoReturn:
+    """Exit, together with the other processes of the run if there are any."""
+    if sharding := sys.modules.get('asen_jax.sharding'):  # not loaded for --help
+        sharding.end_process(status)
+    sys.exit(status)
+
+
+def attempt(argv: list[str], dispatch: Dispatch) -> tuple[int, str]:
+    """Run a command; its exit status, and the sentence about what went wrong, or ''."""
+    written = 'a file'
+    try:
+        arguments = command_line.parse(argv)
+        if arguments is not None:
+            written = arguments.written
+            dispatch(arguments)
+    except (InputError, NumericsError, StoppedError) as error:
+        return error.exit_status, str(error)
+    except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
+        return CLOSED_OUTPUT, ''
+    except OSError as error:  # for example: a folder is a file, permission denied, disk full
+        return 2, f'{error.filename or f"{written} or the output"}: {error.strerror or error}.'
+    except KeyboardInterrupt:
+        return 130, 'interrupted; run the same command again to continue.'
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
+            return 2, f"this needs {error.name}; pip install '.[{EXTRAS[error.name]}]' installs it."
+        if sharding := sys.modules.get('asen_jax.sharding'):
+            sharding.await_peer_error()
+        traceback.print_exc()
+        return 1, ''
+    return 0, ''
+
+
+def set_up_output() -> None:
+    """Print what this project logs, and hide the messages of libraries, which users cannot act on."""
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # XLA reads it when JAX is imported
+    os.environ.setdefault('LANCEDB_LOG', 'error')  # it warns of every table that is new
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors='replace')  # Python does the like for stderr
+    logging.raiseExceptions = False  # `attempt` and `run` notice a closed output, and say so once
+    absl_logging.set_verbosity(absl_logging.FATAL)  # an error is also raised
+    logging.getLogger('asyncio').setLevel('CRITICAL')
+    threading.excepthook = lambda _: None  # of libraries' threads, whose errors are also raised
+    sys.unraisablehook = end_if_interrupted
+    os.environ.setdefault('PYTHONWARNINGS', 'ignore:resource_tracker')  # the process that cleans up after a killed run
+    for name in ('asen_jax', 'data_builders'):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [logging.StreamHandler(sys.stdout)]
+        logger.setLevel('INFO')
+        logger.propagate = False
