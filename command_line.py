@@ -166,7 +166,7 @@ def define_flags(argv: Sequence[str]) -> flags.FlagValues:
     flags.DEFINE_enum('engine', 'local', ['local', 'ray'], 'what embeds the photos', flag_values=values)
     about = 'workers of --engine=ray; default: one per GPU of the cluster, or per machine'
     flags.DEFINE_integer('workers', None, about, lower_bound=1, flag_values=values)
-    about = 'one of several processes of a run (docs/operations.md); found out under SLURM, Open MPI, and Kubernetes'
+    about = 'this is one of several processes of a run; see docs/operations.md'
     flags.DEFINE_boolean('distributed', False, about, flag_values=values)
     flags.DEFINE_string('coordinator', None, '--distributed: HOST:PORT of process 0', flag_values=values)
     about = '--distributed: number of processes'

@@ -150,7 +150,9 @@ class Checkpoints:
             yield
         except Exception as error:  # ValueError, OSError, or another, depending on the file
             cause = re.search(r'([^:]+) \[os_error_code=', str(error))
-            why = cause[1].strip() if cause else str(error).strip().split('\n')[0][:120]
+            if cause is None and not isinstance(error, OSError):  # such as the end of another process
+                raise
+            why = cause[1].strip() if cause else error.strerror or error
             raise InputError(
                 f'{self.root} cannot be written ({why}); free space or fix its permissions, then run the same command again.'
             ) from error
@@ -160,6 +162,7 @@ class Checkpoints:
             with _quiet():
                 return dict(self.managers[place.kind].restore(place.step, args=ocp.args.Composite(**items)))
         except Exception as error:  # Orbax raises a bare Exception for a truncated file
+            sharding.await_peer_error()  # or another process has ended, which says nothing about the checkpoint
             raise self._damage(place, str(error).strip().split('\n')[0][:120]) from error
 
     def _damage(self, place: Place, why: str) -> InputError:

@@ -86,6 +86,8 @@ def lock(path: str | os.PathLike, busy: str, wait: bool = False) -> Iterator[Non
     held = FileLock(path)
     try:
         held.acquire(timeout=0)
+    except NotImplementedError:
+        logger.warning('%s has no file locks; make sure that only one process works there.', Path(path).parent)
     except Timeout:
         if not wait:
             raise InputError(busy) from None

@@ -70,3 +70,12 @@ def test_many_hold_a_shared_lock_even_where_there_can_be_none(tmp_path, caplog):
         with files.shared_lock(path, 'busy'), files.shared_lock(path, 'busy'):
             pass
     assert 'busy' not in caplog.text
+
+
+def test_a_file_system_without_locks_is_used_without(tmp_path, monkeypatch, caplog):
+    def refuse(*_):
+        raise NotImplementedError
+
+    monkeypatch.setattr(files.FileLock, '_acquire', refuse)
+    with files.lock(tmp_path / 'lock', 'busy'):
+        assert f'{tmp_path} has no file locks' in caplog.text
