@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -58,13 +59,16 @@ def process(port, number):
         os._exit(1)
 
 
+def free_port():
+    with socket.socket() as sock:
+        sock.bind(('localhost', 0))
+        return str(sock.getsockname()[1])
+
+
 @pytest.fixture
 def pair():
     """Two processes of a run."""
-    with socket.socket() as sock:
-        sock.bind(('localhost', 0))
-        port = str(sock.getsockname()[1])
-    command = [sys.executable, '-m', 'tests.test_processes', port]
+    command = [sys.executable, '-m', 'tests.test_processes', free_port()]
     options = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True, 'cwd': ROOT}
     processes = [subprocess.Popen([*command, str(number)], **options) for number in range(2)]
     yield processes
@@ -98,6 +102,46 @@ def test_one_process_agrees_with_itself_writes_and_exits_as_usual():
     sharding.await_peer_error()
     with pytest.raises(SystemExit, match='3'):
         sharding.end_process(3)
+
+
+SMALL = '--config.data.num_photos=100 --config.data.synthetic_size=32 --config.data.image_size=32 --config.data.num_triplets=32'
+STEPS = '--config.model.trunk_width=8 --config.train.batch_size=8 --config.train.log_every_steps=1 --config.mesh.cpu_devices=1'
+
+
+def train(folder, workdir, num_processes, *arguments):
+    """Train with so many processes; the lines of metrics.jsonl without timings, and the figures on test."""
+    command = [sys.executable, str(ROOT / 'main.py'), f'--config={ROOT}/configs/synthetic.py', f'--workdir={workdir}']
+    command += [*SMALL.split(), *STEPS.split(), '--config.data.dir=records', '--config.eval.every_epochs=1', *arguments]
+    if num_processes > 1:
+        command += ['--distributed', f'--coordinator=localhost:{free_port()}', f'--num_processes={num_processes}']
+    environment = os.environ | {'XLA_FLAGS': '--xla_backend_optimization_level=0'}  # compiles fast; no fake devices
+    processes = []
+    for number in range(num_processes):
+        which = [f'--process_id={number}'] * (num_processes > 1)
+        processes.append(subprocess.Popen([*command, *which], cwd=folder, env=environment, stdout=subprocess.PIPE))
+    outputs = [one.communicate(timeout=300)[0] for one in processes]
+    assert [one.returncode for one in processes] == [0] * num_processes
+    assert [b'overall' in output for output in outputs] == [True] + [False] * (num_processes - 1)
+    lines = [json.loads(line) for line in (folder / workdir / 'metrics.jsonl').read_text().splitlines()]
+    timings = {'train_triplets_per_second', 'train_data_wait_seconds'}
+    return [{name: line[name] for name in line.keys() - timings} for line in lines], json.loads(
+        (folder / workdir / 'eval_test.json').read_text()
+    )
+
+
+@pytest.mark.heavy
+def test_runs_of_several_processes_are_like_one(tmp_path):
+    train(tmp_path, 'one', 1, '--config.train.num_epochs=1')
+    for workdir in ('four', 'changing'):
+        shutil.copytree(tmp_path / 'one', tmp_path / workdir)
+    lines, figures = train(tmp_path, 'one', 1, '--config.train.num_epochs=3')
+    runs = [train(tmp_path, 'four', 4, '--config.train.num_epochs=3', '--config.mesh.model=2')]
+    train(tmp_path, 'changing', 2, '--config.train.num_epochs=2')
+    runs.append(train(tmp_path, 'changing', 1, '--config.train.num_epochs=3'))
+    for other_lines, other_figures in runs:
+        for line, other in zip(lines, other_lines, strict=True):
+            assert other == pytest.approx(line, rel=0, abs=1e-4)
+        assert other_figures['map']['per_attribute'] == pytest.approx(figures['map']['per_attribute'], rel=0, abs=1e-6)
 
 
 if __name__ == '__main__':
