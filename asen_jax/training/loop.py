@@ -210,7 +210,7 @@ def train_epoch(
                 write_metrics(run, meters.since_log, step, bar)
             every = config.train.save_every_steps
             if step < end and (signal_number or save or (every and step % every == 0)):
-                save_latest(run, state, step, meters)
+                save_latest(run, state, step, meters)  # `finish_epoch` saves the last step
             if step < end and signal_number:
                 stop_now(run, step, signal_number)
         return state, meters.of_epoch.read(batch_size)
@@ -251,12 +251,6 @@ def write_metrics(run: Run, meter: Meter, step: int, bar: tqdm) -> None:
     run.tracker.write(step, {f'train_{name}': number for name, number in numbers.items()})
     bar.set_postfix(loss=f'{numbers["loss"]:.4f}', accuracy=f'{numbers["triplet_accuracy"]:.2f}')
     meter.reset()
-
-
-def save_is_due(config: ConfigDict, step: int, last_save: float) -> bool:
-    """Whether to save the latest checkpoint now, within an epoch."""
-    every = config.train.save_every_steps
-    return bool(every and step % every == 0) or time.monotonic() - last_save > 60 * config.train.save_every_minutes
 
 
 def is_unfinished(run: Run, step: int) -> bool:
