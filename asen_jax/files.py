@@ -1,6 +1,7 @@
 """The one way to write, lock and fingerprint files: whole or not at all, by one process at a time."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -11,10 +12,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from filelock import FileLock, Timeout
-
 from asen_jax.errors import InputError
 
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # what a file system without locks answers
 logger = logging.getLogger(__name__)
 
 
@@ -78,42 +78,29 @@ def write_json(path: str | os.PathLike, content: Any, indent: int = 2) -> None:
 
 
 @contextlib.contextmanager
-def lock(path: str | os.PathLike, busy: str, wait: bool = False) -> Iterator[None]:
+def lock(path: str | os.PathLike, busy: str, wait: bool = False, shared: bool = False) -> Iterator[None]:
     """Hold the lock file `path`, which the operating system releases when this process ends, however it ends.
 
-    If another process holds it, raises InputError with the message `busy`; with `wait`, logs the message and waits.
+    With `shared`, any number of processes may hold it together. If another process is in the way, raises InputError with the
+    message `busy`, or with `wait` logs it and waits. Goes on without a lock where there are none, with a warning, and, if
+    `shared`, where the lock file cannot be opened, as in a read-only folder.
     """
-    held = FileLock(path)
-    try:
-        held.acquire(timeout=0)
-    except NotImplementedError:
-        logger.warning('%s has no file locks; make sure that only one process works there.', Path(path).parent)
-    except Timeout:
-        if not wait:
-            raise InputError(busy) from None
-        logger.warning(busy)
-        held.acquire()
-    try:
-        yield
-    finally:
-        held.release()
-
-
-@contextlib.contextmanager
-def shared_lock(path: str | os.PathLike, busy: str) -> Iterator[None]:
-    """Hold the lock file `path` together with any number of other processes, so that none can hold it with `lock`.
-
-    If one does, logs `busy` and waits. Where no lock file can be created or locked, as in a read-only folder, goes on without.
-    """
+    kind, mode = (fcntl.LOCK_SH, os.O_RDONLY) if shared else (fcntl.LOCK_EX, os.O_RDWR)
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):
-            file = os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
+        with contextlib.suppress(OSError) if shared else contextlib.nullcontext():
+            file = os.open(path, mode | os.O_CREAT, 0o644)
             stack.callback(os.close, file)
             try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # FileLock takes the exclusive lock of the same kind
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
             except BlockingIOError:
+                if not wait:
+                    raise InputError(busy) from None
                 logger.warning(busy)
-                fcntl.flock(file, fcntl.LOCK_SH)
+                fcntl.flock(file, kind)
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+                logger.warning('%s has no file locks; make sure that only one process works there.', Path(path).parent)
         yield
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import os
 import subprocess
 import sys
 
@@ -51,9 +52,10 @@ def test_an_error_of_the_disk_names_the_file(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ['file']
 
 
-@pytest.mark.parametrize('kind', ['lock', 'shared_lock'])
-def test_a_lock_is_refused_while_another_process_holds_it_and_free_once_that_is_killed(tmp_path, kind):
-    code = f'from asen_jax import files; lock = files.{kind}({str(tmp_path / "lock")!r}, ""); lock.__enter__(); print(1); input()'
+@pytest.mark.parametrize('shared', [False, True])
+def test_a_lock_is_refused_while_another_process_holds_it_and_free_once_that_is_killed(tmp_path, shared):
+    made = f'files.lock({str(tmp_path / "lock")!r}, "", shared={shared})'
+    code = f'from asen_jax import files; lock = {made}; lock.__enter__(); print(1); input()'
     with subprocess.Popen(
         [sys.executable, '-uc', code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
@@ -67,15 +69,15 @@ def test_a_lock_is_refused_while_another_process_holds_it_and_free_once_that_is_
 
 def test_many_hold_a_shared_lock_even_where_there_can_be_none(tmp_path, caplog):
     for path in (tmp_path / 'lock', tmp_path / 'missing' / 'lock'):
-        with files.shared_lock(path, 'busy'), files.shared_lock(path, 'busy'):
+        with files.lock(path, 'busy', shared=True), files.lock(path, 'busy', shared=True):
             pass
     assert 'busy' not in caplog.text
 
 
 def test_a_file_system_without_locks_is_used_without(tmp_path, monkeypatch, caplog):
     def refuse(*_):
-        raise NotImplementedError
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
-    monkeypatch.setattr(files.FileLock, '_acquire', refuse)
+    monkeypatch.setattr(files.fcntl, 'flock', refuse)
     with files.lock(tmp_path / 'lock', 'busy'):
         assert f'{tmp_path} has no file locks' in caplog.text

@@ -45,7 +45,7 @@ class Records(NamedTuple):
 def read_records(directory: str | os.PathLike) -> Iterator[Records]:
     """Open a prepared directory, and keep other processes from replacing its records until the context ends."""
     busy = f'Another process is replacing {directory}; waiting for it.'
-    with files.shared_lock(Path(directory).parent / READING, busy):
+    with files.lock(Path(directory).parent / READING, busy, wait=True, shared=True):
         yield open_records(directory)
 
 
@@ -148,10 +148,8 @@ def read_record(directory: str, split: str, index: int) -> Mapping[str, Any]:
         shards = source.dataset_info.splits[split]
         path = str(shards.filepaths[np.searchsorted(np.cumsum(shards.shard_lengths), index, side='right')])
         with _naming_damage(path, directory):
-            with contextlib.suppress(FileNotFoundError):
-                Path(path).open(
-                    'rb'
-                ).close()  # raises an OSError, where array_record raises RuntimeError for everything
+            with contextlib.suppress(FileNotFoundError):  # array_record raises RuntimeError, whatever is wrong
+                Path(path).open('rb').close()
             raise
 
 
