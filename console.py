@@ -81,6 +81,12 @@ def attempt(argv: list[str], dispatch: Dispatch) -> tuple[int, str]:
     return 0, ''
 
 
+def _report_own_thread(error) -> None:
+    """Be silent about threads of Orbax and tensorboardX: what fails in them also fails in the main thread."""
+    if not type(error.thread).__module__.startswith(('orbax', 'tensorboardX')):
+        threading.__excepthook__(error)
+
+
 def set_up_output() -> None:
     """Print what this project logs, and hide the messages of libraries, which users cannot act on."""
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # XLA reads it when JAX is imported
@@ -90,7 +96,7 @@ def set_up_output() -> None:
     logging.raiseExceptions = False  # `attempt` and `run` notice a closed output, and say so once
     absl_logging.set_verbosity(absl_logging.FATAL)  # an error is also raised
     logging.getLogger('asyncio').setLevel('CRITICAL')
-    threading.excepthook = lambda _: None  # of libraries' threads, whose errors are also raised
+    threading.excepthook = _report_own_thread
     sys.unraisablehook = end_if_interrupted
     os.environ.setdefault('PYTHONWARNINGS', 'ignore:resource_tracker')  # the process that cleans up after a killed run
     for name in ('asen_jax', 'data_builders'):

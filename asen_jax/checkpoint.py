@@ -46,16 +46,21 @@ class Checkpoints:
                 (self.root / kind).mkdir(parents=True, exist_ok=True)
             if sharding.agree((self.root / kind).is_dir()):  # a manager is made by all processes or by none
                 with _quiet() if read_only else contextlib.nullcontext():
-                    self.managers[kind] = ocp.CheckpointManager(self.root / kind, options=_options(read_only))
+                    self.managers[kind] = ocp.CheckpointManager(self.root / kind, options=_options(kind, read_only))
 
     def __enter__(self) -> 'Checkpoints':
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_) -> None:
-        with contextlib.suppress(InputError) if kind else contextlib.nullcontext():  # the first error is the cause
-            for manager in self.managers.values():
-                with self._writing():
-                    manager.close()
+        with contextlib.ExitStack() as stack:
+            if kind:  # the first error is the cause
+                stack.enter_context(contextlib.suppress(InputError))
+            for manager in self.managers.values():  # each is closed, even if another cannot be
+                stack.callback(self._close, manager)
+
+    def _close(self, manager: ocp.CheckpointManager) -> None:
+        with self._writing():
+            manager.close()
 
     def save(self, kind: str, arrays: Mapping[str, Any], meta: dict[str, Any]) -> None:
         """Start to save the trees `arrays` and `meta` under its `step`, in place of what `kind` holds.
@@ -85,8 +90,8 @@ class Checkpoints:
         steps = {kind: manager.latest_step() for kind, manager in self.managers.items()}
         return {kind: step for kind, step in steps.items() if step is not None}
 
-    def newest(self) -> str | None:
-        """The checkpoint from which a run resumes: `latest`, or `best` if that is gone; None if there is neither."""
+    def resumable(self) -> str | None:
+        """The kind of checkpoint from which a run resumes: `latest`, or `best` if that is gone; None if there is neither."""
         return next((kind for kind in ('latest', 'best') if kind in self.steps()), None)
 
     def find(self, which: str) -> Place:
@@ -150,9 +155,12 @@ class Checkpoints:
             yield
         except Exception as error:  # ValueError, OSError, or another, depending on the file
             cause = re.search(r'([^:]+) \[os_error_code=', str(error))
-            if cause is None and not isinstance(error, OSError):  # such as the end of another process
+            if cause:
+                why = cause[1].strip()
+            elif isinstance(error, OSError) and not isinstance(error, TimeoutError):
+                why = error.strerror or error
+            else:  # as when another process has ended
                 raise
-            why = cause[1].strip() if cause else error.strerror or error
             raise InputError(
                 f'{self.root} cannot be written ({why}); free space or fix its permissions, then run the same command again.'
             ) from error
@@ -226,8 +234,10 @@ def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _options(read_only: bool) -> ocp.CheckpointManagerOptions:
+def _options(kind: str, read_only: bool) -> ocp.CheckpointManagerOptions:
     return ocp.CheckpointManagerOptions(
+        # several processes: one manager may still be saving when the other begins
+        multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=kind),
         preservation_policy=ocp.checkpoint_managers.LatestN(1),
         cleanup_tmp_directories=not read_only,
         read_only=read_only,

@@ -1,5 +1,6 @@
 """A trained network: its structure, its arrays, and what its checkpoint records about it."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -62,10 +63,7 @@ def load_network(
     It is built from the config in the checkpoint; only `precision`, that of the arithmetic, can be chosen.
     Raises InputError if there is no such checkpoint, or if it is damaged.
     """
-    if not isinstance(checkpoints, Checkpoints):
-        with Checkpoints(checkpoints, read_only=True) as opened:
-            return load_network(opened, which, precision, mesh)
-    source = checkpoints
+    source = checkpoints if isinstance(checkpoints, Checkpoints) else Checkpoints(checkpoints, read_only=True)
 
     def load(place: Place) -> TrainedNetwork:
         meta = _complete(source.meta_of(place))
@@ -75,7 +73,8 @@ def load_network(
         restored = source.arrays_of(place, abstract_like(like, sharding.state_shardings(like, mesh)))
         return TrainedNetwork(structure, restored['params'], restored['batch_stats'], meta)
 
-    return source.read(which, load)
+    with contextlib.nullcontext() if source is checkpoints else source:
+        return source.read(which, load)
 
 
 def make_embedder(structure: Structure, mesh: jax.sharding.Mesh) -> Callable[[dict, dict], Embed]:

@@ -139,7 +139,8 @@ def start_processes(
     except Exception as error:  # of many types, and all about the arguments or where they were detected
         reason = str(error).splitlines()[0]
         raise InputError(f'the processes of this run cannot be started ({reason}); {remedy}.') from error
-    _exit_on_abort(PeerError('another process of this run has ended; run the same command again to resume.'))
+    sentence = 'another process of this run has ended, or this one has crashed (see above)'
+    _exit_on_abort(PeerError(f'{sentence}; run the same command again to resume.'))
 
 
 def _check_coordinator(address: str, is_here: bool) -> None:
@@ -186,7 +187,8 @@ def end_process(status: int) -> NoReturn:
         sys.stdout.flush()
         shutdown = threading.Thread(target=jax.distributed.shutdown, daemon=True)
         shutdown.start()
-        shutdown.join(LEAVE_SECONDS if status else None)
+        # after a signal, the others are ending, too; after an error, they may go on
+        shutdown.join(HEARTBEAT_SECONDS if status > 128 else LEAVE_SECONDS if status else None)
         if shutdown.is_alive():
             os._exit(status)  # a normal exit would wait
     sys.exit(status)
@@ -198,7 +200,7 @@ def agree(number: int) -> int:
 
 
 def merge(array: np.ndarray) -> np.ndarray:
-    """For each number the one process that has it: the others pass NaN."""
+    """One array from those of all processes, each of which has other entries; its rest is NaN."""
     return np.fmax.reduce(np.reshape(multihost_utils.process_allgather(array), (-1, *array.shape)))
 
 

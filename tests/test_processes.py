@@ -87,7 +87,9 @@ def test_two_processes_work_like_one_and_a_survivor_ends_with_a_sentence(pair):
         np.testing.assert_allclose(found['vectors'], expected['vectors'], rtol=0, atol=1e-4)
         assert one.returncode == (4, -signal.SIGKILL)[number]
         if number == 0:
-            assert errors.endswith('another process of this run has ended; run the same command again to resume.\n')
+            assert errors.endswith(
+                'another process of this run has ended, or this one has crashed (see above); run the same command again to resume.\n'
+            )
 
 
 def test_a_coordinator_that_cannot_be_used_is_refused():

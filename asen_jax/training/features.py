@@ -3,6 +3,7 @@
 import functools
 import math
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from asen_jax import sharding
 from asen_jax.data.batches import eval_batches
 from asen_jax.data.prefetch import prefetch
 from asen_jax.data.prepared import Records
+from asen_jax.errors import StoppedError
 from asen_jax.models import Structure, extract_features
+from asen_jax.signals import StopRequest
 
 
 def compute_features(
@@ -26,10 +29,12 @@ def compute_features(
     arrays: tuple[dict, dict],
     mesh: jax.sharding.Mesh,
     folder: Path,
+    stop: StopRequest,
 ) -> Float[np.ndarray, 'photos 2 h w c']:
     """The features of every train photo and of its mirror image, float16, in an unnamed file in `folder`.
 
-    `arrays` are the network's parameters and batch statistics. The file vanishes with the process.
+    `arrays` are the network's parameters and batch statistics. The file vanishes with the process. Raises StoppedError after a
+    signal.
     """
     whole = sharding.replicated(mesh)
     extract = jax.jit(functools.partial(extract_features, structure), out_shardings=whole)
@@ -53,4 +58,7 @@ def compute_features(
             for mirrored, output in enumerate(outputs):
                 features[index, mirrored] = np.asarray(output)[: len(index)]
             bar.update(len(index))
+            if number := sharding.agree(stop.signal_number or 0):
+                name = signal.Signals(number).name
+                raise StoppedError(f'Stopped by {name} before the first step; run the same command to start.', number)
     return features

@@ -27,7 +27,7 @@ from asen_jax.network import Embed, load_network, make_embedder
 from asen_jax.signals import StopRequest
 from asen_jax.training.features import compute_features
 from asen_jax.training.optimizer import make_optimizer, make_schedule
-from asen_jax.training.resume import check_same_run, describe_losses, restore_state
+from asen_jax.training.resume import check_same_run, describe_missing, restore_state
 from asen_jax.training.step import TrainState, create_state, make_train_step
 from asen_jax.training.tracking import Meter, Meters, Tracker
 from asen_jax.weights.starting import check_start, read_start
@@ -71,7 +71,7 @@ def check_config(config: ConfigDict, workdir: Path) -> Trunk:
     _, params, batch_stats = build_shapes(config, num_attributes=2)
     with Checkpoints(workdir, read_only=True) as checkpoints:
         check_start(config, checkpoints)
-        if config.init.workdir or checkpoints.newest():
+        if config.init.workdir or checkpoints.resumable():
             return {}, {}
     return read_trunk(config, params, batch_stats)
 
@@ -143,7 +143,7 @@ def start(
     optimizer = make_optimizer(schedule, config.optim.trunk_factor)
     structure, params, batch_stats = build_model(config, len(records.attributes))
     params, batch_stats = params | trunk[0], batch_stats | trunk[1]
-    origin, resumed, meters, kind = {}, 0, Meters.start(), checkpoints.newest()
+    origin, resumed, meters, kind = {}, 0, Meters.start(), checkpoints.resumable()
     if kind is None and config.init.workdir:
         params, batch_stats, origin['started_from'] = read_start(config, records.attributes, params)
     state = create_state(params, batch_stats, optimizer)
@@ -156,7 +156,7 @@ def start(
         state = restore_state(checkpoints, kind, meta, state, shardings, optimizer)
         resumed, meters = meta['step'], Meters.start(meta.get('meters'))
         print(f'resuming {workdir} after step {resumed} of {epoch_steps * config.train.num_epochs}')
-        for notice in describe_losses(checkpoints, meta):
+        for notice in describe_missing(checkpoints, meta):
             print(notice)
     run = Run(
         config=config,
@@ -182,7 +182,7 @@ def frozen_features(run: Run, state: TrainState) -> np.ndarray | None:
     if run.config.optim.trunk_factor or int(state.step) >= run.epoch_steps * run.config.train.num_epochs:
         return None
     arrays = state.params, state.batch_stats
-    return compute_features(run.config, run.records, run.structure, arrays, run.mesh, run.workdir)
+    return compute_features(run.config, run.records, run.structure, arrays, run.mesh, run.workdir, run.stop)
 
 
 def train_epoch(
@@ -196,9 +196,8 @@ def train_epoch(
             begin = time.perf_counter()
             batch = next(batches)
             meters.since_log.waited += time.perf_counter() - begin
-            overdue = time.monotonic() - last_save > 60 * config.train.save_every_minutes
-            if overdue:
-                last_save = time.monotonic()
+            overdue = sharding.is_writer() and time.monotonic() - last_save > 60 * config.train.save_every_minutes
+            last_save = time.monotonic() if overdue else last_save  # asked once
             batch['request'] = np.full_like(batch['attribute'], 2 * (run.stop.signal_number or 0) + overdue)
             state, metrics = run.train_step(state, sharding.put_rows(run.mesh, batch, batch_size))
             step += 1
@@ -211,6 +210,7 @@ def train_epoch(
             every = config.train.save_every_steps
             if step < end and (signal_number or save or (every and step % every == 0)):
                 save_latest(run, state, step, meters)  # `finish_epoch` saves the last step
+                last_save = time.monotonic()
             if step < end and signal_number:
                 stop_now(run, step, signal_number)
         return state, meters.of_epoch.read(batch_size)

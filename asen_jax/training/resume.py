@@ -29,7 +29,7 @@ def is_untrained_import(meta: dict) -> bool:
 
 def check_same_run(config: ConfigDict, records: Records, workdir: Path, checkpoints: Checkpoints) -> None:
     """Refuse to resume a workdir with a different model, data, seed or batch size."""
-    kind = checkpoints.newest()
+    kind = checkpoints.resumable()
     if kind is None:
         return
     meta = read_meta(checkpoints, kind)
@@ -64,7 +64,7 @@ def _check_records(config: ConfigDict, meta: dict, records: Records, workdir: Pa
         )
 
 
-def describe_losses(checkpoints: Checkpoints, meta: dict[str, Any]) -> list[str]:
+def describe_missing(checkpoints: Checkpoints, meta: dict[str, Any]) -> list[str]:
     """What the user should know if `latest` or `best` is gone from a run that resumes from the checkpoint with this `meta`."""
     steps, lost = checkpoints.steps(), []
     if 'latest' not in steps:

@@ -12,6 +12,7 @@ from asen_jax.errors import InputError
 from asen_jax.models import build_model, embed_triplets, extract_features
 from asen_jax.network import load_network
 from asen_jax.sharding import make_mesh
+from asen_jax.signals import StopRequest
 from asen_jax.training import loop
 from asen_jax.training.features import compute_features
 from asen_jax.training.optimizer import make_optimizer
@@ -53,7 +54,7 @@ def test_the_trunk_can_keep_its_running_statistics(config, statistics):
 
 def test_frozen_features_are_those_of_the_photo_and_of_its_mirror_image(config, records, tmp_path):
     structure, *arrays = build_model(freeze(config), len(records.attributes))
-    features = compute_features(config, records, structure, tuple(arrays), make_mesh(), tmp_path)
+    features = compute_features(config, records, structure, tuple(arrays), make_mesh(), tmp_path, StopRequest())
     assert list(tmp_path.iterdir()) == []  # the file has no name
     batch = next(train_batches(records, config, features=features))
     pixels = next(train_batches(records, config))
