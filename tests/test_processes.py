@@ -7,12 +7,14 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
 from asen_jax import sharding
+from asen_jax.checkpoint import Checkpoints
 from asen_jax.errors import InputError
 from asen_jax.models import build_shapes
 from asen_jax.network import make_embedder
@@ -40,14 +42,25 @@ def run_on(mesh):
     return {'losses': losses, 'vectors': np.asarray(vectors).sum(axis=(1, 2)).tolist()}
 
 
-def process(port, number):
+def save_both(workdir):
+    """Save best while latest is still being written; the checksums of what is read back."""
+    whole = jax.sharding.NamedSharding(sharding.make_mesh(), jax.sharding.PartitionSpec())
+    trees = [{'params': {'kernel': jax.device_put(np.ones(size, np.float32), whole)}} for size in (2**23, 8)]
+    with Checkpoints(workdir) as checkpoints:
+        for kind, tree in zip(('latest', 'best'), trees, strict=True):
+            checkpoints.save(kind, tree, {'step': 2})
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        return [checkpoints.read_meta(kind)['checksums'] for kind in ('latest', 'best')]
+
+
+def process(port, number, workdir):
     """What each of the two processes does; the second one then kills itself."""
     with pytest.raises(InputError, match='cannot be started'):
         sharding.start_processes()  # no cluster to detect
     sharding.HEARTBEAT_SECONDS = 2
     sharding.start_processes(f'localhost:{port}', 2, number)
     mesh = sharding.make_mesh(2, [device for device in jax.devices() if device.id % 2048 == 0])
-    found = {'writer': sharding.is_writer(), 'agreed': sharding.agree(7 * number)}
+    found = {'writer': sharding.is_writer(), 'agreed': sharding.agree(7 * number), 'saved': save_both(Path(workdir))}
     print(json.dumps(found | run_on(mesh)), flush=True)
     if number == 1:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -66,23 +79,24 @@ def free_port():
 
 
 @pytest.fixture
-def pair():
+def pair(tmp_path):
     """Two processes of a run."""
     command = [sys.executable, '-m', 'tests.test_processes', free_port()]
     options = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True, 'cwd': ROOT}
-    processes = [subprocess.Popen([*command, str(number)], **options) for number in range(2)]
+    processes = [subprocess.Popen([*command, str(number), str(tmp_path / 'run')], **options) for number in range(2)]
     yield processes
     for one in processes:
         one.kill()
         one.communicate()
 
 
-def test_two_processes_work_like_one_and_a_survivor_ends_with_a_sentence(pair):
+def test_two_processes_work_like_one_and_a_survivor_ends_with_a_sentence(pair, tmp_path):
     expected = run_on(sharding.make_mesh(devices=jax.devices()[:1]))
+    saved = save_both(tmp_path / 'alone')
     for number, one in enumerate(pair):
         output, errors = one.communicate(timeout=300)
         found = json.loads(output.splitlines()[-1])
-        assert found['writer'] == (number == 0) and found['agreed'] == 7
+        assert found['writer'] == (number == 0) and found['agreed'] == 7 and found['saved'] == saved
         np.testing.assert_allclose(found['losses'], expected['losses'], rtol=0, atol=1e-5)
         np.testing.assert_allclose(found['vectors'], expected['vectors'], rtol=0, atol=1e-4)
         assert one.returncode == (4, -signal.SIGKILL)[number]
@@ -147,4 +161,4 @@ def test_runs_of_several_processes_are_like_one(tmp_path):
 
 
 if __name__ == '__main__':
-    process(sys.argv[1], int(sys.argv[2]))
+    process(sys.argv[1], int(sys.argv[2]), sys.argv[3])
