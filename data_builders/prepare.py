@@ -187,7 +187,7 @@ def _unread(target: Path) -> contextlib.AbstractContextManager[None]:
     if not target.exists():
         return contextlib.nullcontext()
     busy = (
-        f'{target} would be replaced, but a training or an evaluation is reading it; wait until it ends, '
+        f'{target} would be replaced, but a training run or an evaluation is reading it; wait until it ends, '
         'or choose another --config.data.dir.'
     )
     return files.lock(target.parent / READING, busy)

@@ -161,7 +161,7 @@ def test_records_that_are_being_read_are_not_replaced(config):
     with read_records(prepared) as records, read_records(prepared):
         assert prepare(config) == prepared  # they can be used as they are
         table.write_text(table.read_text().replace('img/50.jpg,test,a', 'img/50.jpg,test,b'))
-        with pytest.raises(InputError, match='a training or an evaluation is reading it; wait until it ends'):
+        with pytest.raises(InputError, match='a training run or an evaluation is reading it; wait until it ends'):
             prepare(config)
         assert open_records(prepared) == records and leftovers(prepared) == []
     assert open_records(prepare(config)).fingerprint != records.fingerprint
