@@ -171,7 +171,8 @@ class Checkpoints:
                 return dict(self.managers[place.kind].restore(place.step, args=ocp.args.Composite(**items)))
         except Exception as error:  # Orbax raises a bare Exception for a truncated file
             sharding.await_peer_error()  # or another process has ended, which says nothing about the checkpoint
-            raise self._damage(place, str(error).strip().split('\n')[0][:120]) from error
+            reason = re.split(r'\. See |\n', str(error).strip())[0]  # without the description of the store
+            raise self._damage(place, reason[:120]) from error
 
     def _damage(self, place: Place, why: str) -> InputError:
         others = [f'{kind} (step {step})' for kind, step in self.steps().items() if kind != place.kind]

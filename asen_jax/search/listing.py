@@ -133,7 +133,7 @@ def _walk(folder: Path, suffixes: set[str]) -> Listing:
             elif suffix not in EXPECTED_SUFFIXES and not name.startswith('.'):
                 others[suffix or 'none'] += 1
     counts = ', '.join(f'{suffix} {count:,}' for suffix, count in others.most_common())
-    left_out = f'left out {others.total():,} files that are not photos by their suffix ({counts})' if others else ''
+    left_out = f'left out files whose suffix is not that of a photo ({counts})' if others else ''
     return Listing([ListedPhoto(path) for path in sorted(paths)], left_out)
 
 

@@ -28,21 +28,19 @@ def is_untrained_import(meta: dict) -> bool:
 
 
 def check_same_run(config: ConfigDict, records: Records, workdir: Path, checkpoints: Checkpoints) -> None:
-    """Refuse to resume a workdir with a different model, data, seed or batch size."""
-    kind = checkpoints.resumable()
-    if kind is None:
-        return
-    meta = read_meta(checkpoints, kind)
-    imported = is_untrained_import(meta)
-    before, now = (flatten_dict(tree, sep='.') for tree in (meta['config'], json.loads(config.to_json())))
-    for field in sorted(before.keys() & now.keys()):
-        if before[field] == now[field] or not _is_fixed(field, imported):
-            continue
-        raise InputError(
-            f'{workdir} was {"imported" if imported else "trained"} with config.{field}={before[field]!r}, '
-            f'not {now[field]!r}; use another --workdir, or the same value.'
-        )
-    _check_records(config, meta, records, workdir)
+    """Refuse to resume a workdir, or to compare with its best checkpoint, with a different model, data, seed or batch size."""
+    for kind in checkpoints.steps():
+        meta = read_meta(checkpoints, kind)
+        imported = is_untrained_import(meta)
+        before, now = (flatten_dict(tree, sep='.') for tree in (meta['config'], json.loads(config.to_json())))
+        for field in sorted(before.keys() & now.keys()):
+            if before[field] == now[field] or not _is_fixed(field, imported):
+                continue
+            raise InputError(
+                f'{workdir} was {"imported" if imported else "trained"} with config.{field}={before[field]!r}, '
+                f'not {now[field]!r} ({kind} checkpoint); use another --workdir, or the same value.'
+            )
+        _check_records(config, meta, records, workdir)
 
 
 def _is_fixed(field: str, imported: bool) -> bool:

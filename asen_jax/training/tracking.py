@@ -1,5 +1,6 @@
 """The record of a run: `metrics.jsonl` (one JSON object per line) and TensorBoard events."""
 
+import contextlib
 import json
 import math
 import os
@@ -125,13 +126,10 @@ class Tracker:
 
 
 def cut_back(path: Path, last_step: int) -> None:
-    """Remove the lines of `path` after `last_step`, and a line that a killed run left incomplete."""
+    """Remove the lines of `path` after `last_step`, one that a killed run left incomplete, and what is no line of ours."""
     kept = []
-    for line in path.read_text().splitlines():
-        try:
-            step = json.loads(line)['step']
-        except (ValueError, KeyError, TypeError):
-            continue  # an incomplete line: its step runs again
-        if step <= last_step:
-            kept.append(line + '\n')
+    for line in path.read_text(errors='replace').splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            if json.loads(line)['step'] <= last_step:
+                kept.append(line + '\n')
     files.write_text(path, ''.join(kept))

@@ -189,7 +189,7 @@ def test_unusable_input_is_refused_and_nothing_is_harmed(shop, tmp_path, monkeyp
 
 def test_the_summary_counts_the_files_that_are_no_photos(shop, tmp_path):
     (shop / 'a.HEIC').touch()
-    assert 'left out 1 files that are not photos by their suffix (.heic 1)' in str(embed(shop, tmp_path / 'F.npz'))
+    assert 'left out files whose suffix is not that of a photo (.heic 1)' in str(embed(shop, tmp_path / 'F.npz'))
 
 
 def test_the_parts_of_another_run_are_refused(shop, tmp_path):

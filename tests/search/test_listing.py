@@ -67,7 +67,7 @@ def test_files_that_are_left_out_by_their_suffix_are_counted(shop):
         (shop / name).parent.mkdir(parents=True, exist_ok=True)
         (shop / name).touch()
     left_out = list_photos(shop).left_out
-    assert left_out.startswith('left out 5 files that are not photos by their suffix (.heic 2, ')
+    assert left_out.startswith('left out files whose suffix is not that of a photo (.heic 2, ')
     assert all(f'{suffix} 1' in left_out for suffix in ('.mpg', '.h5', 'none'))
     assert list_photos(shop / 'deep/er').left_out == list_photos(shop / '2.jpg').left_out == ''
 
@@ -86,7 +86,7 @@ def test_boxes_of_a_table_are_0_based_and_half_open(shop):
         ('nowhere', 'nowhere does not exist; --images takes'),
         ('*.bmp', r'\*\.bmp matches no file; --images takes'),
         ('labels.txt', 'labels.txt holds no photos; --images takes'),
-        ('raw', r'raw holds no photos \(left out 1 files .*\(.cr2 1\)\); --images takes'),
+        ('raw', r'raw holds no photos \(left out files .*\(.cr2 1\)\); --images takes'),
         ('pipe', 'pipe is not a regular file; --images takes'),
     ],
 )

@@ -241,6 +241,15 @@ def test_a_run_without_its_latest_checkpoint_resumes_from_the_best(unbroken, con
         run(config, tmp_path)
 
 
+def test_the_best_checkpoint_of_another_run_is_refused(unbroken, config, tmp_path):
+    config.seed, config.train.num_epochs = 3, 1
+    run(config, tmp_path)
+    shutil.rmtree(tmp_path / 'checkpoints' / 'best')
+    shutil.copytree(unbroken[0] / 'checkpoints' / 'best', tmp_path / 'checkpoints' / 'best')
+    with pytest.raises(InputError, match=r'was trained with config\.seed=0, not 3 \(best checkpoint\)'):
+        run(config, tmp_path)
+
+
 def test_a_lost_best_checkpoint_is_noticed(config, tmp_path, capsys):
     run(config, tmp_path)
     for folder in (tmp_path / 'checkpoints' / 'best').iterdir():

@@ -28,8 +28,9 @@ def test_a_resumed_run_cuts_back_what_came_after_its_step(tmp_path):
     for step in (2, 4, 6):
         tracker.write(step, {'train_loss': float(step)})
     tracker.close()
-    with (tmp_path / 'metrics.jsonl').open('a') as file:
-        file.write('{"step": 8, "tra')  # killed in the middle of a line
+    with (tmp_path / 'metrics.jsonl').open('ab') as file:
+        file.write(b'{"step": "x"}\n[8]\n\xff\n')  # damaged
+        file.write(b'{"step": 8, "tra')  # killed in the middle of a line
     tracker = Tracker(tmp_path, 4)
     assert tracker.has(4, 'train_')
     assert not tracker.has(6, 'train_')
