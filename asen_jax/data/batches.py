@@ -1,12 +1,13 @@
 """From prepared records to batches of pixels: a Grain pipeline whose position is the step alone."""
 
+import atexit
+import contextlib
 import functools
 import multiprocessing
-import os
-import threading
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+import pickle
+import traceback
+from collections.abc import Generator, Sequence
+from multiprocessing.connection import Connection
 from typing import Any
 
 import grain
@@ -16,7 +17,6 @@ from ml_collections import ConfigDict
 
 from asen_jax import sharding
 from asen_jax.data import images
-from asen_jax.data.prefetch import prefetch
 from asen_jax.data.prepared import LoadOptions, Records, read_labels, read_record, read_rows
 from asen_jax.data.triplets import TripletIndex, draw_triplets, make_index
 from asen_jax.errors import InputError
@@ -24,11 +24,8 @@ from asen_jax.signals import signals_blocked
 
 READ_THREADS = 2  # batches loaded at the same time in one process
 READ_AHEAD = 4  # batches; Grain's default of 500 fills up the memory
-READ_AHEAD_PER_WORKER = 3  # batches: one being loaded and two waiting
 
 Element = dict[str, Any]  # arrays and NumPy scalars
-
-_dataset: grain.MapDataset  # in a worker process: what it loads batches from
 
 
 class PhotoLabels:
@@ -235,47 +232,59 @@ def _iterate(dataset: grain.MapDataset, num_workers: int) -> Generator[dict[str,
 
 
 def _load_in_workers(dataset: grain.MapDataset, num_workers: int) -> Generator[dict[str, np.ndarray]]:
-    """The batches, loaded in processes that hand them over through pipes.
+    """The batches, loaded in processes that hand them over through a pipe each, so that none waits for a dead one.
 
     Grain's own workers use shared memory, of which a killed run leaves megabytes behind.
     """
     spawn = multiprocessing.get_context('spawn')  # JAX has threads, which a fork would break
-    with signals_blocked():
-        executor = ProcessPoolExecutor(num_workers, spawn, initializer=_start_worker, initargs=(dataset,))
-
-    def started() -> Iterator[Future]:
+    num_workers = min(num_workers, len(dataset))
+    pipes: list[Connection] = []
+    with contextlib.ExitStack() as stack:
+        atexit.register(stack.close)  # or Python would wait at its exit for workers that wait to hand over a batch
+        stack.callback(atexit.unregister, stack.close)
+        for number in range(num_workers):
+            pipe, end = spawn.Pipe()
+            worker = spawn.Process(target=_send_batches, args=(end, number, num_workers))
+            pipes.append(stack.enter_context(pipe))
+            with end, signals_blocked():  # only the worker keeps its end, so its death ends the pipe
+                worker.start()
+                stack.callback(worker.join)
+                stack.callback(worker.kill)
+        pickled = pickle.dumps(dataset)
+        for pipe in pipes:  # as an argument of the process, `start` would wait until it is read, even by a dead worker
+            with contextlib.suppress(OSError):  # of a dead worker, which is noticed below
+                pipe.send_bytes(pickled)
         for number in range(len(dataset)):
-            with signals_blocked():  # submitting may start a worker
-                batch = executor.submit(_load, number)
+            try:
+                batch = pipes[number % num_workers].recv()
+            except (EOFError, OSError):
+                raise InputError(
+                    'A process that loads photos was killed, perhaps because the memory is full; '
+                    'lower --config.data.num_workers and run the same command again.'
+                ) from None
+            if isinstance(batch, Exception):
+                raise batch
             yield batch
 
+
+def _send_batches(pipe: Connection, first: int, step: int) -> None:
+    """In a worker: load every `step`th batch of the dataset that comes through `pipe`, and send it back."""
+    with contextlib.suppress(EOFError, OSError):  # the trainer has ended
+        dataset = pipe.recv()
+        for number in range(first, len(dataset), step):
+            pipe.send_bytes(_pickled_batch(dataset, number))
+
+
+def _pickled_batch(dataset: grain.MapDataset, number: int) -> bytes:
+    """A batch, or the exception that loading it raised."""
     try:
-        for batch in prefetch(started(), READ_AHEAD_PER_WORKER * num_workers):
-            yield batch.result()
-    except BrokenProcessPool:
-        raise InputError(
-            'A process that loads photos was killed, perhaps because the memory is full; '
-            'lower --config.data.num_workers and run the same command again.'
-        ) from None
-    finally:
-        executor.shutdown(cancel_futures=True)
-
-
-def _start_worker(dataset: grain.MapDataset) -> None:
-    """Keep `dataset` for this worker's batches, and end the worker with its trainer, even if that is killed."""
-    global _dataset
-    _dataset = dataset
-    trainer = multiprocessing.parent_process()
-    assert trainer is not None
-
-    def end_with_trainer():
-        trainer.join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_trainer, daemon=True).start()
-
-
-def _load(number: int) -> dict[str, np.ndarray]:
-    batch = _dataset[number]
-    assert batch is not None  # nothing is filtered out
-    return batch
+        return pickle.dumps(dataset[number])
+    except Exception as error:
+        report = f'In a process that loads photos:\n{traceback.format_exc()}'
+        error.add_note(report)
+        try:
+            pickled = pickle.dumps(error)
+            pickle.loads(pickled)  # which fails for some that can be pickled
+        except Exception:
+            return pickle.dumps(RuntimeError(report))
+        return pickled

@@ -4,7 +4,12 @@ import contextlib
 import itertools
 import multiprocessing
 import os
+import subprocess
+import sys
+import time
+from multiprocessing.context import SpawnProcess
 
+import grain
 import numpy as np
 import pytest
 
@@ -12,6 +17,9 @@ from asen_jax import sharding
 from asen_jax.data import batches, images, prepared
 from asen_jax.errors import InputError
 from asen_jax.signals import STOP_SIGNALS
+from tests.conftest import ROOT
+
+KILLED = r'loads photos was killed, .*lower --config\.data\.num_workers'
 
 
 def take(iterator, count):
@@ -84,18 +92,75 @@ def test_batches_do_not_depend_on_the_number_of_workers(records, config):
 
 
 def test_workers_ignore_signals_that_stop_the_run_but_a_killed_one_is_reported(records, config):
-    config.data.num_workers, config.data.num_triplets = 1, 320
+    config.data.num_workers, config.data.num_triplets, config.data.image_size = 3, 320, 128  # more than a pipe holds
     with contextlib.closing(batches.train_batches(records, config)) as iterator:
         next(iterator)
-        worker = multiprocessing.active_children()[0]
-        for number in STOP_SIGNALS:
+        workers = multiprocessing.active_children()
+        for worker, number in itertools.product(workers, STOP_SIGNALS):
             os.kill(worker.pid, number)
         for _ in range(10):
             next(iterator)
-        assert worker.is_alive()
-        worker.kill()
-        with pytest.raises(InputError, match=r'loads photos was killed, .*lower --config\.data\.num_workers'):
+        assert all(worker.is_alive() for worker in workers)
+        time.sleep(0.2)  # all have begun to send their next batch
+        workers[1].kill()
+        with pytest.raises(InputError, match=KILLED):
             list(iterator)
+    assert not multiprocessing.active_children()
+
+
+def test_a_worker_that_is_killed_while_it_starts_is_reported(monkeypatch):
+    def start_and_kill(worker):
+        start(worker)
+        worker.kill()
+
+    start = SpawnProcess.start
+    monkeypatch.setattr(SpawnProcess, 'start', start_and_kill)
+    large = grain.MapDataset.source(bytes(1_000_000))  # which a pipe does not hold, either
+    with pytest.raises(InputError, match=KILLED):
+        next(batches._iterate(large, num_workers=2))
+
+
+OPEN_BATCHES = """
+import multiprocessing, os, sys
+import numpy as np
+from asen_jax.data import batches, prepared
+from tests.conftest import tiny_config
+if __name__ == '__main__':
+    config = tiny_config()
+    config.data.num_workers, config.data.image_size, config.eval.batch_size = 2, 128, 16
+    opened = batches.eval_batches(prepared.open_records(sys.argv[1]), 'train', np.arange(80), config)
+    next(opened)
+    print(len(multiprocessing.active_children()), 'workers', flush=True)
+    if sys.argv[2] == 'killed':
+        os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.parametrize(('ending', 'status'), [('exits', 0), ('killed', -9)])
+def test_workers_end_silently_with_a_trainer_that_did_not_stop_them(records, ending, status):
+    command = [sys.executable, '-c', OPEN_BATCHES, records.directory, ending]
+    # returns when the workers, too, have closed stderr
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (status, '2 workers\n', '')
+
+
+class Unreadable:
+    """A source that cannot be read, and whose exception cannot be unpickled."""
+
+    class Error(Exception):
+        def __init__(self, *, why):
+            super().__init__(why)
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, number):
+        raise self.Error(why='the disk is on fire')
+
+
+def test_any_exception_in_a_worker_is_raised():
+    with pytest.raises(RuntimeError, match=r'(?s)In a process that loads photos:.*the disk is on fire'):
+        next(batches._iterate(grain.MapDataset.source(Unreadable()), num_workers=1))
 
 
 def test_each_epoch_and_seed_draws_different_triplets(records, config):
