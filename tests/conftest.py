@@ -12,6 +12,7 @@ os.environ.setdefault(
 )  # here, in xdist's workers, and in processes that tests start
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 
+import signal
 from pathlib import Path
 
 import jax
@@ -28,6 +29,7 @@ from configs import synthetic
 from data_builders import prepare
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it, here and in processes that tests start
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -38,7 +38,7 @@ class Summary(NamedTuple):
     skipped: list[str]  # `path<tab>reason` of each photo that has none
     num_reused: int  # photos that an earlier, stopped run had embedded
     seconds: float  # for the others
-    left_out: str  # the line about files that are not photos by their suffix, or ''
+    left_out: str  # the line about files whose suffix is not that of a photo, or ''
 
     def __str__(self) -> str:
         done = self.num_photos + len(self.skipped) - self.num_reused

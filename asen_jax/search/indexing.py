@@ -38,7 +38,7 @@ class Changes(NamedTuple):
     relabeled: int  # of which only the columns of the CSV changed
     deleted: int
     skipped: dict[str, str]  # path -> why it cannot be used
-    left_out: str = ''  # the line about files that are not photos by their suffix
+    left_out: str = ''  # the line about files whose suffix is not that of a photo
 
     def __str__(self) -> str:
         counts = {'added': self.added, 'updated': self.updated, 'relabeled': self.relabeled, 'deleted': self.deleted}

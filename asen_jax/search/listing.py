@@ -37,7 +37,7 @@ class Listing(NamedTuple):
     """The photos that `--images` names."""
 
     photos: list[ListedPhoto]
-    left_out: str = ''  # a line that counts a folder's files that are not photos by their suffix
+    left_out: str = ''  # a line that counts a folder's files by suffix, if that is not of a photo
 
 
 def list_photos(images: str | os.PathLike, with_boxes: bool = False) -> Listing:

@@ -392,7 +392,7 @@ def test_contact_sheets_never_replace_a_photo_and_are_not_indexed(network, liste
         (tmp_path / output).unlink() if output.endswith('.jpg') else None
     search_gallery(tmp_path / 'gallery', str(tmp_path / '0.png'), ATTRIBUTES[0])
     (tmp_path / '6.heic').touch()
-    assert str(index_photos(network, tmp_path, tmp_path / 'gallery')).endswith('by their suffix (.heic 1)')
+    assert str(index_photos(network, tmp_path, tmp_path / 'gallery')).endswith('is not that of a photo (.heic 1)')
     assert not any('search' in name for name in content(tmp_path / 'gallery'))
 
 
