@@ -7,7 +7,6 @@ checksums of the arrays and of itself, so that damage is noticed.
 
 import contextlib
 import functools
-import hashlib
 import json
 import logging
 import re
@@ -18,9 +17,8 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
-from asen_jax import sharding
+from asen_jax import files, sharding
 from asen_jax.errors import InputError, NumericsError
 
 KINDS = ('best', 'latest')
@@ -71,7 +69,7 @@ class Checkpoints:
         checksums = {name: checksum(tree, f'{name} after step {step}') for name, tree in arrays.items()}
         meta = json.loads(json.dumps({**meta, 'checksums': checksums}))
         trees = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
-        items = ocp.args.Composite(**trees, meta=ocp.args.JsonSave({**meta, 'sha256': _digest(meta)}))
+        items = ocp.args.Composite(**trees, meta=ocp.args.JsonSave({**meta, 'sha256': files.sha256_of_json(meta)}))
         with self._writing():
             saved = self.managers[kind].save(step, args=items)
         if not saved:
@@ -124,7 +122,7 @@ class Checkpoints:
         meta = self._restore(place, {'meta': ocp.args.JsonRestore()})['meta']
         digest = meta.pop('sha256', None) if isinstance(meta, dict) else ''
         known = digest is not None or 'checksums' in meta  # older checkpoints have neither
-        if (known and digest != _digest(meta)) or meta.get('step') != place.step:
+        if (known and digest != files.sha256_of_json(meta)) or meta.get('step') != place.step:
             raise self._damage(place, 'meta does not match its checksum')
         return meta
 
@@ -206,12 +204,12 @@ def checksum(tree: Any, title: str) -> str:
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
     facts = np.array([_inspect(leaf) for leaf in leaves.values()], np.uint64)  # rows (sum, whether not finite)
-    if jax.process_count() > 1:  # as 32-bit numbers, since JAX has no others
-        facts = multihost_utils.process_allgather(facts.view(np.uint32)).view(np.uint64).sum(axis=0, dtype=np.uint64)
+    # as 32-bit numbers, since JAX has no others
+    facts = sharding.gather(facts.view(np.uint32)).view(np.uint64).sum(axis=0, dtype=np.uint64)
     for name, broken in zip(leaves, facts[:, 1], strict=True):
         if broken:
             raise NumericsError(f'{title}: {name} is not finite')
-    return _digest(sorted(zip(leaves, facts[:, 0].tolist(), strict=True)))
+    return files.sha256_of_json(sorted(zip(leaves, facts[:, 0].tolist(), strict=True)))
 
 
 def _inspect(array: Any) -> tuple[int, bool]:
@@ -229,10 +227,6 @@ def _inspect(array: Any) -> tuple[int, bool]:
         weight = position ^ (position >> np.uint64(29))
         total += int((part.view(np.uint32) * weight).sum(dtype=np.uint64))
     return total % 2**64, not finite
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _options(kind: str, read_only: bool) -> ocp.CheckpointManagerOptions:

@@ -81,9 +81,9 @@ def write_json(path: str | os.PathLike, content: Any, indent: int = 2) -> None:
 def lock(path: str | os.PathLike, busy: str, wait: bool = False, shared: bool = False) -> Iterator[None]:
     """Hold the lock file `path`, which the operating system releases when this process ends, however it ends.
 
-    With `shared`, any number of processes may hold it together. If another process is in the way, raises InputError with the
-    message `busy`, or with `wait` logs it and waits. Goes on without a lock where there are none, with a warning, and, if
-    `shared`, where the lock file cannot be opened, as in a read-only folder.
+    With `shared`, any number of processes may hold it together. If another process holds the lock, raises InputError with the
+    message `busy`; with `wait`, logs the message and waits. On a file system without locks, it logs a warning and proceeds. With
+    `shared`, it also proceeds if the lock file cannot be opened, as in a read-only folder.
     """
     kind, mode = (fcntl.LOCK_SH, os.O_RDONLY) if shared else (fcntl.LOCK_EX, os.O_RDWR)
     with contextlib.ExitStack() as stack:
@@ -112,6 +112,11 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
         workdir / '.lock', f'Another process is training in {workdir}; wait until it ends, or name another --workdir.'
     ):
         yield
+
+
+def sha256_of_json(content: Any) -> str:
+    """The SHA-256 of `content` as JSON, in hexadecimal; the order of keys does not matter."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def sha256(path: str | os.PathLike) -> str:

@@ -194,14 +194,19 @@ def end_process(status: int) -> NoReturn:
     sys.exit(status)
 
 
+def gather(array: np.ndarray) -> np.ndarray:
+    """The arrays of all processes, each of which must call this, stacked along a new first axis."""
+    return np.reshape(multihost_utils.process_allgather(array), (-1, *array.shape))
+
+
 def agree(number: int) -> int:
     """The highest `number` of all processes, each of which must call this."""
-    return int(multihost_utils.process_allgather(np.int32(number)).max())
+    return int(gather(np.array(number, np.int32)).max())
 
 
 def merge(array: np.ndarray) -> np.ndarray:
     """One array from those of all processes, each of which has other entries; its rest is NaN."""
-    return np.fmax.reduce(np.reshape(multihost_utils.process_allgather(array), (-1, *array.shape)))
+    return np.fmax.reduce(gather(array))
 
 
 def is_writer() -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from asen_jax import files, sharding
-from asen_jax.checkpoint import Checkpoints, _digest, abstract_like, checksum
+from asen_jax.checkpoint import Checkpoints, abstract_like, checksum
 from asen_jax.errors import InputError, NumericsError
 
 
@@ -72,7 +72,7 @@ def test_other_numbers_than_those_saved_are_refused(tmp_path, item):
         with Checkpoints(tmp_path, read_only=True) as checkpoints:
             meta = checkpoints.read_meta('latest')
         meta['checksums']['params'] = meta['checksums']['params'][::-1]
-        change_meta(tmp_path, **meta, sha256=_digest(meta))
+        change_meta(tmp_path, **meta, sha256=files.sha256_of_json(meta))
     else:
         change_meta(tmp_path, score=0.75)
     folder = tmp_path / 'checkpoints' / 'latest' / '3'

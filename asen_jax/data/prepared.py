@@ -104,8 +104,7 @@ def checksum(path: Path) -> str:
 
 def checksum_of_report(report: Mapping[str, Any]) -> str:
     """The SHA-256 of the content of prepare.json, without its field `checksum`."""
-    content = {name: value for name, value in report.items() if name != 'checksum'}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return files.sha256_of_json({name: value for name, value in report.items() if name != 'checksum'})
 
 
 def check_unchanged(records: Records) -> None:
