@@ -7,7 +7,6 @@ then moved into place at once, so that no reader sees half of it and a failure l
 
 import contextlib
 import errno
-import hashlib
 import importlib
 import io
 import json
@@ -126,7 +125,7 @@ def _description(module: ModuleType, data: ConfigDict) -> str:
     """A hash of everything that determines the records: lists, options (they are in the config's name), versions."""
     hashes = [[path.name, files.sha256(path)] for path in module.list_files(data)]
     facts = [data.name, module.config_name(data), str(module.Builder.VERSION), FORMAT, hashes]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    return files.sha256_of_json(facts)
 
 
 def _write_records(module: ModuleType, raw: RawDataset, target: Path) -> Path:
@@ -150,7 +149,7 @@ def _write_files(raw: RawDataset, built: Path, description: str) -> None:
     left_out = [[entry['image_id'], entry['why']] for entry in raw.skipped]  # without the folder they lie in
     content = describe(raw) | {
         'description': description,
-        'fingerprint': hashlib.sha256(json.dumps([description, left_out]).encode()).hexdigest(),
+        'fingerprint': files.sha256_of_json([description, left_out]),
         'files': {path.name: path.stat().st_size for path in sorted(built.iterdir())},
         'checksums': {path.name: checksum(path) for path in sorted(built.iterdir())},
     }
