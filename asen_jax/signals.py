@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from multiprocessing import resource_tracker
 from pathlib import Path
 
+from asen_jax.errors import StoppedError
+
 STOP_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 PATIENCE = 1.0  # seconds after the first signal in which further ones count as the same
 
@@ -40,6 +42,11 @@ class StopRequest:
             self.signal_number, self._received = number, time.monotonic()
         else:
             _repeat(number, self._received)
+
+
+def stopped(number: int, outcome: str) -> StoppedError:
+    """The error that ends a run after the signal `number`; `outcome` says what was saved and how to go on."""
+    return StoppedError(f'Stopped by {signal.Signals(number).name} {outcome}', number)
 
 
 def handle_ctrl_c() -> None:

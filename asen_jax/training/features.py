@@ -3,7 +3,6 @@
 import functools
 import math
 import os
-import signal
 import tempfile
 from pathlib import Path
 
@@ -17,9 +16,8 @@ from asen_jax import sharding
 from asen_jax.data.batches import eval_batches
 from asen_jax.data.prefetch import prefetch
 from asen_jax.data.prepared import Records
-from asen_jax.errors import StoppedError
 from asen_jax.models import Structure, extract_features
-from asen_jax.signals import StopRequest
+from asen_jax.signals import StopRequest, stopped
 
 
 def compute_features(
@@ -59,6 +57,5 @@ def compute_features(
                 features[index, mirrored] = np.asarray(output)[: len(index)]
             bar.update(len(index))
             if number := sharding.agree(stop.signal_number or 0):
-                name = signal.Signals(number).name
-                raise StoppedError(f'Stopped by {name} before the first step; run the same command to start.', number)
+                raise stopped(number, 'before the first step; run the same command to start.')
     return features

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,13 +17,13 @@ from asen_jax import files, sharding
 from asen_jax.checkpoint import ADVICE, Checkpoints
 from asen_jax.data.batches import check_triplets, steps_per_epoch, train_batches
 from asen_jax.data.prepared import Records, choose_image_size, has_targets, read_records
-from asen_jax.errors import InputError, NumericsError, StoppedError
+from asen_jax.errors import InputError, NumericsError
 from asen_jax.evaluation import results
 from asen_jax.evaluation.evaluate import evaluate, evaluate_network, rank_examples
 from asen_jax.evaluation.figures import draw_rankings
 from asen_jax.models import Structure, build_model, build_shapes
 from asen_jax.network import Embed, load_network, make_embedder
-from asen_jax.signals import StopRequest
+from asen_jax.signals import StopRequest, stopped
 from asen_jax.training.features import compute_features
 from asen_jax.training.optimizer import make_optimizer, make_schedule
 from asen_jax.training.resume import check_same_run, describe_missing, restore_state
@@ -311,8 +310,7 @@ def stop_if_asked(run: Run, step: int) -> None:
 def stop_now(run: Run, step: int, number: int) -> None:
     """End the run after a signal, once everything saved is on disk; raises StoppedError."""
     run.checkpoints.wait()
-    name = signal.Signals(number).name
-    raise StoppedError(f'Stopped by {name} after saving step {step}; run the same command to resume.', number)
+    raise stopped(number, f'after saving step {step}; run the same command to resume.')
 
 
 def make_meta(run: Run, step: int, score: float | None = None) -> dict[str, Any]:
