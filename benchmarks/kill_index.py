@@ -49,9 +49,7 @@ def main(argv: Sequence[str]) -> int:
                 time.sleep(rng.uniform(0, 0.03))
             else:
                 sleep(process, rng.uniform(0.3, 1.1) * seconds)
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+            if kill(process):
                 killed_at.append(count(killed))
             else:
                 finish(process)
@@ -69,6 +67,15 @@ def index(args: argparse.Namespace, gallery: Path) -> subprocess.Popen:
     command = [sys.executable, str(ROOT / 'main.py'), '--mode=index', f'--workdir={args.workdir}']
     command += [f'--images={args.images}', f'--gallery={gallery}']
     return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+
+
+def kill(process: subprocess.Popen) -> bool:
+    """Kill the process, unless it has ended; whether it was killed."""
+    if process.poll() is not None:
+        return False
+    process.kill()
+    process.wait()
+    return True
 
 
 def sleep(process: subprocess.Popen, seconds: float) -> None:

@@ -26,7 +26,7 @@ import jax
 import numpy as np
 
 from asen_jax.checkpoint import Checkpoints
-from benchmarks.kill_index import finish, sleep
+from benchmarks.kill_index import finish, kill, sleep
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = '--config.data.num_photos=200 --config.data.synthetic_size=48 --config.data.image_size=32 --config.model.trunk_width=8'
@@ -48,9 +48,7 @@ def main(argv: Sequence[str]) -> int:
     killed_at, in_saves, finished, differences = [], 0, 0, []
     with tempfile.TemporaryDirectory() as folder:
         whole, killed = Path(folder, 'whole'), Path(folder, 'killed')
-        finish(
-            train(Path(folder), 'compile', 0)
-        )  # fills the compilation cache, so that the next run is as fast as the others
+        finish(train(Path(folder), 'compile', 0))  # fills the cache, so that the next run is as fast as the others
         start = time.monotonic()
         finish(train(Path(folder), 'whole', 0))
         seconds, number = time.monotonic() - start, 0
@@ -64,9 +62,7 @@ def main(argv: Sequence[str]) -> int:
                 time.sleep(rng.uniform(0, 0.02))
             else:
                 sleep(process, rng.uniform(0.2, 1) * seconds)
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+            if kill(process):
                 killed_at.append(last_step(killed))
                 in_saves += any(unfinished(killed))
                 continue
