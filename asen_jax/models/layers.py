@@ -82,7 +82,8 @@ class Conv(nnx.Module):
         x = x.astype(self.dtype)
         if self.kernel_size == 1:
             x = x[:, :: self.stride, :: self.stride]
-            y = jnp.matmul(x, kernel[0, 0], precision=self.precision)
+            rows = x.reshape(-1, x.shape[-1])  # XLA is slower on a CPU if the product has more axes
+            y = jnp.matmul(rows, kernel[0, 0], precision=self.precision).reshape(*x.shape[:-1], -1)
         else:
             half = (self.kernel_size // 2,) * 2
             y = lax.conv_general_dilated(
@@ -116,6 +117,9 @@ class BatchNorm(nnx.Module):
     The batch is normalized by its biased variance; the running variance averages the unbiased one (n / (n - 1), n = the
     role's batch*h*w over all devices) with `momentum`. Running statistics are updated once per role. Statistics are
     float32 whatever the dtype of x.
+
+    Both statistics come from one pass over x, var = E[(x - m)^2] - E[x - m]^2, where m is the running mean: as it is close to
+    the batch's mean, little is lost to cancellation.
     """
 
     def __init__(self, dim: int, epsilon: float = 1e-5, momentum: float = 0.1):
@@ -124,19 +128,21 @@ class BatchNorm(nnx.Module):
         self.mean, self.var = nnx.BatchStat(jnp.zeros(dim)), nnx.BatchStat(jnp.ones(dim))
 
     def __call__(self, x: Float[Array, 'n h w c'], roles: Roles) -> Float[Array, 'n h w c']:
-        scale, bias = self.scale[...].reshape(1, 1, 1, -1), self.bias[...].reshape(1, 1, 1, -1)
+        scale, bias, mean, var = (
+            part[...].reshape(1, 1, 1, -1) for part in (self.scale, self.bias, self.mean, self.var)
+        )
         if not roles:
-            factor = scale * lax.rsqrt(self.var[...] + self.epsilon).reshape(scale.shape)
-            return (x * factor + (bias - self.mean[...].reshape(scale.shape) * factor)).astype(x.dtype)
-        by_role = x.reshape(-1, len(roles), *x.shape[1:]).astype(jnp.float32)
-        mean = by_role.mean(axis=(0, 2, 3), keepdims=True)
-        centered = by_role - mean
-        var = jnp.square(centered).mean(axis=(0, 2, 3), keepdims=True)
-        count = by_role.size // (len(roles) * x.shape[-1])
-        unbiased = var * (count / max(count - 1, 1))
+            factor = scale * lax.rsqrt(var + self.epsilon)
+            return (x * factor + (bias - mean * factor)).astype(x.dtype)
+        shifted = x.reshape(-1, len(roles), *x.shape[1:]).astype(jnp.float32) - mean[None]
+        mean = shifted.mean(axis=(0, 2, 3), keepdims=True)
+        var = jnp.maximum(jnp.square(shifted).mean(axis=(0, 2, 3), keepdims=True) - jnp.square(mean), 0)
+        count = shifted.size // (len(roles) * x.shape[-1])
+        unbiased, middle = var * (count / max(count - 1, 1)), self.mean[...]
         for role in roles:
-            self._update_running(mean[0, role, 0, 0], unbiased[0, role, 0, 0])
-        return (centered * (scale[None] * lax.rsqrt(var + self.epsilon)) + bias[None]).astype(x.dtype).reshape(x.shape)
+            self._update_running(middle + mean[0, role, 0, 0], unbiased[0, role, 0, 0])
+        factor = scale[None] * lax.rsqrt(var + self.epsilon)
+        return (shifted * factor + (bias[None] - mean * factor)).astype(x.dtype).reshape(x.shape)
 
     def _update_running(self, mean: Float[Array, ' c'], var: Float[Array, ' c']) -> None:
         keep = 1 - self.momentum
