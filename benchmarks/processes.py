@@ -53,7 +53,7 @@ def measure(model_axis: int) -> float:
 
 def work(num_processes: int, model_axis: int, port: int, number: int) -> None:
     """Be one process of a measurement; the first one prints the time."""
-    sharding.split_cpu(2 // num_processes)
+    sharding.set_up_cpu(2 // num_processes)
     if num_processes > 1:
         sharding.start_processes(f'localhost:{port}', num_processes, number)
     milliseconds = measure(model_axis)

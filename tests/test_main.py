@@ -38,6 +38,20 @@ def finish(process):
     return process.returncode, stdout, stderr
 
 
+@pytest.mark.skipif(sys.platform != 'linux', reason='glibc')
+def test_the_program_starts_again_with_huge_pages():
+    code = (
+        "import os, runpy; print(os.getpid(), os.environ.get('GLIBC_TUNABLES'), flush=True);"
+        f"runpy.run_path({str(ROOT / 'main.py')!r}, run_name='__main__')"
+    )
+    environment = {name: value for name, value in ENVIRONMENT.items() if name != 'GLIBC_TUNABLES'}
+    command = [sys.executable, '-c', code, '--help']
+    lines = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
+    pid, before = lines[0].split()
+    assert (before, lines[1]) == ('None', f'{pid} glibc.malloc.hugetlb=1')
+    assert lines[2].startswith('usage')
+
+
 @pytest.fixture
 def shop(tmp_path, monkeypatch):
     """A catalog of plain red and green photos, in the current folder."""

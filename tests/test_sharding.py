@@ -1,6 +1,7 @@
 """Eight devices compute the same as one, with one program and without moving photos between devices."""
 
 import math
+import os
 import re
 
 import jax
@@ -163,3 +164,11 @@ def test_a_process_reads_the_rows_of_its_devices():
     assert sharding.local_rows(12) == range(12)
     placed = sharding.put_rows(mesh, {'index': np.arange(16)}, 16)['index']
     assert placed.sharding == sharding.batch_sharding(mesh) and placed.tolist() == list(range(16))
+
+
+@pytest.mark.parametrize(('version', 'flags'), [('0.10.2', sharding.WITHOUT_YNNPACK), ('0.11.0', '')])
+def test_xla_gets_only_flags_that_it_knows(version, flags, monkeypatch):
+    monkeypatch.setattr(sharding.jaxlib, '__version__', version)
+    monkeypatch.setenv('XLA_FLAGS', '')
+    sharding.set_up_cpu(1)
+    assert os.environ['XLA_FLAGS'] == flags
