@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 from jaxtyping import Array, Float, Int
 
 from asen_jax.models.layers import BatchNorm, Conv, Numerics, Roles, Table, linear, uniform_by_fan_in
@@ -21,7 +20,8 @@ def attend(
 ) -> tuple[Float[Array, 'n c'], Float[Array, 'n h w']]:
     """sum over positions of x * softmax(scores), and the softmax itself, in float32 whatever the dtype of x."""
     weights = jax.nn.softmax(scores.astype(jnp.float32).reshape(scores.shape[0], -1)).reshape(scores.shape)
-    pooled = jnp.einsum('nhwc,nhw->nc', x.astype(jnp.float32), weights, precision=lax.Precision.HIGHEST)
+    # as a matrix product, XLA would transpose x, and compute the trunk's last blocks once more for it
+    pooled = (weights[..., None] * x.astype(jnp.float32)).sum(axis=(1, 2))
     return pooled, weights
 
 
