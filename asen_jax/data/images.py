@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 64_000_000  # a larger photo is refused before its pixels are decoded
 MAX_BYTES = 200_000_000  # of a photo's file: MAX_PIXELS take 192 MB even without compression
@@ -22,6 +22,8 @@ Image.init()  # Pillow would load its readers on first use, which is not thread-
 # Only formats that Pillow decodes by itself: for EPS it would start Ghostscript. Older builds of Pillow lack AVIF.
 KNOWN_FORMATS = ('AVIF', 'BMP', 'GIF', 'JPEG', 'JPEG2000', 'PNG', 'PPM', 'TGA', 'TIFF', 'WEBP')
 FORMATS = tuple(name for name in KNOWN_FORMATS if name in Image.OPEN)
+# Pillow keeps the memory of this many pictures for the next ones: fetching it anew can take as long as decoding.
+Image.core.set_blocks_max(8)
 
 Box = Sequence  # left, top, right, bottom as in boxes.Box, but any four numbers, such as a record's array
 
@@ -106,22 +108,23 @@ def read_size(data: bytes) -> tuple[int, int]:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """An RGB copy of an opened picture: rotated as EXIF says, transparency on white, 16-bit gray scaled to 8 bits.
+    """An opened picture as RGB: rotated as EXIF says, transparency on white, 16-bit gray scaled to 8 bits.
 
-    Raises ValueError with the reason if it is damaged, or, before decoding it, if it has more than MAX_PIXELS.
+    A picture that needs none of this is returned as it is. Raises ValueError with the reason if it is damaged, or, before decoding it, if it has more than MAX_PIXELS.
     """
     with _reading():
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f'{image.width}x{image.height} pixels, but at most {MAX_PIXELS:,} are read')
         image.load()
-        image = ImageOps.exif_transpose(image)
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            image = ImageOps.exif_transpose(image)
         if image.mode.startswith('I'):  # 16-bit gray: Pillow's own conversion clips it to white
             image = Image.fromarray(np.uint8(np.clip(np.asarray(image) // 257, 0, 255)))
         if image.mode in ('RGBA', 'LA', 'PA') or 'transparency' in image.info:
             image = image.convert('RGBA')
             ground = Image.new('RGBA', image.size, (*BACKGROUND, 255))
             image = Image.alpha_composite(ground, image)
-        return image.convert('RGB')
+        return image if image.mode == 'RGB' else image.convert('RGB')
 
 
 class Opened(NamedTuple):

@@ -83,6 +83,17 @@ def test_jitter_keeps_most_of_the_photo(photo):
     assert images.jitter_crop(photo, rng, 0.0) is photo
 
 
+def test_a_picture_that_is_upright_rgb_is_not_copied(photo):
+    assert images.upright_rgb(photo) is photo
+
+
+def test_the_memory_of_pictures_is_kept_for_the_next_ones(photo):
+    images.decode(encode(photo))
+    Image.core.reset_stats()
+    images.decode(encode(photo))
+    assert Image.core.get_stats()['reused_blocks']
+
+
 def test_exif_rotates_and_transparency_becomes_white(photo):
     exif = Image.Exif()
     exif[0x0112] = 6  # rotated by a quarter turn
