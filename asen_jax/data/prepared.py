@@ -23,8 +23,10 @@ from asen_jax.errors import InputError
 
 NUM_MEASURED = 500  # photos whose size decides the size of the input
 REPORT = 'prepare.json'
+AS_BYTES = {'image': tfds.decode.SkipDecoding()}
 READING = '.reading'  # the lock, beside the records, of all who read them
 FOOTER_BYTES = 2**18  # at the end of a file of records; more than its list of where each record lies
+PHOTO_FIELDS = ('image', 'bbox', 'attributes', 'attribute_boxes')  # parsing all fields takes three times as long
 SIZE_STEP, MIN_CHOSEN_SIZE, MAX_CHOSEN_SIZE = 32, 160, 288
 
 
@@ -68,7 +70,8 @@ def open_records(directory: str | os.PathLike) -> Records:
             caveat=report.get('caveat', ''),
             fingerprint=report['fingerprint'],
         )
-    open_split.cache_clear()  # other records may have been there before
+    for opened in (open_split, _open_photos):  # other records may have been there before
+        opened.cache_clear()
     _read_arrays.cache_clear()
     return records
 
@@ -139,10 +142,13 @@ def has_targets(records: Records, split: str) -> bool:
 
 
 def read_record(directory: str, split: str, index: int) -> Mapping[str, Any]:
-    """A record of a split, with the image as its original bytes; raises InputError if its file is damaged."""
-    source = open_split(directory, split)
+    """A photo's record, with those of PHOTO_FIELDS that it has and the image as its original bytes.
+
+    Raises InputError if the record's file is damaged.
+    """
+    source, features = _open_photos(directory, split)
     try:
-        return source[index]
+        return features.deserialize_example_np(source[index], decoders=AS_BYTES)
     except Exception:
         shards = source.dataset_info.splits[split]
         path = str(shards.filepaths[np.searchsorted(np.cumsum(shards.shard_lengths), index, side='right')])
@@ -154,10 +160,19 @@ def read_record(directory: str, split: str, index: int) -> Mapping[str, Any]:
 
 @functools.lru_cache(maxsize=16)
 def open_split(directory: str, split: str) -> Any:
-    """A split as a TFDS data source, with images as their original bytes; `read_record` reads from it."""
+    """A split as a TFDS data source, with all fields of its records, and images as their original bytes."""
+    with _naming_damage(directory, directory):
+        return tfds.builder_from_directory(directory).as_data_source(split=split, decoders=AS_BYTES)
+
+
+@functools.lru_cache(maxsize=16)
+def _open_photos(directory: str, split: str) -> tuple[Any, tfds.features.FeaturesDict]:
+    """The records of a split as they were serialized, and what parses their PHOTO_FIELDS."""
     with _naming_damage(directory, directory):
         builder = tfds.builder_from_directory(directory)
-        return builder.as_data_source(split=split, decoders={'image': tfds.decode.SkipDecoding()})
+        source = builder.as_data_source(split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+    known = builder.info.features
+    return source, tfds.features.FeaturesDict({name: known[name] for name in PHOTO_FIELDS if name in known})
 
 
 def read_rows(records: Records, split: str) -> Int[np.ndarray, 'rows fields']:
