@@ -12,7 +12,7 @@ from typing import Any
 
 import grain
 import numpy as np
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 
 from asen_jax import sharding
@@ -94,20 +94,18 @@ class TripletSource:
         flips = rng.integers(0, 2, len(photos)).astype(bool) & self.flip
         element: Element = {'attribute': np.int32(attribute)}
         if self.features is None:
-            element['images'] = self._load(photos, flips, rng)
+            element |= {'images': self._load(photos, rng), 'flip': flips}
         else:
             element['features'] = self.features[photos, flips.astype(int)]
         if self.labels is not None:
             element |= {'photo': np.array(photos, np.int32), 'labels': self.labels.of(photos)}
         return element
 
-    def _load(
-        self, photos: list[int], flips: Bool[np.ndarray, ' roles'], rng: np.random.Generator
-    ) -> UInt8[np.ndarray, 'roles size size 3']:
-        opened = [self.options.open(read_record(self.directory, 'train', photo)).image for photo in photos]
-        cropped = [images.jitter_crop(image, rng, self.jitter) for image in opened]
-        pixels = np.stack([self.options.fit_square(image) for image in cropped])
-        pixels[flips] = pixels[flips, :, ::-1]
+    def _load(self, photos: list[int], rng: np.random.Generator) -> UInt8[np.ndarray, 'roles size size 3']:
+        pixels = np.empty((len(photos), self.options.size, self.options.size, 3), np.uint8)
+        for place, photo in zip(pixels, photos, strict=True):
+            image = self.options.open(read_record(self.directory, 'train', photo)).image
+            place[:] = self.options.fit_square(images.jitter_crop(image, rng, self.jitter))
         return pixels
 
 
@@ -154,10 +152,11 @@ def _count_steps(num_triplets: int, config: ConfigDict) -> int:
 def train_batches(
     records: Records, config: ConfigDict, start_step: int = 0, features: np.ndarray | None = None
 ) -> Generator[dict[str, np.ndarray]]:
-    """Batches `images` uint8 [B, 3, size, size, 3] and `attribute` int32 [B] from `start_step` to the end of the last epoch.
+    """Batches of triplets from `start_step` to the end of the last epoch.
 
+    They have `images` uint8 [B, 3, size, size, 3], `flip` bool [B, 3], which photos the step mirrors, and `attribute` int32 [B].
     With `features` of the photos and their mirror images, [photos, 2, h, w, c], batches have `features` [B, 3, h, w, c] instead
-    of `images`. The contrastive loss also gets `photo` int32 [B, 3], the position of the record, and `labels` uint8
+    of `images` and `flip`. The contrastive loss also gets `photo` int32 [B, 3], the position of the record, and `labels` uint8
     [B, 3, attributes, values], 1 where the photo has the value. With several processes, each gets its own rows of every batch.
     """
     rows = sharding.local_rows(config.train.batch_size)

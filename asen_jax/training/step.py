@@ -76,8 +76,13 @@ def make_train_step(
 
 
 def _photos(batch: dict) -> Array:
-    """The pixels of a batch, or the features that a frozen trunk has for them."""
-    return batch['features'] if 'features' in batch else batch['images']
+    """The pixels of a batch, mirrored where `flip` says so, or the features that a frozen trunk has for them."""
+    if 'features' in batch:
+        return batch['features']
+    if 'flip' not in batch:
+        return batch['images']
+    flip = batch['flip'][..., None, None, None]
+    return jnp.where(flip, batch['images'][..., ::-1, :], batch['images'])
 
 
 def _similarities(

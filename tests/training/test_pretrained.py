@@ -60,7 +60,10 @@ def test_frozen_features_are_those_of_the_photo_and_of_its_mirror_image(config, 
     pixels = next(train_batches(records, config))
     np.testing.assert_array_equal(batch['photo'], pixels['photo'])
     np.testing.assert_array_equal(batch['labels'], pixels['labels'])
-    expected = extract_features(structure, *arrays, jnp.asarray(pixels['images'][0]))
+    images, flip = pixels['images'][0], pixels['flip'][0]
+    assert len(set(flip.tolist())) == 2
+    mirrored = np.where(flip[:, None, None, None], images[:, :, ::-1], images)
+    expected = extract_features(structure, *arrays, jnp.asarray(mirrored))
     np.testing.assert_allclose(batch['features'][0], expected, rtol=2e-3, atol=2e-3)  # float16
 
 

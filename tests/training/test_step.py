@@ -1,6 +1,7 @@
 """The train step learns, counts, and donates its input."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -44,6 +45,18 @@ def test_the_state_is_donated():
     step, state, batch = make_run('triplet')
     step(state, batch)
     assert jax.tree.leaves(state.params)[0].is_deleted()
+
+
+def test_photos_are_mirrored_where_the_batch_says_so():
+    step, state, batch = make_run('triplet')
+    flip = np.arange(48).reshape(16, 3) % 3 == 1
+    mirrored = np.where(flip[..., None, None, None], batch['images'][:, :, :, ::-1], batch['images'])
+    losses = [
+        float(step(jax.tree.map(jnp.copy, state), each)[1]['loss'])
+        for each in (batch | {'flip': flip}, batch | {'images': mirrored}, batch)
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+    assert losses[0] != pytest.approx(losses[2], abs=1e-6)
 
 
 def test_every_parameter_is_trained():
