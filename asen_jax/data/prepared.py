@@ -23,7 +23,7 @@ from asen_jax.errors import InputError
 
 NUM_MEASURED = 500  # photos whose size decides the size of the input
 REPORT = 'prepare.json'
-AS_BYTES = {'image': tfds.decode.SkipDecoding()}
+AS_BYTES: Any = {'image': tfds.decode.SkipDecoding()}
 READING = '.reading'  # the lock, beside the records, of all who read them
 FOOTER_BYTES = 2**18  # at the end of a file of records; more than its list of where each record lies
 PHOTO_FIELDS = ('image', 'bbox', 'attributes', 'attribute_boxes')  # parsing all fields takes three times as long
@@ -148,7 +148,8 @@ def read_record(directory: str, split: str, index: int) -> Mapping[str, Any]:
     """
     source, features = _open_photos(directory, split)
     try:
-        return features.deserialize_example_np(source[index], decoders=AS_BYTES)
+        record: Any = features.deserialize_example_np(source[index], decoders=AS_BYTES)
+        return record
     except Exception:
         shards = source.dataset_info.splits[split]
         path = str(shards.filepaths[np.searchsorted(np.cumsum(shards.shard_lengths), index, side='right')])
