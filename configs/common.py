@@ -79,6 +79,7 @@ def add_data(config: ConfigDict) -> None:
     config.data.broken = 'error'  # error | skip: what to do about a photo that cannot be decoded
     config.data.resample_triplets = False  # zappos50k only: sample triplet lists from meta-data-bin.csv
     config.data.num_workers = 4  # processes that load photos; 0: threads of the main process
+    config.data.cache = 'none'  # none | disk | device: keep decoded photos beside the records, or also on the GPUs
     config.data.num_photos = 4000  # synthetic only: number of photos to draw
     config.data.synthetic_size = 96  # synthetic only: side of a drawn photo, in pixels
 

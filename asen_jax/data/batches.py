@@ -17,10 +17,11 @@ from ml_collections import ConfigDict
 
 from asen_jax import sharding
 from asen_jax.data import images
+from asen_jax.data.cache import CachedPhotos, open_cache
 from asen_jax.data.prepared import LoadOptions, Records, read_labels, read_record, read_rows
 from asen_jax.data.triplets import TripletIndex, draw_triplets, make_index
 from asen_jax.errors import InputError
-from asen_jax.signals import signals_blocked
+from asen_jax.signals import StopRequest, signals_blocked
 
 READ_THREADS = 2  # batches loaded at the same time in one process
 READ_AHEAD = 4  # batches; Grain's default of 500 fills up the memory
@@ -52,26 +53,68 @@ class PhotoLabels:
         return table
 
 
+class Photos:
+    """The photos of a split, each decoded and fitted when it is read."""
+
+    def __init__(self, records: Records, split: str, config: ConfigDict):
+        self.directory, self.split, self.count = records.directory, split, records.splits[split]
+        self.options, self.num_attributes = LoadOptions.from_config(config), len(records.attributes)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Element:
+        record = read_record(self.directory, self.split, index)
+        opened = self.options.open(record)
+        element: Element = {'image': self.options.fit_square(opened.image)}
+        if 'attribute_boxes' in record:
+            boxes = np.full((self.num_attributes, 4), np.nan, np.float32)  # where each labeled attribute is visible
+            for attribute, box in zip(record['attributes'], record['attribute_boxes'], strict=True):
+                boxes[attribute] = images.box_to_square(tuple(box), opened, self.options.size, self.options.fit)
+            element['boxes'] = boxes
+        return element
+
+    def read_jittered(self, photo: int, rng: np.random.Generator, jitter: float) -> UInt8[np.ndarray, 'size size 3']:
+        """A photo of which `jitter_crop` has first kept a random part."""
+        image = self.options.open(read_record(self.directory, self.split, photo)).image
+        return self.options.fit_square(images.jitter_crop(image, rng, jitter))
+
+
+def open_photos(
+    records: Records, split: str, config: ConfigDict, stop: StopRequest | None = None
+) -> Photos | CachedPhotos:
+    """The photos of a split; with `data.cache`, from its cache, which is filled first unless it exists."""
+    photos = Photos(records, split, config)
+    if config.data.cache == 'none':
+        return photos
+
+    def load() -> Generator[dict[str, np.ndarray]]:
+        return _iterate(grain.MapDataset.source(photos).batch(config.eval.batch_size), config.data.num_workers)
+
+    return open_cache(records, split, photos.options, load, stop)
+
+
 class TripletSource:
     """The triplets of a whole run: element i is triplet `i % epoch_size` of epoch `i // epoch_size`.
 
     An epoch's table is drawn at once from (seed, epoch), flips and jitter from (seed, i). So a run sees the same photos
     whichever step it starts from and however many workers load them. With `features` [photos, 2, ...], which a frozen trunk
-    computed for each photo and its mirror image, no photo is read. The source has only those `rows` of each batch that this
-    process needs.
+    computed for each photo and its mirror image, no photo is read, nor with `data.cache=device`. The source has only those
+    `rows` of each batch that this process needs.
     """
 
     def __init__(self, records: Records, config: ConfigDict, rows: range, features: np.ndarray | None = None):
         self.features, self.rows, self.batch_size = features, rows, config.train.batch_size
         epoch_size = steps_per_epoch(records, config) * self.batch_size
-        self.directory, self.seed, self.epoch_size = records.directory, config.seed, epoch_size
-        self.num_epochs, self.options = config.train.num_epochs, LoadOptions.from_config(config)
+        self.seed, self.epoch_size, self.num_epochs = config.seed, epoch_size, config.train.num_epochs
         self.flip, self.jitter = config.data.flip, config.data.jitter
+        self.on_device = config.data.cache == 'device'
         self.strict_negatives = config.data.strict_negatives
         self.labels = PhotoLabels(records) if config.train.loss == 'contrastive' else None
         fixed = config.data.triplets == 'fixed'
         self.fixed = read_rows(records, 'train_triplets') if fixed else None
         self.index = None if fixed else make_train_index(records)
+        self.photos = None if self.on_device or features is not None else open_photos(records, 'train', config)
 
     def __len__(self) -> int:
         return self.epoch_size * self.num_epochs // self.batch_size * len(self.rows)
@@ -93,20 +136,24 @@ class TripletSource:
         rng = np.random.default_rng([self.seed, 2, index])
         flips = rng.integers(0, 2, len(photos)).astype(bool) & self.flip
         element: Element = {'attribute': np.int32(attribute)}
-        if self.features is None:
-            element |= {'images': self._load(photos, rng), 'flip': flips}
-        else:
+        if self.features is not None:
             element['features'] = self.features[photos, flips.astype(int)]
+        else:
+            element['flip'] = flips
+        if self.photos is not None:
+            element['images'] = self._load(self.photos, photos, rng)
+        if self.labels is not None or self.on_device:
+            element['photo'] = np.array(photos, np.int32)
         if self.labels is not None:
-            element |= {'photo': np.array(photos, np.int32), 'labels': self.labels.of(photos)}
+            element['labels'] = self.labels.of(photos)
         return element
 
-    def _load(self, photos: list[int], rng: np.random.Generator) -> UInt8[np.ndarray, 'roles size size 3']:
-        pixels = np.empty((len(photos), self.options.size, self.options.size, 3), np.uint8)
-        for place, photo in zip(pixels, photos, strict=True):
-            image = self.options.open(read_record(self.directory, 'train', photo)).image
-            place[:] = self.options.fit_square(images.jitter_crop(image, rng, self.jitter))
-        return pixels
+    def _load(
+        self, source: Photos | CachedPhotos, photos: list[int], rng: np.random.Generator
+    ) -> UInt8[np.ndarray, 'roles size size 3']:
+        if isinstance(source, CachedPhotos):
+            return source.images[photos]
+        return np.stack([source.read_jittered(photo, rng, self.jitter) for photo in photos])
 
 
 def make_train_index(records: Records) -> TripletIndex:
@@ -156,14 +203,13 @@ def train_batches(
 
     They have `images` uint8 [B, 3, size, size, 3], `flip` bool [B, 3], which photos the step mirrors, and `attribute` int32 [B].
     With `features` of the photos and their mirror images, [photos, 2, h, w, c], batches have `features` [B, 3, h, w, c] instead
-    of `images` and `flip`. The contrastive loss also gets `photo` int32 [B, 3], the position of the record, and `labels` uint8
+    of `images` and `flip`; with `data.cache=device`, they have `photo` instead of `images`. The contrastive loss also gets `photo` int32 [B, 3], the position of the record, and `labels` uint8
     [B, 3, attributes, values], 1 where the photo has the value. With several processes, each gets its own rows of every batch.
     """
     rows = sharding.local_rows(config.train.batch_size)
     source = TripletSource(records, config, rows, features)
     dataset = grain.MapDataset.source(source).batch(len(rows), drop_remainder=True)[start_step:]
-    # features are read faster than a worker process could hand them over
-    return _iterate(dataset, config.data.num_workers if features is None else 0)
+    return _iterate(dataset, config.data.num_workers if isinstance(source.photos, Photos) else 0)
 
 
 def eval_batch_size(records: Records, split: str, config: ConfigDict) -> int:
@@ -179,8 +225,7 @@ class EvalSource:
     """
 
     def __init__(self, records: Records, split: str, indices: Int[np.ndarray, ' photos'], config: ConfigDict):
-        self.directory, self.split, self.indices = records.directory, split, np.asarray(indices)
-        self.options, self.num_attributes = LoadOptions.from_config(config), len(records.attributes)
+        self.photos, self.indices = open_photos(records, split, config), np.asarray(indices)
         self.batch_size = eval_batch_size(records, split, config)
         self.rows = sharding.local_rows(self.batch_size)
 
@@ -190,24 +235,13 @@ class EvalSource:
     def __getitem__(self, index: int) -> Element:
         photo = int(self.indices[min(index, len(self.indices) - 1)])
         about = {'index': np.int32(photo), 'mask': np.bool_(index < len(self.indices))}
-        return about | (self._load(photo) if index % self.batch_size in self.rows else self._blank)
+        return about | (self.photos[photo] if index % self.batch_size in self.rows else self._blank)
 
     @functools.cached_property
     def _blank(self) -> Element:
         """What stands for a photo that another process loads."""
-        like = self._load(int(self.indices[0]))
+        like = self.photos[int(self.indices[0])]
         return {name: np.full_like(part, np.nan if name == 'boxes' else 0) for name, part in like.items()}
-
-    def _load(self, photo: int) -> Element:
-        record = read_record(self.directory, self.split, photo)
-        opened = self.options.open(record)
-        element: Element = {'image': self.options.fit_square(opened.image)}
-        if 'attribute_boxes' in record:
-            boxes = np.full((self.num_attributes, 4), np.nan, np.float32)  # where each labeled attribute is visible
-            for attribute, box in zip(record['attributes'], record['attribute_boxes'], strict=True):
-                boxes[attribute] = images.box_to_square(tuple(box), opened, self.options.size, self.options.fit)
-            element['boxes'] = boxes
-        return element
 
 
 def eval_batches(
@@ -215,10 +249,12 @@ def eval_batches(
 ) -> Generator[dict[str, np.ndarray]]:
     """Batches `image` uint8 [N, size, size, 3], `index`, `mask` (and `boxes` where there are any) of the photos `indices`."""
     source = EvalSource(records, split, indices, config)
-    return _iterate(grain.MapDataset.source(source).batch(source.batch_size), config.data.num_workers)
+    dataset = grain.MapDataset.source(source).batch(source.batch_size)
+    return _iterate(dataset, config.data.num_workers if isinstance(source.photos, Photos) else 0)
 
 
 def _iterate(dataset: grain.MapDataset, num_workers: int) -> Generator[dict[str, np.ndarray]]:
+    """The batches of a dataset; arrays in memory are read faster than a worker process could hand them over."""
     if num_workers:
         yield from _load_in_workers(dataset, num_workers)
         return

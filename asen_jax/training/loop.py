@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from asen_jax import files, sharding
 from asen_jax.checkpoint import ADVICE, Checkpoints
-from asen_jax.data.batches import check_triplets, steps_per_epoch, train_batches
+from asen_jax.data.batches import check_triplets, open_photos, steps_per_epoch, train_batches
+from asen_jax.data.cache import CachedPhotos, put_on_devices
 from asen_jax.data.prepared import Records, choose_image_size, has_targets, read_records
 from asen_jax.errors import InputError, NumericsError
 from asen_jax.evaluation import results
@@ -32,6 +33,7 @@ from asen_jax.training.tracking import Meter, Meters, Tracker
 from asen_jax.weights.starting import check_start, read_start
 from asen_jax.weights.trunks import read_trunk
 
+PHOTO_SPLITS = ('train', 'valid', 'test')
 Trunk = tuple[dict, dict]  # parameters and batch statistics under the key `trunk`; empty if a run starts without one
 
 
@@ -51,6 +53,7 @@ class Run(NamedTuple):
     checkpoints: Checkpoints
     tracker: Tracker
     stop: StopRequest
+    train_photos: dict[str, jax.Array]  # with `data.cache=device`, an entry of every batch
     origin: dict  # metadata of checkpoints on where the weights came from: `imported`, `started_from`, or nothing
 
 
@@ -61,6 +64,7 @@ def check_config(config: ConfigDict, workdir: Path) -> Trunk:
     """
     check_loss(config)
     check_triplets(config)
+    check_cache(config)
     if not config.optim.trunk_factor and config.data.jitter:
         raise InputError(
             'config.optim.trunk_factor is 0, so features are computed once and photos cannot be cropped at random; '
@@ -73,6 +77,19 @@ def check_config(config: ConfigDict, workdir: Path) -> Trunk:
         if config.init.workdir or checkpoints.resumable():
             return {}, {}
     return read_trunk(config, params, batch_stats)
+
+
+def check_cache(config: ConfigDict) -> None:
+    """Raise InputError if photos cannot be cached as `config` asks."""
+    if config.data.cache != 'none' and config.data.jitter:
+        raise InputError(
+            f'config.data.cache is {config.data.cache}, so photos cannot be cropped at random; '
+            'set config.data.jitter=0 or config.data.cache=none.'
+        )
+    if config.data.cache == 'device' and not config.optim.trunk_factor:
+        raise InputError(
+            'config.optim.trunk_factor is 0, so steps read features instead of photos; set config.data.cache=disk.'
+        )
 
 
 def check_loss(config: ConfigDict) -> None:
@@ -106,6 +123,9 @@ def train_and_evaluate(
             if sharding.is_writer():
                 files.write_text(workdir / 'config.json', config.to_json(indent=2) + '\n')  # as the user wrote it
             step = int(state.step)
+            for split in (name for name in PHOTO_SPLITS if name in records.splits):
+                open_photos(records, split, sized, stop)  # now, when a full disk costs no work
+            run = run._replace(train_photos=photos_on_devices(run, step))
             batches = train_batches(records, sized, step, frozen_features(run, state))
             with contextlib.closing(run.tracker), contextlib.closing(batches), naming_last_checkpoint(run):
                 if is_unfinished(run, step):
@@ -171,9 +191,19 @@ def start(
         checkpoints=checkpoints,
         tracker=Tracker(workdir, resumed, sharding.is_writer()),
         stop=stop,
+        train_photos={},
         origin=origin,
     )
     return run, state, meters
+
+
+def photos_on_devices(run: Run, step: int) -> dict[str, jax.Array]:
+    """With `data.cache=device` and if epochs remain, the train photos as the entry `train_photos` of every batch."""
+    if run.config.data.cache != 'device' or step >= run.epoch_steps * run.config.train.num_epochs:
+        return {}
+    photos = open_photos(run.records, 'train', run.config)
+    assert isinstance(photos, CachedPhotos)
+    return {'train_photos': put_on_devices(photos.images, run.mesh)}
 
 
 def frozen_features(run: Run, state: TrainState) -> np.ndarray | None:
@@ -198,7 +228,8 @@ def train_epoch(
             overdue = sharding.is_writer() and time.monotonic() - last_save > 60 * config.train.save_every_minutes
             last_save = time.monotonic() if overdue else last_save  # asked once
             batch['request'] = np.full_like(batch['attribute'], 2 * (run.stop.signal_number or 0) + overdue)
-            state, metrics = run.train_step(state, sharding.put_rows(run.mesh, batch, batch_size))
+            arrays = sharding.put_rows(run.mesh, batch, batch_size) | run.train_photos
+            state, metrics = run.train_step(state, arrays)
             step += 1
             # that of the previous step, so that the device never waits for the host
             (signal_number, save), pending = divmod(int(pending), 2), metrics.pop('request')

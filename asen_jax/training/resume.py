@@ -19,7 +19,7 @@ from asen_jax.training.step import TrainState, create_state
 # No field of model or data may change, nor those on which the order of the data depends ...
 FIXED_FIELDS = ('seed', 'train.batch_size')
 # ... except for these, which change neither the network nor the order of the data.
-FREE_FIELDS = ('data.manual_dir', 'data.dir', 'data.num_workers', 'data.missing', 'data.broken')
+FREE_FIELDS = ('data.manual_dir', 'data.dir', 'data.num_workers', 'data.cache', 'data.missing', 'data.broken')
 
 
 def is_untrained_import(meta: dict) -> bool:

@@ -1,13 +1,14 @@
 """The train state (frozen, arrays only) and the one step that replaces it."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int32, Key, UInt8
 from ml_collections import ConfigDict
 
 from asen_jax import sharding
@@ -47,15 +48,17 @@ def make_train_step(
     """The compiled step: (state, batch) -> (state, metrics). The state is donated; the batch is split over all devices.
 
     `options` is `config.train`; `shardings` are those of the state; `seed` and the step decide which channels are dropped.
+    `train_photos` in the batch are all photos, from which the step takes those of its triplets; they are not donated.
     Parameters that are sharded are gathered for the step, and each device updates its own part of them.
     """
     compute_loss = {'triplet': _triplet_loss, 'contrastive': _contrastive_loss}[options.loss]
 
     def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
+        inputs = batch | {'images': _photos(batch, mesh)}
 
         def objective(params):
-            return compute_loss(structure, params, state.batch_stats, batch, key, options)
+            return compute_loss(structure, params, state.batch_stats, inputs, key, options)
 
         whole = jax.lax.with_sharding_constraint(state.params, sharding.replicated(mesh))
         (loss, (batch_stats, accuracy)), gradients = jax.value_and_grad(objective, has_aux=True)(whole)
@@ -75,14 +78,33 @@ def make_train_step(
     )
 
 
-def _photos(batch: dict) -> Array:
+def _photos(batch: dict, mesh: jax.sharding.Mesh) -> Array:
     """The pixels of a batch, mirrored where `flip` says so, or the features that a frozen trunk has for them."""
     if 'features' in batch:
         return batch['features']
+    images = _gather(mesh, batch['train_photos'], batch['photo']) if 'train_photos' in batch else batch['images']
     if 'flip' not in batch:
-        return batch['images']
-    flip = batch['flip'][..., None, None, None]
-    return jnp.where(flip, batch['images'][..., ::-1, :], batch['images'])
+        return images
+    return jnp.where(batch['flip'][..., None, None, None], images[..., ::-1, :], images)
+
+
+def _gather(
+    mesh: jax.sharding.Mesh, photos: UInt8[Array, 'photos h w c'], index: Int32[Array, 'b 3']
+) -> UInt8[Array, 'b 3 h w c']:
+    """`photos[index]`, where each device holds a part of the photos, and gets those of its part of the batch."""
+    if mesh.size == 1:
+        return photos[index]
+    axes = mesh.axis_names
+    split = jax.P(axes)
+
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=(split, split), out_specs=split)
+    def exchange(photos, index):
+        place = jax.lax.all_gather(index, axes, tiled=True) - jax.lax.axis_index(axes) * len(photos)
+        own = (place >= 0) & (place < len(photos))
+        found = jnp.where(own[..., None, None, None], photos[place.clip(0, len(photos) - 1)], 0)
+        return jax.lax.psum_scatter(found, axes, tiled=True)  # only one device has added more than zeros
+
+    return exchange(photos, index)
 
 
 def _similarities(
@@ -98,7 +120,7 @@ def _triplet_loss(
     structure: Structure, params: dict, batch_stats: dict, batch: dict, key: Key[Array, ''], options: ConfigDict
 ):
     """The papers' loss: the mean over all triplets (ASEN, equation 9), plus CSN's two norms if their weights are not zero."""
-    output, stats = embed_triplets(structure, params, batch_stats, _photos(batch), batch['attribute'], key)
+    output, stats = embed_triplets(structure, params, batch_stats, batch['images'], batch['attribute'], key)
     near, far = _similarities(output.embedding, options.distance)
     loss, extras = losses.triplet_loss(near, far, options.margin).mean(), output.extras or {}
     if options.embedding_norm:
@@ -113,7 +135,7 @@ def _contrastive_loss(
 ):
     """Every photo of the batch against every other, under each attribute for which it has a label."""
     output, stats = embed_triplets(
-        structure, params, batch_stats, _photos(batch), batch['attribute'], key, all_attributes=True
+        structure, params, batch_stats, batch['images'], batch['attribute'], key, all_attributes=True
     )
     embedding, labels, photo = output.embedding, batch['labels'], batch['photo']
     folded = l2_normalize(embedding.reshape(-1, *embedding.shape[2:]))

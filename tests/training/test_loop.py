@@ -183,6 +183,26 @@ def test_another_model_data_or_seed_is_refused(unbroken, config, field, value):
         run(config, unbroken[0])
 
 
+@pytest.mark.parametrize('cache', ['disk', 'device'])
+def test_a_run_that_resumes_from_cached_photos_ends_like_one_that_decodes_them(cache, unbroken, config, tmp_path):
+    config.train.num_epochs = 1
+    run(config, tmp_path)
+    config.train.num_epochs, config.data.cache = 2, cache
+    run(config, tmp_path)
+    assert_same_arrays(arrays_of(tmp_path)[1], arrays_of(unbroken[0])[1])
+
+
+@pytest.mark.parametrize(
+    'field,value,match',
+    [('data.jitter', 0.1, 'cannot be cropped at random'), ('optim.trunk_factor', 0.0, 'data.cache=disk')],
+)
+def test_what_cannot_be_cached_is_refused(field, value, match, config, tmp_path):
+    config.data.cache = 'device'
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(InputError, match=match):
+        loop.check_config(config, tmp_path)
+
+
 def test_epochs_and_learning_rate_may_change(unbroken, config, tmp_path):
     config.train.num_epochs = 1
     run(config, tmp_path)

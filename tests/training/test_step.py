@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from asen_jax import sharding
+from asen_jax.data.cache import put_on_devices
 from asen_jax.models import build_model
 from asen_jax.training.optimizer import make_schedule
+from asen_jax.training.step import _gather
 from configs import fashionai
 from tests.conftest import make_step
 
@@ -57,6 +59,17 @@ def test_photos_are_mirrored_where_the_batch_says_so():
     ]
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
     assert losses[0] != pytest.approx(losses[2], abs=1e-6)
+
+
+@pytest.mark.parametrize('devices,model', [(1, 1), (8, 1), (8, 2)])
+def test_each_device_gets_the_photos_of_its_part_of_the_batch(devices, model):
+    mesh = sharding.make_mesh(model, jax.devices()[:devices])
+    rng = np.random.default_rng(0)
+    photos, index = rng.integers(0, 256, (13, 4, 4, 3), np.uint8), rng.integers(0, 13, (16, 3), np.int32)
+    placed, place = put_on_devices(photos, mesh), sharding.batch_sharding(mesh)
+    gathered = jax.jit(_gather, static_argnums=0)(mesh, placed, jax.device_put(index, place))
+    np.testing.assert_array_equal(gathered, photos[index])
+    assert gathered.sharding.is_equivalent_to(place, gathered.ndim)
 
 
 def test_every_parameter_is_trained():
