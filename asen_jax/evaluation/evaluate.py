@@ -136,18 +136,22 @@ def rank_examples(config: ConfigDict, records: Records, split: str, embed: Embed
     rankings = []
     for index, attribute, value in first:
         candidates = metrics.group_candidates(candidate, attribute)
-        scores = metrics.nearness(
-            vectors.of(np.array([index]), attribute), vectors.of(candidates.photos, attribute), vectors.distance
-        )[0]
-        nearest = np.argsort(-scores, kind='stable')[:NUM_NEAREST]
+        _, nearest, relevant = metrics.rank_candidates(
+            vectors.of(np.array([index]), attribute),
+            vectors.of(candidates.photos, attribute),
+            np.array([value]),
+            candidates.values,
+            count=NUM_NEAREST,
+            distance=vectors.distance,
+        )
         batch[0] = options.read_square(records, split, index)
         heatmaps = embed(batch)[1]
         ranking = Ranking(
             title=f'{records.attributes[attribute]}: {records.values[attribute][value]}',
             query=batch[0].copy(),
             heatmap=None if heatmaps is None else np.asarray(heatmaps)[0, attribute],
-            nearest=[options.read_square(records, split, i) for i in candidates.photos[nearest].tolist()],
-            relevant=(candidates.values[nearest] == value).any(axis=1).tolist(),
+            nearest=[options.read_square(records, split, i) for i in candidates.photos[nearest[0]].tolist()],
+            relevant=relevant[0].tolist(),
         )
         rankings.append(ranking)
     return rankings

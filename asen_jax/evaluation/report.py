@@ -95,27 +95,29 @@ def rank_attribute(records: Records, split: str, vectors: Vectors, attribute: in
     query, candidate = read_rows(records, f'{split}_query'), read_rows(records, f'{split}_candidate')
     query = query[query[:, 1] == attribute]
     candidates = metrics.group_candidates(candidate, attribute)
-    scores = metrics.nearness(
-        vectors.of(query[:, 0], attribute), vectors.of(candidates.photos, attribute), vectors.distance
+    ap, nearest, relevant = metrics.rank_candidates(
+        vectors.of(query[:, 0], attribute),
+        vectors.of(candidates.photos, attribute),
+        query[:, 2],
+        candidates.values,
+        count=max(NUM_RANKS, NUM_NEIGHBORS),
+        distance=vectors.distance,
     )
-    order = np.argsort(-scores, axis=1, kind='stable')
-    relevance = (candidates.values[order] == query[:, 2][:, None, None]).any(axis=2)
-    precision = metrics.average_precision(relevance)
     names = records.values[attribute]
     ranked = [
         Ranked(
             int(query[row, 0]),
             names[query[row, 2]],
-            float(precision[row]),
-            candidates.photos[order[row, :NUM_RANKS]].tolist(),
-            relevance[row, :NUM_RANKS].tolist(),
+            float(ap[row]),
+            candidates.photos[nearest[row, :NUM_RANKS]].tolist(),
+            relevant[row, :NUM_RANKS].tolist(),
         )
-        for row in np.argsort(precision, kind='stable').tolist()
-        if relevance[row].any()
+        for row in np.argsort(ap, kind='stable').tolist()
+        if ap[row]
     ]
     frequent = np.argsort(-np.bincount(query[:, 2], minlength=len(names)), kind='stable')[:MAX_VALUES]
     shown = np.sort(frequent[np.isin(frequent, query[:, 2])])
-    near = candidates.values[order[:, :NUM_NEIGHBORS]]
+    near = candidates.values[nearest[:, :NUM_NEIGHBORS]]
     shares = (near[..., None] == shown).any(axis=2).mean(axis=1)  # [queries, values]
     confusion = np.stack([shares[query[:, 2] == value].mean(axis=0) for value in shown])
     return Sheet(ranked, confusion, [names[value] for value in shown.tolist()])
@@ -169,8 +171,8 @@ def compare_attributes(
         photo_list = metrics.group_candidates(candidate, attribute).photos
         photo_list = photo_list[photo_list != index]
         query = np.asarray(embeddings[:1, attribute])
-        scores = metrics.nearness(query, vectors.of(photo_list, attribute), vectors.distance)[0]
-        nearest = photo_list[np.argsort(-scores, kind='stable')[:NUM_RANKS]].tolist()
+        scores = metrics.nearness(query, vectors.of(photo_list, attribute), vectors.distance)
+        nearest = photo_list[metrics.sort_by_score(scores)[0, :NUM_RANKS]].tolist()
         look = None if heatmaps is None else data_uri(overlay_heatmap(batch[0], np.asarray(heatmaps[0, attribute])))
         rows.append({'attribute': name, 'look': look, 'nearest': nearest, 'query': index})
     return rows

@@ -25,8 +25,42 @@ def test_average_precision_by_hand():
 
 def test_ties_rank_by_candidate_order():
     query, candidates = np.ones((1, 2), np.float32), np.ones((3, 2), np.float32)
-    ranked = metrics.rank_relevance(query, candidates, np.array([7]), np.array([[1], [7], [2]]))
-    np.testing.assert_array_equal(ranked, [[False, True, False]])
+    ranked = metrics.rank_candidates(query, candidates, np.array([7]), np.array([[1], [7], [2]]), count=5)
+    assert ranked.ap.tolist() == [1 / 2]
+    np.testing.assert_array_equal(ranked.nearest, [[0, 1, 2]])
+    np.testing.assert_array_equal(ranked.relevant, [[False, True, False]])
+
+
+@pytest.mark.parametrize('dtype', [np.float32, np.float64])
+def test_scores_sort_like_a_stable_argsort(dtype):
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(6, 300)).astype(dtype)
+    scores[1] = scores[1].round(1)  # many ties
+    scores[2] = rng.choice([-0.0, 0.0, -1e-40, 1e-40], 300)  # zeros are equal, and denormal numbers are not zero
+    scores[3] = rng.choice([-np.inf, -1e38, 1e38, np.inf], 300)
+    scores[4] = -2.5
+    np.testing.assert_array_equal(metrics.sort_by_score(scores), np.argsort(-scores, axis=1, kind='stable'))
+
+
+@pytest.mark.parametrize('distance', ['cosine', 'euclidean'])
+@pytest.mark.parametrize('num_candidates', [0, 1, 7, 400])
+def test_figures_are_those_of_the_definition(distance, num_candidates):
+    """Rankings with and without ties, candidates with several values, and queries without a relevant candidate."""
+    rng = np.random.default_rng(num_candidates)
+    for vectors in (rng.normal(size=(420, 16)), rng.integers(-1, 2, (420, 4))):
+        queries, candidates = np.split(vectors.astype(np.float32)[: 20 + num_candidates], [20])
+        query_values, values = rng.integers(0, 6, 20), rng.integers(-1, 5, (num_candidates, 3))
+        figures = metrics.retrieval_metrics(queries, candidates, query_values, values, (1, 10, 1000), distance)
+        scores = metrics.nearness(queries, candidates, distance)
+        for row, value in enumerate(query_values):
+            relevant = (values == value).any(axis=1)[np.argsort(-scores[row], kind='stable')]
+            precision = np.cumsum(relevant) / np.arange(1, num_candidates + 1)
+            expected = {'ap': precision[relevant].mean() if relevant.any() else 0}
+            for k in (1, 10, 1000):
+                expected[f'recall@{k}'] = relevant[:k].any()
+                expected[f'precision@{k}'] = relevant[:k].sum() / max(min(k, num_candidates), 1)
+            for name, figure in expected.items():
+                np.testing.assert_allclose(figures[name][row], figure, rtol=0, atol=1e-12)
 
 
 def test_recall_and_precision_at_k():
@@ -57,14 +91,23 @@ def test_an_attribute_without_candidates_has_figures_of_zero():
     assert all(figure.tolist() == [0] for figure in figures.values())
 
 
-def test_queries_are_ranked_alike_in_blocks(monkeypatch):
+@pytest.mark.parametrize(('block', 'chunk', 'sizes'), [(5, 2, [5, 4]), (1 / 2, 1 / 2, [1] * 9)])  # in queries
+def test_queries_are_ranked_alike_in_blocks(block, chunk, sizes, monkeypatch):
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(9, 4)), rng.normal(size=(20, 4))
     values = rng.integers(0, 3, 9), rng.integers(0, 3, (20, 1))
     whole = metrics.retrieval_metrics(*vectors, *values)
-    monkeypatch.setattr(metrics, 'QUERY_BLOCK', 2)
-    for name, figures in metrics.retrieval_metrics(*vectors, *values).items():
+    monkeypatch.setattr(metrics, 'BLOCK_BYTES', int(block * 20 * 8))
+    monkeypatch.setattr(metrics, 'CHUNK_BYTES', int(chunk * 20 * 8))
+    multiplied = []
+
+    def product(queries):
+        multiplied.append(len(queries))
+        return queries @ vectors[1].T
+
+    for name, figures in metrics.retrieval_metrics(*vectors, *values, product=product).items():
         np.testing.assert_array_equal(figures, whole[name])
+    assert multiplied == sizes
 
 
 @pytest.mark.parametrize('values', [[[0]] * 3 + [[1]] * 5, [[0], [1]], [[0, -1], [1, 0], [1, 2], [2, -1]]])

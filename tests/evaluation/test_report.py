@@ -26,6 +26,9 @@ def test_queries_are_sorted_by_precision_and_confusion_counts_the_nearest(record
     assert (first.ap, second.ap) == ((1 + 2 / 3) / 2, 1)
     assert sheet.names == ['long', 'short']
     np.testing.assert_allclose(sheet.confusion, [[0.5, 0.5], [0.5, 1]])
+    tables['test_query'] = np.array([[0, 0, 2], [4, 0, 1]])  # the first has no answer
+    records = records._replace(values=(('long', 'short', 'none'),))
+    assert [ranked.query for ranked in report.rank_attribute(records, 'test', vectors, 0).ranked] == [4]
 
 
 def test_the_page_has_every_part_escapes_names_and_loads_nothing(records, config, tmp_path):
