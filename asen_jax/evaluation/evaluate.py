@@ -15,7 +15,7 @@ from asen_jax.errors import InputError
 from asen_jax.evaluation import metrics
 from asen_jax.evaluation.figures import Ranking, draw_rankings
 from asen_jax.evaluation.results import KS, format_table
-from asen_jax.evaluation.vectors import Vectors, collect_vectors
+from asen_jax.evaluation.vectors import Vectors, collect_vectors, product_on_device
 from asen_jax.network import Embed, TrainedNetwork, attribute_names, config_as_trained
 
 MAX_EXAMPLES, NUM_NEAREST = 8, 6  # of the picture
@@ -202,13 +202,15 @@ def _rank(targets: Targets, vectors: Vectors, attribute: int, under: int) -> dic
     """The metrics of `attribute`'s queries when photos are ranked by their vectors under the attribute `under`."""
     query = targets.query[targets.query[:, 1] == attribute]
     candidates = metrics.group_candidates(targets.candidate, attribute)
+    ranked = vectors.of(candidates.photos, under)
     return metrics.retrieval_metrics(
         vectors.of(query[:, 0], under),
-        vectors.of(candidates.photos, under),
+        ranked,
         query[:, 2],
         candidates.values,
         KS,
         vectors.distance,
+        None if jax.default_backend() == 'cpu' else product_on_device(ranked),
     )
 
 

@@ -3,12 +3,15 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 from tqdm import tqdm
 
 from asen_jax import sharding
 from asen_jax.data.prefetch import prefetch
+from asen_jax.evaluation.metrics import Product
 from asen_jax.network import Embed, check_finite
 
 
@@ -72,3 +75,16 @@ def score_attention(
     inside = (left <= x) & (x < right) & (top <= y) & (y < bottom)
     share = (right - left) * (bottom - top) / size**2
     return np.where(np.isnan(left), np.nan, inside).astype(np.float32), share.astype(np.float32)
+
+
+def product_on_device(candidates: Float[np.ndarray, 'candidates dim']) -> Product:
+    """The dot products of queries with `candidates`, which stay on the first device of this process, in full float32."""
+    on_device = jax.device_put(candidates, jax.local_devices()[0])
+    return lambda queries: np.asarray(_multiply(queries, on_device))
+
+
+@jax.jit
+def _multiply(
+    queries: Float[Array, 'queries dim'], candidates: Float[Array, 'candidates dim']
+) -> Float[Array, 'queries candidates']:
+    return jnp.matmul(queries, candidates.T, precision=jax.lax.Precision.HIGHEST)

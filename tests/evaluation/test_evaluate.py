@@ -12,7 +12,7 @@ from asen_jax.data.batches import eval_batches
 from asen_jax.data.prepared import read_rows
 from asen_jax.errors import InputError
 from asen_jax.evaluation import evaluate, metrics, results
-from asen_jax.evaluation.vectors import collect_vectors, score_attention
+from asen_jax.evaluation.vectors import collect_vectors, product_on_device, score_attention
 from asen_jax.models import build_model
 from asen_jax.network import TrainedNetwork, make_embedder
 
@@ -76,6 +76,26 @@ def test_only_wanted_vectors_are_kept(records, config, embed):
     np.testing.assert_allclose(np.linalg.norm(vectors.of(np.array([5]), 2)), 1, rtol=1e-5)
     with pytest.raises(ValueError, match='under attribute 2 was never collected'):
         vectors.of(np.array([5, 3]), 2)
+
+
+def test_products_on_the_device_are_those_of_numpy():
+    queries, candidates = np.split(np.random.default_rng(0).normal(size=(9, 300)).astype(np.float32), [4])
+    product = product_on_device(candidates)
+    np.testing.assert_allclose(product(queries), queries @ candidates.T, rtol=0, atol=1e-4)
+    values = np.arange(4), np.arange(5)[:, None]
+    for distance in ('cosine', 'euclidean'):
+        there = metrics.rank_candidates(queries, candidates, *values, count=5, distance=distance, product=product)
+        here = metrics.rank_candidates(queries, candidates, *values, count=5, distance=distance)
+        jax.tree.map(np.testing.assert_array_equal, there, here)
+
+
+def test_products_run_on_an_accelerator_if_there_is_one(records, config, embed, monkeypatch):
+    result, placed = evaluate.evaluate(config, records, 'test', embed, step=0).result, []
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+    monkeypatch.setattr(evaluate, 'product_on_device', lambda found: placed.append(found) or product_on_device(found))
+    again = evaluate.evaluate(config, records, 'test', embed, step=0).result
+    assert len(placed) >= len(records.attributes)
+    assert again['map']['overall'] == pytest.approx(result['map']['overall'], abs=1e-6)
 
 
 def test_a_split_without_targets_is_named(records, config, embed):
