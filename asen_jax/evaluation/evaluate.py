@@ -19,6 +19,7 @@ from asen_jax.evaluation.vectors import Vectors, collect_vectors, product_on_dev
 from asen_jax.network import Embed, TrainedNetwork, attribute_names, config_as_trained
 
 MAX_EXAMPLES, NUM_NEAREST = 8, 6  # of the picture
+TRIPLETS_AT_A_TIME = 10_000  # bounds the memory of their vectors
 OTHER_RECORDS = 'The network was trained on other records, which may include photos that are scored here.'
 
 
@@ -163,8 +164,8 @@ def _embed_split(config: ConfigDict, records: Records, split: str, embed: Embed,
     batches = eval_batches(records, split, np.flatnonzero(wanted.any(axis=1)), config)
     vectors = collect_vectors(embed, batches, wanted, f'embed {split}')._replace(distance=config.train.distance)
     if vectors.distance == 'cosine' and not config.model.normalize:
-        lengths = np.linalg.norm(vectors.vectors, axis=1, keepdims=True)
-        vectors = vectors._replace(vectors=vectors.vectors / np.maximum(lengths, 1e-12))
+        lengths = np.sqrt(np.einsum('nd,nd->n', vectors.vectors, vectors.vectors))
+        np.divide(vectors.vectors, np.maximum(lengths, 1e-12)[:, None], out=vectors.vectors)  # a copy may not fit
     return vectors
 
 
@@ -219,9 +220,11 @@ def _triplet_accuracy(records: Records, triplets: Int[np.ndarray, 'triplets 4'],
     figures = {}
     for attribute, name in enumerate(records.attributes):
         rows = triplets[triplets[:, 3] == attribute]
-        anchor, positive, negative = (vectors.of(rows[:, role], attribute) for role in range(3))
-        right = metrics.triplet_is_right(anchor, positive, negative, vectors.distance)
-        figures[name] = right.astype(np.float64)
+        right = []
+        for part in np.array_split(rows, len(rows) // TRIPLETS_AT_A_TIME + 1):
+            anchor, positive, negative = (vectors.of(part[:, role], attribute) for role in range(3))
+            right.append(metrics.triplet_is_right(anchor, positive, negative, vectors.distance))
+        figures[name] = np.concatenate(right).astype(np.float64)
     summary = metrics.summarize(figures)
     return {'overall': summary['overall'], 'per_attribute': summary['per_attribute']}
 

@@ -98,6 +98,22 @@ def test_products_run_on_an_accelerator_if_there_is_one(records, config, embed, 
     assert again['map']['overall'] == pytest.approx(result['map']['overall'], abs=1e-6)
 
 
+@pytest.mark.parametrize(('distance', 'expected'), [('cosine', 1), ('euclidean', 6)])
+def test_only_cosines_scale_vectors_to_unit_length(records, config, distance, expected):
+    def embed(images):
+        return np.full((len(images), len(records.attributes), 4), 3, np.float32), None
+
+    config.model.normalize, config.train.distance = False, distance
+    vectors = evaluate.evaluate(config, records, 'test', embed, step=0).vectors.vectors
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), expected, rtol=1e-6)
+
+
+def test_triplets_are_judged_alike_in_parts(records, config, embed, monkeypatch):
+    whole = evaluate.evaluate(config, records, 'test', embed, step=0).result['triplet_accuracy']
+    monkeypatch.setattr(evaluate, 'TRIPLETS_AT_A_TIME', 3)
+    assert evaluate.evaluate(config, records, 'test', embed, step=0).result['triplet_accuracy'] == whole
+
+
 def test_a_split_without_targets_is_named(records, config, embed):
     with pytest.raises(InputError, match='no queries and no triplets in its other split'):
         evaluate.evaluate(config, records, 'other', embed, step=0)
