@@ -6,15 +6,27 @@ Written from the paper's equations (Ma et al., AAAI 2020) and the names in a pub
 
 import contextlib
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # The original passes anchor, negative, positive; photos are stored as anchor, positive, negative.
 ROLE_ORDER = (0, 2, 1)
+NUM_ATTRIBUTES = 8  # FashionAI's
+LEARNING_RATE, MARGIN = 1e-4, 0.2  # the published ones
+
+
+class Batch(NamedTuple):
+    """Triplets in host memory."""
+
+    images: np.ndarray  # uint8 [b, 3, h, w, 3]
+    attribute: np.ndarray  # [b]
 
 
 class Bottleneck(nn.Module):
@@ -164,10 +176,10 @@ class Network(nn.Module):
         return (margin - near + far).clamp(min=0).mean()
 
 
-def make_network(name: str, num_attributes: int, device: str, channels_last: bool) -> Network:
+def make_network(name: str, device: str = 'cpu', channels_last: bool = False) -> Network:
     """The network on its device, always with the same random weights."""
     torch.manual_seed(0)
-    return Network(name, num_attributes, torch.channels_last if channels_last else torch.contiguous_format).to(device)
+    return Network(name, NUM_ATTRIBUTES, torch.channels_last if channels_last else torch.contiguous_format).to(device)
 
 
 def fill(network: Network, make_tensor) -> None:
@@ -181,38 +193,67 @@ def numpy_state(network: Network) -> dict[str, np.ndarray]:
     return {name: tensor.detach().cpu().numpy().copy() for name, tensor in network.state_dict().items()}
 
 
-def make_calls(network: Network, images: np.ndarray, attribute: np.ndarray, learning_rate: float, margin: float):
-    """Three functions: a train step that returns the loss, an evaluation that returns vectors, the last step's gradient norm.
+def make_calls(name: str, batch: Batch, device: str, best: bool, precision: str) -> dict[str, Callable]:
+    """Functions by name: a train step and an evaluation to time, what they compute to check them, and their FLOPs.
 
     The step is the original's: three forward passes, one backward pass, Adam. Evaluation runs the trunk once for all
-    attributes. The photos are copied to the network's device beforehand.
+    attributes. The photos are copied to the device beforehand. At its best, PyTorch has channels last, and on a GPU also compiled
+    passes in `precision`.
     """
-    device = next(network.parameters()).device
-    images, attribute = torch.from_numpy(images).to(device), torch.from_numpy(attribute).to(device)
+    if device == 'cuda' and not torch.cuda.is_available():
+        raise RuntimeError('--device is cuda, but PyTorch sees no GPU; install its CUDA build, or use --device cpu.')
+    network = make_network(name, device, channels_last=best)
+    images, attribute = torch.from_numpy(batch.images).to(device), torch.from_numpy(batch.attribute).to(device)
     photos = images.flatten(0, 1)
-    optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
-    wait = torch.cuda.synchronize if device.type == 'cuda' else lambda: None
+    optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
+    wait = torch.cuda.synchronize if device == 'cuda' else lambda: None
+    compute_loss, compute_vectors = network.triplet_loss, network.embed_all
+    if best and device == 'cuda':
+        torch.set_float32_matmul_precision('highest' if precision == 'float32' else 'high')
+        compute_loss, compute_vectors = torch.compile(compute_loss), torch.compile(compute_vectors)
+    torch.backends.cudnn.allow_tf32 = not (best and precision == 'float32')
+    lower = torch.autocast(device, torch.bfloat16, enabled=precision == 'bfloat16')
 
-    def train_step():
+    def train_step() -> dict[str, float]:
         network.train()
         optimizer.zero_grad()
-        loss = network.triplet_loss(images, attribute, margin)
+        with lower:
+            loss = compute_loss(images, attribute, MARGIN)
         loss.backward()
         optimizer.step()
         wait()
-        return loss.detach()
+        return {'loss': float(loss.detach())}
 
-    def embed():
+    def exact_train_step() -> dict[str, float]:
+        with exact_float32():
+            metrics = train_step()
+        gradients = [parameter.grad for parameter in network.parameters()]
+        return metrics | {'gradient_norm': float(torch.nn.utils.get_total_norm(gradients))}
+
+    def embed() -> None:
+        vectors_on_device()
+
+    def vectors_on_device():
         network.eval()
-        with torch.inference_mode():
-            vectors = network.embed_all(photos)
+        with torch.inference_mode(), lower:
+            found = compute_vectors(photos)
         wait()
-        return vectors
+        return found
 
-    def gradient_norm():
-        return float(torch.nn.utils.get_total_norm([parameter.grad for parameter in network.parameters()]))
+    def vectors() -> np.ndarray:
+        with exact_float32():
+            return vectors_on_device().cpu().numpy()
 
-    return train_step, embed, gradient_norm
+    calls = {'train_step': train_step, 'exact_train_step': exact_train_step, 'embed': embed, 'vectors': vectors}
+    flops = {f'{call}_flops': lambda call=call: count_flops(calls[call]) for call in ('train_step', 'embed')}
+    return calls | flops | {'weights': lambda: numpy_state(network)}
+
+
+def count_flops(call: Callable) -> int:
+    """The FLOPs of a call's convolutions and products, forward and backward."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 Gradient norms have looser tolerances. The originals' float32 norms differ by up to 3e-3 from a float64 computation, and
 float64 norms themselves change by up to 2e-3 when weights change by 1e-7 of their size, because ReLU inputs near zero change
-sign. So no port can match every norm to 1e-3 (see `benchmarks/step.py --compare-gradients`). In the heads, which come after
+sign. So no port can match every norm to 1e-3 (see `benchmarks/gradients.py`). In the heads, which come after
 those ReLUs, every norm must match to 1e-3. In the trunks, three quarters must match to 1e-3 and all to 6e-3. The mean
 signed difference must be below 5e-4.
 """
