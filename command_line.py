@@ -166,6 +166,8 @@ def define_flags(argv: Sequence[str]) -> flags.FlagValues:
     flags.DEFINE_enum('engine', 'local', ['local', 'ray'], 'what embeds the photos', flag_values=values)
     about = 'workers of --engine=ray; default: one per GPU of the cluster, or per machine'
     flags.DEFINE_integer('workers', None, about, lower_bound=1, flag_values=values)
+    about = 'keep compiled programs in ~/.cache/asen_jax, so that the next command starts sooner'
+    flags.DEFINE_boolean('compilation_cache', True, about, flag_values=values)
     about = 'this is one of several processes of a run; see docs/operations.md'
     flags.DEFINE_boolean('distributed', False, about, flag_values=values)
     flags.DEFINE_string('coordinator', None, '--distributed: HOST:PORT of process 0', flag_values=values)

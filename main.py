@@ -12,6 +12,7 @@ if __name__ == '__main__' and sys.platform == 'linux' and not HUGE_PAGES.keys() 
 from pathlib import Path
 
 import command_line
+import compilation_cache
 import console
 from asen_jax.signals import handle_ctrl_c
 
@@ -23,6 +24,8 @@ def run(argv: list[str]) -> int:
 
 def dispatch(arguments: command_line.Arguments) -> None:
     """Run one mode; the imports are here because JAX takes a second to load, which --help should not wait for."""
+    compilation_cache.use_cache(arguments.flags.compilation_cache)
+
     from asen_jax import sharding
     from asen_jax.data.prepared import read_records
     from asen_jax.evaluation.evaluate import evaluate_network
