@@ -23,51 +23,56 @@ def run(argv: list[str]) -> int:
 
 
 def dispatch(arguments: command_line.Arguments) -> None:
-    """Run one mode; the imports are here because JAX takes a second to load, which --help should not wait for."""
-    compilation_cache.use_cache(arguments.flags.compilation_cache)
-
-    from asen_jax import sharding
-    from asen_jax.data.prepared import read_records
-    from asen_jax.evaluation.evaluate import evaluate_network
-    from asen_jax.network import load_network
-    from asen_jax.search.embed_files import embed_workdir
-    from asen_jax.training.loop import check_config, train_and_evaluate
-    from asen_jax.weights import export, importing
-    from data_builders import prepare, report
-    from data_builders.asen_lists import dataset_folder
-    from data_builders.darn import fetch
-
+    """Run one mode; imports are where they are needed, since JAX, TFDS, and LanceDB take up to a second each to load."""
     mode, config, workdir, flags = arguments
     moved = workdir if flags.workdir else None  # the network of a gallery that is no longer where it was
-    sharding.set_up_cpu(config.mesh.cpu_devices)
-    if flags.distributed:
-        sharding.start_processes(flags.coordinator, flags.num_processes, flags.process_id)
-        if not sharding.is_writer():
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # one process is enough to tell the user
+    compilation_cache.use_cache(flags.compilation_cache)
+    if mode not in ('prepare', 'search'):  # these often need no JAX
+        start_devices(arguments)
     match mode:
         case 'train':
+            from asen_jax.training.loop import check_config, train_and_evaluate
+            from data_builders import prepare, report
+
             source = prepare.read_source(config)
             trunk = check_config(config, workdir)  # before the photos are decoded, which may take hours
             records = prepare.build_records(source)
             print(report.summary(records), flush=True)
             train_and_evaluate(config, workdir, records, trunk)
         case 'eval' | 'report':
-            mesh = sharding.make_mesh(config.mesh.model)
+            from asen_jax.data.prepared import read_records
+            from asen_jax.evaluation.evaluate import evaluate_network
+            from asen_jax.network import load_network
+            from asen_jax.sharding import make_mesh
+            from data_builders import prepare
+
+            mesh = make_mesh(config.mesh.model)
             network = load_network(workdir, flags.checkpoint, config.precision, mesh)  # first: quick to refuse
             with read_records(prepare.prepare(config)) as records:
                 evaluate_network(config, network, records, workdir, flags.split, mesh, mode == 'report')
         case 'prepare':
+            from data_builders import prepare, report
+
             if flags.darn_urls:
+                from data_builders.asen_lists import dataset_folder
+                from data_builders.darn import fetch
+
                 result = fetch.fetch(Path(flags.darn_urls), dataset_folder(config.data, 'DARN'))
                 print(fetch.summary(result), flush=True)
             print(report.summary(prepare.prepare(config)))
         case 'import':
+            from asen_jax.weights import importing
+
             imported = importing.import_checkpoint(config, workdir, Path(flags.torch_checkpoint))
             print(importing.summary(imported, workdir))
         case 'export':
+            from asen_jax.weights import export
+
             written = export.export(workdir, flags.checkpoint, config.precision, Path(flags.output), flags.format)
             print(f'wrote {", ".join(map(str, written))}')
         case 'embed':
+            from asen_jax.search.embed_files import embed_workdir
+
             output = Path(flags.output)
             embed_workdir(config, workdir, flags.checkpoint, flags.images, output, flags.heatmaps, flags.strict)
         case 'index':
@@ -84,6 +89,18 @@ def dispatch(arguments: command_line.Arguments) -> None:
             from asen_jax.search.serve import serve
 
             serve(flags.gallery, flags.host, flags.port, moved)
+
+
+def start_devices(arguments: command_line.Arguments) -> None:
+    """Set up the CPU, and join the other processes of the run, before JAX counts its devices."""
+    from asen_jax import sharding
+
+    config, flags = arguments.config, arguments.flags
+    sharding.set_up_cpu(config.mesh.cpu_devices)
+    if flags.distributed:
+        sharding.start_processes(flags.coordinator, flags.num_processes, flags.process_id)
+        if not sharding.is_writer():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # one process is enough to tell the user
 
 
 if __name__ == '__main__':

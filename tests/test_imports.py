@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import ROOT
 
 
@@ -13,7 +15,16 @@ def test_the_import_contracts_hold():
     assert done.returncode == 0, done.stdout
 
 
-def test_importing_asen_jax_and_the_builders_is_light():
-    code = 'import sys, asen_jax, data_builders.prepare; print(*(m for m in ("jax", "tensorflow") if m in sys.modules))'
+@pytest.mark.parametrize(
+    'module,heavy',
+    [
+        ('asen_jax', ('jax', 'tensorflow')),
+        ('data_builders.prepare', ('jax', 'tensorflow')),
+        ('asen_jax.search.searching', ('jax', 'tensorflow_datasets')),
+        ('asen_jax.search.embed_files', ('tensorflow_datasets', 'grain', 'tensorboardX')),
+    ],
+)
+def test_a_module_does_not_load_what_it_can_do_without(module, heavy):
+    code = f'import sys, {module}; print(*(name for name in {heavy} if name in sys.modules))'
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ''

@@ -9,11 +9,11 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+import asen_jax
 from asen_jax.data import images as pictures
 from asen_jax.errors import InputError
 from asen_jax.evaluation.figures import CELL, Ranking, draw_rankings
 from asen_jax.files import check_output, write_atomically
-from asen_jax.search.embedder import Embedder
 from asen_jax.search.gallery import STATE, THUMBNAIL, Gallery, Guess, Match
 from asen_jax.search.listing import absolute, file_state
 from asen_jax.search.location import file_of
@@ -84,13 +84,13 @@ def parse_weights(text: str, attributes: Sequence[str]) -> dict[str, float]:
     return weights
 
 
-def load_embedder(gallery: Gallery, workdir: Path | None = None) -> Embedder:
+def load_embedder(gallery: Gallery, workdir: Path | None = None) -> 'asen_jax.Embedder':
     """The network that made the gallery, for one photo at a time; raises InputError if it is missing or has changed."""
     about = gallery.about
     if workdir is None and 'workdir' not in about:
         raise InputError(f'{gallery.folder} does not say which network made it; name its --workdir.')
     folder = workdir or Path(about['workdir'])
-    embedder = Embedder.load(folder, about.get('checkpoint', 'best'), about['precision'], batch_size=1)
+    embedder = asen_jax.Embedder.load(folder, about.get('checkpoint', 'best'), about['precision'], batch_size=1)
     if embedder.fingerprint != about['fingerprint']:
         raise InputError(
             f'{folder} is not the network that made {gallery.folder}, or was trained further; index into a new gallery.'
