@@ -35,7 +35,7 @@ STEPS = (
 )
 SAVES = '--config.train.save_every_steps=2 --config.train.log_every_steps=3 --config.eval.every_epochs=2'
 ARRAYS = ('params', 'batch_stats', 'opt_state')
-TIMINGS = {'train_triplets_per_second', 'train_data_wait_seconds'}
+TIMINGS = {'train_triplets_per_second', 'train_step_seconds', 'train_data_wait_seconds'}
 
 
 def main(argv: Sequence[str]) -> int:

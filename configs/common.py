@@ -40,6 +40,7 @@ RANGES = {  # lowest and highest value of every field that is a number without f
     'train.log_every_steps': (1, 10**9),
     'train.save_every_minutes': (1e-6, 10**6),
     'train.save_every_steps': (0, 10**9),
+    'train.profile_steps': (0, 1000),
     'eval.batch_size': (1, 16_384),
     'eval.every_epochs': (1, 1_000_000),
     'mesh.cpu_devices': (1, 256),
@@ -129,6 +130,7 @@ def add_training(config: ConfigDict) -> None:
     config.train.log_every_steps = 50  # steps between lines in metrics.jsonl
     config.train.save_every_minutes = 10.0  # minutes between latest checkpoints; each epoch also ends with one
     config.train.save_every_steps = 0  # steps between additional latest checkpoints; 0: none
+    config.train.profile_steps = 0  # steps to record with JAX's profiler, after the first few of a command; 0: none
 
 
 def add_evaluation(config: ConfigDict) -> None:

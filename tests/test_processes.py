@@ -139,7 +139,7 @@ def train(folder, workdir, num_processes, *arguments):
     assert [one.returncode for one in processes] == [0] * num_processes
     assert [b'overall' in output for output in outputs] == [True] + [False] * (num_processes - 1)
     lines = [json.loads(line) for line in (folder / workdir / 'metrics.jsonl').read_text().splitlines()]
-    timings = {'train_triplets_per_second', 'train_data_wait_seconds'}
+    timings = {'train_triplets_per_second', 'train_step_seconds', 'train_data_wait_seconds'}
     return [{name: line[name] for name in line.keys() - timings} for line in lines], json.loads(
         (folder / workdir / 'eval_test.json').read_text()
     )

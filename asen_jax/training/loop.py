@@ -27,6 +27,7 @@ from asen_jax.network import Embed, load_network, make_embedder
 from asen_jax.signals import StopRequest, stopped
 from asen_jax.training.features import compute_features
 from asen_jax.training.optimizer import make_optimizer, make_schedule
+from asen_jax.training.profiling import Profiler, peak_flops, step_flops
 from asen_jax.training.resume import check_same_run, describe_missing, restore_state
 from asen_jax.training.step import TrainState, create_state, make_train_step
 from asen_jax.training.tracking import Meter, Meters, Tracker
@@ -46,12 +47,14 @@ class Run(NamedTuple):
     structure: Structure
     scores_valid: bool  # whether there is a valid split to choose the best checkpoint by
     mesh: jax.sharding.Mesh
+    peak: float | None  # FLOP/s of each device, if known
     epoch_steps: int
     train_step: Callable[[TrainState, dict], tuple[TrainState, dict]]
     schedule: optax.Schedule
     bind: Callable[[dict, dict], Embed]  # (params, batch_stats) -> the network as a function
     checkpoints: Checkpoints
     tracker: Tracker
+    profiler: Profiler
     stop: StopRequest
     train_photos: dict[str, jax.Array]  # with `data.cache=device`, an entry of every batch
     origin: dict  # metadata of checkpoints on where the weights came from: `imported`, `started_from`, or nothing
@@ -127,7 +130,12 @@ def train_and_evaluate(
                 open_photos(records, split, sized, stop)  # now, when a full disk costs no work
             run = run._replace(train_photos=photos_on_devices(run, step))
             batches = train_batches(records, sized, step, frozen_features(run, state))
-            with contextlib.closing(run.tracker), contextlib.closing(batches), naming_last_checkpoint(run):
+            with (
+                contextlib.closing(run.tracker),
+                contextlib.closing(batches),
+                contextlib.closing(run.profiler),
+                naming_last_checkpoint(run),
+            ):
                 if is_unfinished(run, step):
                     finish_epoch(run, state, step // run.epoch_steps - 1, {})
                 for epoch in range(step // run.epoch_steps, config.train.num_epochs):
@@ -184,12 +192,14 @@ def start(
         structure=structure,
         scores_valid=has_targets(records, 'valid'),
         mesh=mesh,
+        peak=peak_flops(mesh.devices.flat[0].device_kind, config.precision),
         epoch_steps=epoch_steps,
         train_step=make_train_step(structure, optimizer, config.train, shardings, mesh, config.seed),
         schedule=schedule,
         bind=make_embedder(structure, mesh),
         checkpoints=checkpoints,
         tracker=Tracker(workdir, resumed, sharding.is_writer()),
+        profiler=Profiler(workdir, config.train.profile_steps if sharding.is_writer() else 0),
         stop=stop,
         train_photos={},
         origin=origin,
@@ -228,15 +238,18 @@ def train_epoch(
             overdue = sharding.is_writer() and time.monotonic() - last_save > 60 * config.train.save_every_minutes
             last_save = time.monotonic() if overdue else last_save  # asked once
             batch['request'] = np.full_like(batch['attribute'], 2 * (run.stop.signal_number or 0) + overdue)
-            arrays = sharding.put_rows(run.mesh, batch, batch_size) | run.train_photos
-            state, metrics = run.train_step(state, arrays)
+            placed = sharding.put_rows(run.mesh, batch, batch_size) | run.train_photos
+            with jax.profiler.StepTraceAnnotation('train', step_num=step):
+                state, metrics = run.train_step(state, placed)
+            run.profiler.step(state)
             step += 1
             # that of the previous step, so that the device never waits for the host
             (signal_number, save), pending = divmod(int(pending), 2), metrics.pop('request')
             meters.add(step, metrics)
             bar.update(batch_size)
             if step == end or step % config.train.log_every_steps == 0:
-                write_metrics(run, meters.since_log, step, bar)
+                flops = step_flops(run.train_step, state, placed) if run.peak else None
+                write_metrics(run, meters.since_log, step, bar, flops)
             every = config.train.save_every_steps
             if step < end and (signal_number or save or (every and step % every == 0)):
                 save_latest(run, state, step, meters)  # `finish_epoch` saves the last step
@@ -275,9 +288,14 @@ def naming_last_checkpoint(run: Run) -> Iterator[None]:
         raise NumericsError(f'{fact}; {kept}. Lower --config.optim.learning_rate and run again{again}.') from None
 
 
-def write_metrics(run: Run, meter: Meter, step: int, bar: tqdm) -> None:
-    """Write a line of metrics.jsonl and TensorBoard's points, and show the loss in the progress bar."""
+def write_metrics(run: Run, meter: Meter, step: int, bar: tqdm, flops: float | None) -> None:
+    """Write a line of metrics.jsonl and TensorBoard's points, and show the loss in the progress bar.
+
+    `flops` is what a step takes of each device; None if that, or its peak, is not known.
+    """
     numbers = meter.read(run.config.train.batch_size) | {'learning_rate': float(np.asarray(run.schedule(step - 1)))}
+    if flops and run.peak:
+        numbers['share_of_peak'] = flops / (numbers['step_seconds'] * run.peak)
     run.tracker.write(step, {f'train_{name}': number for name, number in numbers.items()})
     bar.set_postfix(loss=f'{numbers["loss"]:.4f}', accuracy=f'{numbers["triplet_accuracy"]:.2f}')
     meter.reset()

@@ -52,12 +52,13 @@ class Meter:
         self.timed += 1
 
     def read(self, batch_size: int) -> dict[str, float]:
-        """The means, triplets per second, and the seconds per step that the device waited for data."""
+        """The means, triplets per second, and the seconds that a step took, and that the device waited for its data."""
         self.flush()
         seconds = time.perf_counter() - self.start
         means = {name: total / max(self.count, 1) for name, total in self.sums.items()}
         rates = {
             'triplets_per_second': self.timed * batch_size / seconds,
+            'step_seconds': seconds / max(self.timed, 1),
             'data_wait_seconds': self.waited / max(self.timed, 1),
         }
         return means | rates

@@ -90,7 +90,15 @@ def test_a_run_writes_the_files_of_the_contract(unbroken):
         assert picture.height > 3 * figures.CELL
     lines = lines_of(workdir)
     assert [line['step'] for line in lines] == [2, 4, 4, 6, 8, 8]
-    wanted = {'loss', 'triplet_accuracy', 'learning_rate', 'gradient_norm', 'data_wait_seconds', 'triplets_per_second'}
+    wanted = {
+        'loss',
+        'triplet_accuracy',
+        'learning_rate',
+        'gradient_norm',
+        'data_wait_seconds',
+        'step_seconds',
+        'triplets_per_second',
+    }
     assert {f'train_{name}' for name in wanted} <= lines[0].keys()
     assert {'valid_map', 'valid_chance_map', 'valid_triplet_accuracy'} <= lines[2].keys()
     assert lines[0]['train_learning_rate'] == pytest.approx(1e-3)
@@ -128,7 +136,7 @@ def test_a_stopped_run_resumes_and_ends_bit_for_bit_the_same(
     assert step == 8
     assert_same_arrays(arrays, arrays_of(workdir)[1])
     assert result == expected
-    timed = {'train_triplets_per_second': 0, 'train_data_wait_seconds': 0}
+    timed = {'train_triplets_per_second': 0, 'train_step_seconds': 0, 'train_data_wait_seconds': 0}
     assert [{**line, **timed} for line in lines_of(tmp_path)] == [line | timed for line in lines_of(workdir)]
 
 

@@ -1,0 +1,84 @@
+"""How well a training uses its devices: a recording of some steps, and the share of the devices' peak."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+SKIPPED_STEPS = 3  # of a process, before the recording: they compile, and fill the queues
+# Dense TFLOP/s in float32 without tensor cores, TF32, and bfloat16 with float32 sums, from NVIDIA's data sheets.
+PRECISIONS = ('float32', 'tensorfloat32', 'bfloat16')
+A100, H100 = (19.5, 156.0, 312.0), (66.9, 494.7, 989.4)
+PEAKS = {  # by `device_kind`
+    'NVIDIA A100-PCIE-40GB': A100,
+    'NVIDIA A100-SXM4-40GB': A100,
+    'NVIDIA A100 80GB PCIe': A100,
+    'NVIDIA A100-SXM4-80GB': A100,
+    'NVIDIA H100 80GB HBM3': H100,
+    'NVIDIA H200': H100,
+    'NVIDIA L4': (30.3, 60.0, 121.0),
+    'NVIDIA GeForce RTX 4090': (82.6, 82.6, 165.2),
+}
+
+
+def peak_flops(device_kind: str, precision: str) -> float | None:
+    """The most FLOP/s that a device can do in the arithmetic of config.precision; None if that is not known."""
+    peaks = PEAKS.get(device_kind)
+    return 1e12 * peaks[PRECISIONS.index(precision)] if peaks else None
+
+
+def step_flops(train_step: Any, *arguments: Any) -> float | None:
+    """The floating-point operations of one call on each device, as XLA counts them; None if it does not.
+
+    `train_step` has been called with such arguments, so that JAX finds the compiled program instead of compiling again.
+    """
+    try:
+        return train_step.lower(*arguments).compile().cost_analysis()['flops']
+    except Exception:  # of many types, depending on the backend; a figure less is no reason to end a run
+        return None
+
+
+class Profiler:
+    """Records `num_steps` steps with jax.profiler below `folder`, where TensorBoard and XProf find them; never raises."""
+
+    def __init__(self, folder: Path, num_steps: int):
+        self.folder, self.steps_left, self.steps_before = folder, num_steps, SKIPPED_STEPS
+        self.recording = False
+
+    def step(self, arrays: Any) -> None:
+        """A step, whose results are `arrays`, has been started: begin or end the recording when it is time."""
+        if self.recording:
+            self.steps_left -= 1
+            if not self.steps_left:
+                self.close(arrays)
+        elif self.steps_left and self.steps_before:
+            self.steps_before -= 1
+            if not self.steps_before:
+                self._attempt(self._start, arrays)
+
+    def close(self, arrays: Any = ()) -> None:
+        """End the recording, if there is one, once `arrays` are computed."""
+        if self.recording:
+            self.recording, self.steps_left = False, 0
+            self._attempt(self._stop, arrays)
+
+    def _start(self, arrays: Any) -> None:
+        jax.block_until_ready(arrays)  # so that only whole steps are recorded
+        options = jax.profiler.ProfileOptions()
+        options.python_tracer_level = 0  # every call of a Python function: slow, and large
+        jax.profiler.start_trace(self.folder, profiler_options=options)
+        self.recording = True
+
+    def _stop(self, arrays: Any) -> None:
+        jax.block_until_ready(arrays)
+        jax.profiler.stop_trace()
+        tqdm.write(f'wrote a profile to {self.folder / "plugins" / "profile"}; see it with TensorBoard or XProf')
+
+    def _attempt(self, work: Callable[[Any], None], arrays: Any) -> None:
+        try:
+            work(arrays)
+        except Exception as error:  # for example: a full disk, or another profiler that is running
+            self.steps_left = 0
+            tqdm.write(f'no profile of the steps: {str(error).splitlines()[0] if str(error) else type(error).__name__}')
