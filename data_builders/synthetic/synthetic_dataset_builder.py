@@ -1,5 +1,6 @@
 """Drawn garments, to try everything without any data; README.md describes them."""
 
+import functools
 import hashlib
 import io
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from tqdm import tqdm
 from asen_jax import files
 from asen_jax.errors import InputError
 from data_builders import annotations, records
+from data_builders.processes import map_in_processes
 from data_builders.records import Photo, RawDataset
 from data_builders.synthetic.garments import ATTRIBUTES, Garment, draw_garment
 
@@ -22,6 +24,7 @@ QUERY_SHARE = 5  # one photo in five of valid and test is a query; the others ar
 MIN_PHOTOS = 100  # so that valid and test have two query photos each
 MIN_SIZE = 32  # pixels; collars cannot be told apart in smaller photos
 JPEG_QUALITY = 95
+PHOTOS_PER_PROCESS = 1000  # at least; a process takes about a second to start
 
 
 class Builder(records.RecordsBuilder):
@@ -49,8 +52,9 @@ def read(data: ConfigDict) -> RawDataset:
         if data[field] < least:
             raise InputError(f'data.{field} is {data[field]}; synthetic needs at least {least}.')
     chosen = annotations.pick_attributes(data.attributes, tuple(ATTRIBUTES), 'synthetic')
-    indices = tqdm(range(data.num_photos), desc='Drawing', unit='photo', disable=None)
-    photos = [make_photo(index, draw_garment(SEED, index, data.synthetic_size)) for index in indices]
+    draw = functools.partial(draw_photo, data.synthetic_size)
+    drawn = map_in_processes(draw, range(data.num_photos), PHOTOS_PER_PROCESS)
+    photos = list(tqdm(drawn, total=data.num_photos, desc='Drawing', unit='photo', disable=None))
     num_eval = data.num_photos // EVAL_SHARE
     splits = {'train': photos[: -2 * num_eval], 'valid': photos[-2 * num_eval : -num_eval], 'test': photos[-num_eval:]}
     num_queries = num_eval // QUERY_SHARE
@@ -72,6 +76,11 @@ def write_catalog(folder: Path, photos: Sequence[Photo]) -> None:
         labels = {names[a]: ATTRIBUTES[names[a]][v] for a, v in zip(photo.attributes, photo.values, strict=True)}
         lines.append(f'{photo.image_id},{",".join(labels.get(name, "") for name in names)}\n')
     files.write_text(folder / 'labels.csv', ''.join(lines))
+
+
+def draw_photo(size: int, index: int) -> Photo:
+    """The photo `index`, of `size` x `size` pixels."""
+    return make_photo(index, draw_garment(SEED, index, size))
 
 
 def make_photo(index: int, garment: Garment) -> Photo:
