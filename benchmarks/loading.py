@@ -23,10 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 from PIL import Image
+from timing import Timed, Work, report, take_turns
 
 from asen_jax.data.batches import TripletSource
 from asen_jax.data.prepared import Records, open_records
-from benchmarks import timing
 from configs import catalog
 from data_builders import prepare
 
@@ -53,7 +53,7 @@ def draw(folder: Path, width: int, height: int, count: int) -> None:
         csv.writer(file).writerows([('path', 'split', 'pattern'), *rows])
 
 
-def measure(folder: Path, width: int, height: int, count: int, repeats: int) -> list[timing.Timed]:
+def measure(folder: Path, width: int, height: int, count: int, repeats: int) -> list[Timed]:
     """JPEG loading and loading from the cache, each beside its limit."""
     photos, size = folder / f'{width}x{height}', f'{width} x {height}'
     draw(photos, width, height, count)
@@ -72,12 +72,12 @@ def measure(folder: Path, width: int, height: int, count: int, repeats: int) -> 
     config.data.cache = 'disk'
     cached = load_batches(records, config, len(triplets))
     sides = {'asen_jax': jpeg, **torch_sides(order), 'decode alone': lambda: [decode(data) for data in encoded]}
-    rows = [timing.Work(f'JPEG {size}', 'photo', len(order), sides, limit=fastest(sides['decode alone']))]
+    rows = [Work(f'JPEG {size}', 'photo', len(order), sides, limit=fastest(sides['decode alone']))]
     batches = [np.zeros((16, 3, INPUT, INPUT, 3), np.uint8) for _ in range(len(triplets) // 16)]
     sides = {'asen_jax, data.cache=disk': cached, 'asen_jax, JPEG': jpeg}
     copy = fastest(lambda: [batch.copy() for batch in batches])
-    rows.append(timing.Work(f'cache {size}', 'photo', len(order), sides, limit=copy))
-    return [timing.take_turns(row, repeats) for row in rows]
+    rows.append(Work(f'cache {size}', 'photo', len(order), sides, limit=copy))
+    return [take_turns(row, repeats) for row in rows]
 
 
 def load_batches(records: Records, config, num_triplets: int) -> Callable[[], None]:
@@ -165,7 +165,7 @@ def main() -> None:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     with tempfile.TemporaryDirectory() as folder:
         timed = [each for size in SIZES for each in measure(Path(folder), *size, options.photos, options.repeats)]
-        timing.report('Loading on one core', timed, options.output)
+        report('Loading on one core', timed, options.output)
 
 
 if __name__ == '__main__':

@@ -201,10 +201,14 @@ def train_batches(
 ) -> Generator[dict[str, np.ndarray]]:
     """Batches of triplets from `start_step` to the end of the last epoch.
 
-    They have `images` uint8 [B, 3, size, size, 3], `flip` bool [B, 3], which photos the step mirrors, and `attribute` int32 [B].
-    With `features` of the photos and their mirror images, [photos, 2, h, w, c], batches have `features` [B, 3, h, w, c] instead
-    of `images` and `flip`; with `data.cache=device`, they have `photo` instead of `images`. The contrastive loss also gets `photo` int32 [B, 3], the position of the record, and `labels` uint8
-    [B, 3, attributes, values], 1 where the photo has the value. With several processes, each gets its own rows of every batch.
+    They have `attribute` int32 [B], `images` uint8 [B, 3, size, size, 3], and `flip` bool [B, 3], which says what the step mirrors.
+
+    - With `features` of the photos and their mirror images, [photos, 2, h, w, c], they have `features` [B, 3, h, w, c] instead of
+      `images` and `flip`.
+    - With `data.cache=device`, they have `photo` int32 [B, 3], the position of the record, instead of `images`.
+    - The contrastive loss also gets `photo`, and `labels` uint8 [B, 3, attributes, values], 1 where the photo has the value.
+
+    With several processes, each gets its own rows of every batch.
     """
     rows = sharding.local_rows(config.train.batch_size)
     source = TripletSource(records, config, rows, features)

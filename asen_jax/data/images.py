@@ -110,7 +110,8 @@ def read_size(data: bytes) -> tuple[int, int]:
 def upright_rgb(image: Image.Image) -> Image.Image:
     """An opened picture as RGB: rotated as EXIF says, transparency on white, 16-bit gray scaled to 8 bits.
 
-    A picture that needs none of this is returned as it is. Raises ValueError with the reason if it is damaged, or, before decoding it, if it has more than MAX_PIXELS.
+    A picture that needs none of this is returned as it is. Raises ValueError with the reason if it is damaged, or, before
+    decoding it, if it has more than MAX_PIXELS.
     """
     with _reading():
         if image.width * image.height > MAX_PIXELS:
