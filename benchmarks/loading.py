@@ -72,11 +72,11 @@ def measure(folder: Path, width: int, height: int, count: int, repeats: int) -> 
     config.data.cache = 'disk'
     cached = load_batches(records, config, len(triplets))
     sides = {'asen_jax': jpeg, **torch_sides(order), 'decode alone': lambda: [decode(data) for data in encoded]}
-    rows = [Work(f'JPEG {size}', 'photo', len(order), sides, limit=fastest(sides['decode alone']))]
+    rows = [Work(f'JPEG {size}', 'photos', len(order), sides, limit=fastest(sides['decode alone']))]
     batches = [np.zeros((16, 3, INPUT, INPUT, 3), np.uint8) for _ in range(len(triplets) // 16)]
     sides = {'asen_jax, data.cache=disk': cached, 'asen_jax, JPEG': jpeg}
     copy = fastest(lambda: [batch.copy() for batch in batches])
-    rows.append(Work(f'cache {size}', 'photo', len(order), sides, limit=copy))
+    rows.append(Work(f'cache {size}', 'photos', len(order), sides, limit=copy))
     return [take_turns(row, repeats) for row in rows]
 
 

@@ -55,18 +55,20 @@ def spread(numbers: Sequence[float]) -> dict[str, float]:
 
 
 def take_turns(work: Work, repeats: int) -> Timed:
-    """Time `repeats` calls of each side after one untimed call; each round starts with another side."""
+    """Time `repeats` calls of each side; each round starts with another side.
+
+    Each timed call follows one of the same side that is not timed, as in continuous use: while a side waits for its turn, its
+    caches, and on some virtual machines even the memory that it has freed, go to others.
+    """
     sides = list(work.calls)
     seconds = {side: [] for side in sides}
-    for number in range(repeats + 1):
+    for number in range(repeats):
         first = number % len(sides)
         for side in sides[first:] + sides[:first]:
+            work.calls[side]()
             start = time.perf_counter()
             work.calls[side]()
-            if number:
-                seconds[side].append(time.perf_counter() - start)
-            else:
-                work.calls[side]()  # some frameworks are slow twice
+            seconds[side].append(time.perf_counter() - start)
     return Timed(work, seconds)
 
 
