@@ -127,6 +127,7 @@ def add_training(config: ConfigDict) -> None:
     config.train.distance = 'cosine'  # cosine | euclidean: the distance in the triplet loss and in rankings
     config.train.embedding_norm = 0.0  # csn: weight of the penalty on the norm of unmasked embeddings
     config.train.mask_norm = 0.0  # csn: weight of the penalty on the norm of the masks
+    config.train.remat = False  # compute each block of the trunk twice to save memory; same result
     config.train.log_every_steps = 50  # steps between lines in metrics.jsonl
     config.train.save_every_minutes = 10.0  # minutes between latest checkpoints; each epoch also ends with one
     config.train.save_every_steps = 0  # steps between additional latest checkpoints; 0: none

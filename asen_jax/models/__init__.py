@@ -121,18 +121,20 @@ def embed_triplets(
     attribute: Int[Array, ' b'],
     key: Key[Array, ''],
     all_attributes: bool = False,
+    remat: bool = False,
 ) -> tuple[HeadOutput, dict]:
     """Train mode: the head's output [b, 3, ...] for anchor, positive, negative, and the updated batch statistics.
 
     `photos` are pixels, or the features that a frozen trunk has for them (`extract_features`); `key` decides which channels
     are dropped. The output is under each triplet's attribute, or under every attribute, [b, 3, a, ...], with
-    `all_attributes`. One pass of the folded batch does the work of the original's three.
+    `all_attributes`. One pass of the folded batch does the work of the original's three. With `remat`, gradients compute each
+    block of the trunk a second time instead of keeping what is inside it.
     """
     network = nnx.merge(structure.graphdef, params, batch_stats)
     batch, num_roles = photos.shape[:2]
     features = photos.reshape(batch * num_roles, *photos.shape[2:])
     if photos.dtype == jnp.uint8:
-        features = network.trunk(network.trunk.normalize(features), structure.trunk_roles)
+        features = network.trunk(network.trunk.normalize(features), structure.trunk_roles, remat)
     else:
         features = features.astype(jnp.float32)  # from float16, as they are on disk
     projected = network.project(features, structure.roles, key)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, UInt8
 
 from asen_jax.errors import InputError
 from asen_jax.models.depthwise import DepthwiseConv
-from asen_jax.models.layers import BatchNorm, Conv, Numerics, Roles
+from asen_jax.models.layers import BatchNorm, Conv, Numerics, Roles, run_block
 
 NAME = 'efficientnet_lite0'
 # blocks, kernel size, stride of the first block, factor by which a block expands its input, channels
@@ -77,11 +77,11 @@ class EfficientNetLite0(nnx.Module):
         """(pixel - 127) / 128, in float32."""
         return (images.astype(jnp.float32) - 127.0) / 128.0
 
-    def __call__(self, x: Float[Array, 'n h w 3'], roles: Roles = ()) -> Float[Array, 'n h2 w2 d']:
+    def __call__(self, x: Float[Array, 'n h w 3'], roles: Roles = (), remat: bool = False) -> Float[Array, 'n h2 w2 d']:
         x = jax.nn.relu6(self.stem_bn(self.stem(x), roles))
         stages = [x]
         for number, block in enumerate(self.blocks, 1):
-            x = block(x, roles)
+            x = run_block(block, x, roles, remat)
             if number in self.last_blocks:
                 stages.append(x)
         if self.top is not None and self.top_bn is not None:

@@ -6,6 +6,7 @@ Every network here takes `roles`. Empty, it evaluates with running statistics. I
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -148,6 +149,13 @@ class BatchNorm(nnx.Module):
         keep = 1 - self.momentum
         self.mean[...] = keep * self.mean[...] + self.momentum * lax.stop_gradient(mean)
         self.var[...] = keep * self.var[...] + self.momentum * lax.stop_gradient(var)
+
+
+def run_block(
+    block: Callable[..., Array], x: Float[Array, 'n h w c'], roles: Roles, remat: bool
+) -> Float[Array, 'n h2 w2 d']:
+    """block(x, roles). With `remat`, gradients compute what is inside the block a second time instead of keeping it."""
+    return nnx.remat(lambda block, x: block(x, roles))(block, x) if remat else block(x, roles)
 
 
 def max_pool(x: Float[Array, 'n h w c']) -> Float[Array, 'n h2 w2 c']:

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
-from asen_jax.models.layers import BatchNorm, Conv, Numerics, Roles, max_pool
+from asen_jax.models.layers import BatchNorm, Conv, Numerics, Roles, max_pool, run_block
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels, per channel
 BLOCKS = {'resnet18': (2, 2, 2), 'resnet34': (3, 4, 6), 'resnet50': (3, 4, 6)}
@@ -79,10 +79,12 @@ class ResNet(nnx.Module):
         mean, std = jnp.array(MEAN).reshape(1, 1, 1, 3), jnp.array(STD).reshape(1, 1, 1, 3)
         return (images.astype(jnp.float32) / 255.0 - mean) / std
 
-    def __call__(self, x: Float[Array, 'n h w 3'], roles: Roles = ()) -> Float[Array, 'n h16 w16 d']:
+    def __call__(
+        self, x: Float[Array, 'n h w 3'], roles: Roles = (), remat: bool = False
+    ) -> Float[Array, 'n h16 w16 d']:
         x = nnx.relu(self.bn1(self.conv1(x), roles))
         x = max_pool(x)
         for stage in (self.layer1, self.layer2, self.layer3):
             for block in stage:
-                x = block(x, roles)
+                x = run_block(block, x, roles, remat)
         return x

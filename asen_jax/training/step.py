@@ -16,6 +16,9 @@ from asen_jax.models import Structure, embed_triplets
 from asen_jax.models.layers import l2_normalize
 from asen_jax.training import losses
 
+# On a CPU, XLA drops the barriers behind which values are recomputed, and then keeps the first ones after all.
+KEEP_BARRIERS = {'xla_disable_hlo_passes': 'cse_barrier_expander'}
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +78,7 @@ def make_train_step(
         donate_argnums=0,
         in_shardings=(shardings, sharding.batch_sharding(mesh)),
         out_shardings=(shardings, sharding.replicated(mesh)),
+        compiler_options=KEEP_BARRIERS if options.remat and mesh.devices.flat[0].platform == 'cpu' else None,
     )
 
 
@@ -120,7 +124,9 @@ def _triplet_loss(
     structure: Structure, params: dict, batch_stats: dict, batch: dict, key: Key[Array, ''], options: ConfigDict
 ):
     """The papers' loss: the mean over all triplets (ASEN, equation 9), plus CSN's two norms if their weights are not zero."""
-    output, stats = embed_triplets(structure, params, batch_stats, batch['images'], batch['attribute'], key)
+    output, stats = embed_triplets(
+        structure, params, batch_stats, batch['images'], batch['attribute'], key, remat=options.remat
+    )
     near, far = _similarities(output.embedding, options.distance)
     loss, extras = losses.triplet_loss(near, far, options.margin).mean(), output.extras or {}
     if options.embedding_norm:
@@ -135,7 +141,14 @@ def _contrastive_loss(
 ):
     """Every photo of the batch against every other, under each attribute for which it has a label."""
     output, stats = embed_triplets(
-        structure, params, batch_stats, batch['images'], batch['attribute'], key, all_attributes=True
+        structure,
+        params,
+        batch_stats,
+        batch['images'],
+        batch['attribute'],
+        key,
+        all_attributes=True,
+        remat=options.remat,
     )
     embedding, labels, photo = output.embedding, batch['labels'], batch['photo']
     folded = l2_normalize(embedding.reshape(-1, *embedding.shape[2:]))

@@ -1,13 +1,16 @@
 """Networks: sizes, ablations, and the contract of their outputs."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.extend.core.primitives import remat_p
 
 from asen_jax.errors import InputError
-from asen_jax.models import build_model, embed_all, embed_triplets, extract_features
+from asen_jax.models import build_model, build_shapes, embed_all, embed_triplets, extract_features
 from configs import fashionai
 from configs.variants import VARIANTS
 
@@ -40,6 +43,19 @@ def test_trunks_have_stride_16(trunk, channels):
     shape = jax.eval_shape(lambda p, s, x: embed_all(model, p, s, x), params, stats, np.zeros((1, 96, 64, 3), np.uint8))
     assert shape[1].shape == (1, 2, 6, 4)
     assert params['head']['fc']['kernel'].shape[0] == channels
+
+
+@pytest.mark.parametrize('trunk,blocks', [('resnet18', 6), ('resnet50', 13), ('efficientnet_lite0', 11)])
+def test_every_block_of_a_trunk_can_be_recomputed(trunk, blocks):
+    structure, *arrays = build_shapes(small(trunk=trunk), 2)
+
+    def train(remat, params, stats, images, attribute):
+        return embed_triplets(structure, params, stats, images, attribute, jax.random.key(0), remat=remat)[0].embedding
+
+    batch = np.zeros((1, 3, 32, 32, 3), np.uint8), np.zeros(1, np.int32)
+    for remat in (False, True):
+        program = jax.make_jaxpr(functools.partial(train, remat))(*arrays, *batch)
+        assert sum(each.primitive is remat_p for each in program.eqns) == remat * blocks
 
 
 @pytest.mark.parametrize('variant', VARIANTS)

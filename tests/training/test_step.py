@@ -14,11 +14,12 @@ from configs import fashionai
 from tests.conftest import make_step
 
 
-def make_run(loss):
-    """(step, state, batch) for a small ASEN and sixteen random triplets."""
+def make_run(loss='triplet', trunk='resnet18', **fields):
+    """(step, state, batch) for a small ASEN and sixteen random triplets; `fields` are those of config.train."""
     config = fashionai.get_config()
-    config.model.trunk, config.model.trunk_width, config.model.embed_dim = 'resnet18', 8, 16
+    config.model.trunk, config.model.trunk_width, config.model.embed_dim = trunk, 8, 16
     config.optim.learning_rate, config.train.loss = 1e-3, loss
+    config.train.update(fields)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     step, state = make_step(config, *build_model(config, 2), mesh, steps_per_epoch=100)
     rng = np.random.default_rng(0)
@@ -70,6 +71,19 @@ def test_each_device_gets_the_photos_of_its_part_of_the_batch(devices, model):
     gathered = jax.jit(_gather, static_argnums=0)(mesh, placed, jax.device_put(index, place))
     np.testing.assert_array_equal(gathered, photos[index])
     assert gathered.sharding.is_equivalent_to(place, gathered.ndim)
+
+
+def test_recomputed_blocks_train_the_same_in_less_memory():
+    kept, recomputed = (make_run(trunk='resnet50', remat=remat) for remat in (False, True))
+    steps = [step.lower(state, batch).compile() for step, state, batch in (kept, recomputed)]
+    memory = [step.memory_analysis().temp_size_in_bytes for step in steps]
+    assert memory[1] < 0.6 * memory[0]
+    states, batch = [kept[1], recomputed[1]], kept[2]
+    for _ in range(2):
+        states, metrics = zip(*(step(state, batch) for step, state in zip(steps, states, strict=True)), strict=True)
+        np.testing.assert_allclose(metrics[1]['loss'], metrics[0]['loss'], rtol=1e-6)
+        for one, other in zip(*(jax.tree.leaves(state.batch_stats) for state in states), strict=True):
+            np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-7)
 
 
 def test_every_parameter_is_trained():
