@@ -90,12 +90,13 @@ def state_shardings(tree, mesh: jax.sharding.Mesh):
     return jax.tree.map(place, tree)
 
 
-def check_batch_size(batch_size: int, mesh: jax.sharding.Mesh) -> None:
-    """Raise InputError if a batch does not split evenly over the devices."""
-    if batch_size % mesh.size:
+def check_batch_size(batch_size: int, mesh: jax.sharding.Mesh, parts: int = 1) -> None:
+    """Raise InputError if each of the `parts` of a batch does not split evenly over the devices."""
+    if batch_size % (mesh.size * parts):
+        share = f' in {parts} parts (config.train.accumulate_steps)' if parts > 1 else ''
         raise InputError(
-            f'config.train.batch_size is {batch_size}, which {mesh.size} devices cannot share evenly; '
-            f'use a multiple of {mesh.size}.'
+            f'config.train.batch_size is {batch_size}, which {mesh.size} devices cannot share evenly{share}; '
+            f'use a multiple of {mesh.size * parts}.'
         )
 
 

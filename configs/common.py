@@ -32,6 +32,7 @@ RANGES = {  # lowest and highest value of every field that is a number without f
     'optim.decay_rate': (1e-6, 1),
     'optim.decay_every_epochs': (1, 1_000_000),
     'train.batch_size': (1, 65_536),
+    'train.accumulate_steps': (1, 65_536),
     'train.num_epochs': (1, 1_000_000),
     'train.margin': (0, 1000),
     'train.temperature': (1e-4, 1000),
@@ -127,7 +128,8 @@ def add_training(config: ConfigDict) -> None:
     config.train.distance = 'cosine'  # cosine | euclidean: the distance in the triplet loss and in rankings
     config.train.embedding_norm = 0.0  # csn: weight of the penalty on the norm of unmasked embeddings
     config.train.mask_norm = 0.0  # csn: weight of the penalty on the norm of the masks
-    config.train.remat = False  # compute each block of the trunk twice to save memory; same result
+    config.train.accumulate_steps = 1  # parts of a batch, one after the other; each has its own batch statistics
+    config.train.remat = False  # keep only the inputs of the trunk's blocks and compute the rest twice; same result
     config.train.log_every_steps = 50  # steps between lines in metrics.jsonl
     config.train.save_every_minutes = 10.0  # minutes between latest checkpoints; each epoch also ends with one
     config.train.save_every_steps = 0  # steps between additional latest checkpoints; 0: none

@@ -27,10 +27,10 @@ def small_config():
     return config
 
 
-def make_run(devices, loss='triplet', model_axis=1):
+def make_run(devices, loss='triplet', model_axis=1, accumulate_steps=1):
     """(step, state, mesh) of a small ASEN v2 with batch norm per role, on that many devices."""
     config = small_config()
-    config.train.loss = loss
+    config.train.loss, config.train.accumulate_steps = loss, accumulate_steps
     mesh = sharding.make_mesh(model_axis, jax.devices()[:devices])
     return *make_step(config, *build_model(config, 4), mesh, steps_per_epoch=100), mesh
 
@@ -134,22 +134,25 @@ def test_a_sharded_network_embeds_like_a_whole_one(shard_everything):
     assert len({shard.device for shard in sharded.addressable_shards}) == 8
 
 
-@pytest.mark.parametrize('model_axis', [1, 8])
-def test_no_photo_moves_between_devices(model_axis, shard_everything):
-    step, state, mesh = make_run(8, model_axis=model_axis)
+@pytest.mark.parametrize('model_axis,parts', [(1, 1), (8, 1), (1, 2)])
+def test_no_photo_moves_between_devices(model_axis, parts, shard_everything):
+    step, state, mesh = make_run(8, model_axis=model_axis, accumulate_steps=parts)
     program = step.lower(state, put(make_batch(0), mesh)).compile().as_text()
     gathers = re.findall(r'= (\S+) all-gather', program)
     assert not [shape for shape in gathers if re.search(r'\[\d+,(3,)?32,32,3]|\[\d+,16,16,\d+]', shape)], gathers
     assert 'all-reduce' in program
     assert any('[512,512]' in shape for shape in gathers) == (model_axis == 8)  # parameters move instead
     photos_per_device = {int(rows) for rows in re.findall(r'f32\[(\d+),16,16,8]\S* convolution', program)}
-    assert photos_per_device == {6}  # 16 triplets of 3 photos on 8 devices
+    assert not re.search('all-to-all|collective-permute', program)
+    assert photos_per_device == {6 // parts}  # 16 triplets of 3 photos on 8 devices
 
 
 def test_batches_and_meshes_that_do_not_divide_evenly_are_rejected():
     mesh = sharding.make_mesh(devices=jax.devices()[:8])
     with pytest.raises(InputError, match=r'config\.train\.batch_size is 12.*use a multiple of 8'):
         sharding.check_batch_size(12, mesh)
+    with pytest.raises(InputError, match=r'config\.train\.batch_size is 24.*in 2 parts.*use a multiple of 16'):
+        sharding.check_batch_size(24, mesh, parts=2)
     with pytest.raises(InputError, match=r'config\.mesh\.model is 3, but there are 8 devices'):
         sharding.make_mesh(3)
     with pytest.raises(InputError, match=r'use a multiple of 8'):

@@ -73,7 +73,8 @@ def check_config(config: ConfigDict, workdir: Path) -> Trunk:
             'config.optim.trunk_factor is 0, so features are computed once and photos cannot be cropped at random; '
             'set config.data.jitter=0.'
         )
-    sharding.check_batch_size(config.train.batch_size, sharding.make_mesh(config.mesh.model))
+    mesh = sharding.make_mesh(config.mesh.model)
+    sharding.check_batch_size(config.train.batch_size, mesh, config.train.accumulate_steps)
     _, params, batch_stats = build_shapes(config, num_attributes=2)
     with Checkpoints(workdir, read_only=True) as checkpoints:
         check_start(config, checkpoints)
@@ -100,6 +101,11 @@ def check_loss(config: ConfigDict) -> None:
     options = config.train
     if options.loss == 'contrastive' and options.distance != 'cosine':
         raise InputError('config.train.loss=contrastive uses the cosine distance; set config.train.distance=cosine.')
+    if options.loss == 'contrastive' and options.accumulate_steps > 1:
+        raise InputError(
+            f'config.train.accumulate_steps is {options.accumulate_steps}, but config.train.loss=contrastive compares each photo '
+            'with its whole batch; set config.train.accumulate_steps=1, or config.train.loss=triplet.'
+        )
     for field in ('embedding_norm', 'mask_norm'):
         if options[field] and (config.model.name != 'csn' or options.loss != 'triplet'):
             raise InputError(
@@ -248,7 +254,8 @@ def train_epoch(
             meters.add(step, metrics)
             bar.update(batch_size)
             if step == end or step % config.train.log_every_steps == 0:
-                flops = step_flops(run.train_step, state, placed) if run.peak else None
+                parts = config.train.accumulate_steps
+                flops = step_flops(run.train_step, parts, state, placed) if run.peak else None
                 write_metrics(run, meters.since_log, step, bar, flops)
             every = config.train.save_every_steps
             if step < end and (signal_number or save or (every and step % every == 0)):

@@ -29,13 +29,14 @@ def peak_flops(device_kind: str, precision: str) -> float | None:
     return 1e12 * peaks[PRECISIONS.index(precision)] if peaks else None
 
 
-def step_flops(train_step: Any, *arguments: Any) -> float | None:
+def step_flops(train_step: Any, accumulate_steps: int, *arguments: Any) -> float | None:
     """The floating-point operations of one call on each device, as XLA counts them; None if it does not.
 
     `train_step` has been called with such arguments, so that JAX finds the compiled program instead of compiling again.
     """
     try:
-        return train_step.lower(*arguments).compile().cost_analysis()['flops']
+        counted = train_step.lower(*arguments).compile().cost_analysis()['flops']
+        return accumulate_steps * counted  # XLA counts the body of a loop once
     except Exception:  # of many types, depending on the backend; a figure less is no reason to end a run
         return None
 

@@ -52,20 +52,27 @@ def make_train_step(
 
     `options` is `config.train`; `shardings` are those of the state; `seed` and the step decide which channels are dropped.
     `train_photos` in the batch are all photos, from which the step takes those of its triplets; they are not donated.
+    The batch is computed in `options.accumulate_steps` parts, whose mean gradient makes the update.
     Parameters that are sharded are gathered for the step, and each device updates its own part of them.
     """
     compute_loss = {'triplet': _triplet_loss, 'contrastive': _contrastive_loss}[options.loss]
 
     def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        inputs = batch | {'images': _photos(batch, mesh)}
-
-        def objective(params):
-            return compute_loss(structure, params, state.batch_stats, inputs, key, options)
-
         whole = jax.lax.with_sharding_constraint(state.params, sharding.replicated(mesh))
-        (loss, (batch_stats, accuracy)), gradients = jax.value_and_grad(objective, has_aux=True)(whole)
-        gradients = jax.lax.with_sharding_constraint(gradients, shardings.params)
+
+        def differentiate(batch_stats, batch, key):
+            def objective(params):
+                return compute_loss(structure, params, batch_stats, batch, key, options)
+
+            (loss, (batch_stats, accuracy)), gradients = jax.value_and_grad(objective, has_aux=True)(whole)
+            return batch_stats, (loss, accuracy, jax.lax.with_sharding_constraint(gradients, shardings.params))
+
+        inputs = batch | {'images': _photos(batch, mesh)}
+        parts = options.accumulate_steps
+        batch_stats, (loss, accuracy, gradients) = _accumulate(
+            differentiate, state.batch_stats, inputs, key, parts, mesh
+        )
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
         metrics = {'loss': loss, 'triplet_accuracy': accuracy, 'gradient_norm': optax.tree.norm(gradients)}
@@ -80,6 +87,29 @@ def make_train_step(
         out_shardings=(shardings, sharding.replicated(mesh)),
         compiler_options=KEEP_BARRIERS if options.remat and mesh.devices.flat[0].platform == 'cpu' else None,
     )
+
+
+def _accumulate(
+    differentiate: Callable, batch_stats: dict, batch: dict, key: Key[Array, ''], count: int, mesh: jax.sharding.Mesh
+):
+    """The batch statistics after `count` parts of the batch, one after the other, and the means of what was computed for each.
+
+    Part i has the rows i, i + count, i + 2 * count, ..., of which each device holds as many, so that no photo moves.
+    """
+    if count == 1:
+        return differentiate(batch_stats, batch, key)
+    rows = {name: part for name, part in batch.items() if name != 'train_photos'}
+    parts = jax.tree.map(lambda part: part.reshape(-1, count, *part.shape[1:]).swapaxes(0, 1), rows)
+    parts = jax.lax.with_sharding_constraint(parts, jax.NamedSharding(mesh, jax.P(None, mesh.axis_names)))
+
+    def add(carry, part):
+        batch_stats, values = differentiate(carry[0], *part)
+        return (batch_stats, jax.tree.map(jnp.add, carry[1], values)), None
+
+    shapes = jax.eval_shape(differentiate, batch_stats, rows, key)[1]
+    start = batch_stats, jax.tree.map(jnp.zeros_like, shapes)
+    (batch_stats, sums), _ = jax.lax.scan(add, start, (parts, jax.random.split(key, count)))
+    return batch_stats, jax.tree.map(lambda total: total / count, sums)
 
 
 def _photos(batch: dict, mesh: jax.sharding.Mesh) -> Array:

@@ -211,6 +211,12 @@ def test_what_cannot_be_cached_is_refused(field, value, match, config, tmp_path)
         loop.check_config(config, tmp_path)
 
 
+def test_a_batch_must_split_into_its_parts(config, tmp_path):
+    config.train.loss, config.train.accumulate_steps = 'triplet', 2
+    with pytest.raises(InputError, match=r'batch_size is 8, which 8 devices cannot share evenly in 2 parts'):
+        loop.check_config(config, tmp_path)
+
+
 def test_epochs_and_learning_rate_may_change(unbroken, config, tmp_path):
     config.train.num_epochs = 1
     run(config, tmp_path)
@@ -218,6 +224,19 @@ def test_epochs_and_learning_rate_may_change(unbroken, config, tmp_path):
     run(config, tmp_path)
     assert arrays_of(tmp_path)[0] == 8
     assert lines_of(tmp_path)[-2]['train_learning_rate'] == pytest.approx(1e-3)
+
+
+def test_how_gradients_are_computed_may_change_even_in_a_run_older_than_these_fields(config, tmp_path):
+    config.train.loss, config.train.batch_size, config.train.num_epochs = 'triplet', 16, 1
+    run(config, tmp_path)
+    for meta in (tmp_path / 'checkpoints').rglob('meta/metadata'):
+        about = json.loads(meta.read_text())
+        del about['config']['train']['remat'], about['config']['train']['accumulate_steps']
+        del about['checksums'], about['sha256']
+        meta.write_text(json.dumps(about))
+    config.train.num_epochs, config.train.remat, config.train.accumulate_steps = 2, True, 2
+    run(config, tmp_path)
+    assert arrays_of(tmp_path)[0] == 4
 
 
 def test_a_nan_stops_with_a_sentence_and_keeps_the_last_checkpoint(config, tmp_path, monkeypatch):
@@ -299,6 +318,7 @@ def test_a_published_recipe_never_starts_from_random_weights_silently(config, tm
     'field,value,match',
     [
         ('data.triplets', 'frsh', "config.data.triplets is 'frsh'; it must be fresh or fixed"),
+        ('train.accumulate_steps', 2, 'accumulate_steps is 2, but config.train.loss=contrastive compares each photo'),
         ('data.num_triplets', 4, 'An epoch has 4 triplets, fewer than config.train.batch_size'),
     ],
 )

@@ -43,11 +43,12 @@ def test_operations_are_counted_in_the_program_that_was_compiled():
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        assert step_flops(multiply, a, b) == pytest.approx(2 * 8 * 16 * 32, rel=0.01)
+        for parts in (1, 4):
+            assert step_flops(multiply, parts, a, b) == pytest.approx(parts * 2 * 8 * 16 * 32, rel=0.01)
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     assert not any('compile' in name for name in events)
-    assert step_flops(lambda a: a, a) is None
+    assert step_flops(lambda a: a, 1, a) is None
 
 
 def test_the_peak_depends_on_the_device_and_the_precision():

@@ -1,26 +1,30 @@
 """The train step learns, counts, and donates its input."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from asen_jax import sharding
 from asen_jax.data.cache import put_on_devices
 from asen_jax.models import build_model
 from asen_jax.training.optimizer import make_schedule
-from asen_jax.training.step import _gather
+from asen_jax.training.step import _accumulate, _gather
 from configs import fashionai
 from tests.conftest import make_step
 
 
-def make_run(loss='triplet', trunk='resnet18', **fields):
+def make_run(loss='triplet', trunk='resnet18', model=(), devices=1, **fields):
     """(step, state, batch) for a small ASEN and sixteen random triplets; `fields` are those of config.train."""
     config = fashionai.get_config()
     config.model.trunk, config.model.trunk_width, config.model.embed_dim = trunk, 8, 16
     config.optim.learning_rate, config.train.loss = 1e-3, loss
     config.train.update(fields)
-    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    config.model.update(dict(model))
+    mesh = sharding.make_mesh(devices=jax.devices()[:devices])
     step, state = make_step(config, *build_model(config, 2), mesh, steps_per_epoch=100)
     rng = np.random.default_rng(0)
     batch = {
@@ -84,6 +88,50 @@ def test_recomputed_blocks_train_the_same_in_less_memory():
         np.testing.assert_allclose(metrics[1]['loss'], metrics[0]['loss'], rtol=1e-6)
         for one, other in zip(*(jax.tree.leaves(state.batch_stats) for state in states), strict=True):
             np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize('devices', [1, 2])
+def test_the_parts_of_a_batch_have_the_gradient_of_the_whole(devices):
+    model = {'trunk_bn': 'running'}  # the head of ASEN has no batch norm
+    whole, parts = (
+        make_run(model=model, devices=each, accumulate_steps=each_parts) for each, each_parts in ((1, 1), (devices, 4))
+    )
+    states, metrics = zip(*(step(state, batch) for step, state, batch in (whole, parts)), strict=True)
+    for name in ('loss', 'triplet_accuracy', 'gradient_norm'):
+        np.testing.assert_allclose(metrics[1][name], metrics[0][name], rtol=1e-6)
+    first = [optax.tree.get(state.opt_state, 'mu') for state in states]  # a tenth of the gradients
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-7), *first)
+
+
+def test_running_statistics_are_updated_once_per_part():
+    step, state, batch = make_run(accumulate_steps=2)
+    alone = make_run(accumulate_steps=1)[0]
+    expected = jax.tree.map(jnp.copy, state)
+    for part in range(2):
+        rows = {name: each[part::2] for name, each in batch.items()}
+        stats = alone(jax.tree.map(jnp.copy, expected), rows)[0].batch_stats
+        expected = dataclasses.replace(expected, batch_stats=stats)
+    after, _ = step(state, batch)
+    jax.tree.map(
+        lambda one, other: np.testing.assert_allclose(other, one, rtol=1e-5, atol=1e-7),
+        expected.batch_stats,
+        after.batch_stats,
+    )
+    assert int(after.step) == 1
+
+
+def test_each_part_has_its_own_key():
+    def differentiate(stats, part, key):
+        return {'drawn': jnp.append(stats['drawn'][1:], jax.random.uniform(key))}, part['attribute'].sum()
+
+    stats, batch, mesh = (
+        {'drawn': jnp.zeros(4)},
+        {'attribute': jnp.arange(8)},
+        sharding.make_mesh(devices=jax.devices()[:1]),
+    )
+    stats, mean = _accumulate(differentiate, stats, batch, jax.random.key(0), 4, mesh)
+    assert len({0, *stats['drawn'].tolist()}) == 5
+    assert mean == 7
 
 
 def test_every_parameter_is_trained():
