@@ -39,7 +39,7 @@ class SpatialAttention(nnx.Module):
         return jnp.tanh(self.image_conv(x))
 
     def __call__(self, x: Float[Array, 'n h w c'], image: Float[Array, 'n h w k'], attribute: Int[Array, ' #n']):
-        rows = jnp.tanh(self.attribute_rows(attribute)).astype(image.dtype)
+        rows = jnp.tanh(self.attribute_rows(attribute))  # float32, so that their gradients are sums in float32
         return attend(x, jnp.tanh(self.score_conv(image * rows[:, None, None]))[..., 0])
 
 

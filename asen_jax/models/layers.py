@@ -95,7 +95,9 @@ class Conv(nnx.Module):
                 dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
                 precision=self.precision,
             )
-        return y if self.bias is None else y + self.bias[...].astype(self.dtype).reshape(1, 1, 1, -1)
+        if self.bias is None:
+            return y
+        return (y + self.bias[...].reshape(1, 1, 1, -1)).astype(self.dtype)  # the bias's gradient is a sum in float32
 
 
 class Table(nnx.Module):

@@ -17,9 +17,10 @@ from configs import fashionai
 from tests.conftest import make_step
 
 
-def make_run(loss='triplet', trunk='resnet18', model=(), devices=1, **fields):
+def make_run(loss='triplet', trunk='resnet18', model=(), devices=1, variant='asen', precision='float32', **fields):
     """(step, state, batch) for a small ASEN and sixteen random triplets; `fields` are those of config.train."""
-    config = fashionai.get_config()
+    config = fashionai.get_config(variant)
+    config.precision = precision
     config.model.trunk, config.model.trunk_width, config.model.embed_dim = trunk, 8, 16
     config.optim.learning_rate, config.train.loss = 1e-3, loss
     config.train.update(fields)
@@ -132,6 +133,30 @@ def test_each_part_has_its_own_key():
     stats, mean = _accumulate(differentiate, stats, batch, jax.random.key(0), 4, mesh)
     assert len({0, *stats['drawn'].tolist()}) == 5
     assert mean == 7
+
+
+def equations(jaxpr):
+    """Those of the program itself and of every program in it."""
+    for each in jaxpr.eqns:
+        yield each
+        for inner in jax.tree.leaves(each.params, is_leaf=lambda leaf: hasattr(leaf, 'eqns') or hasattr(leaf, 'jaxpr')):
+            inner = getattr(inner, 'jaxpr', inner)
+            if hasattr(inner, 'eqns'):
+                yield from equations(inner)
+
+
+@pytest.mark.parametrize('variant', ['asen', 'asen_v2'])
+def test_bfloat16_multiplies_in_bfloat16_and_sums_in_float32(variant):
+    step, state, batch = make_run(variant=variant, precision='bfloat16')
+    products = 0
+    for each in equations(jax.make_jaxpr(step)(state, batch).jaxpr):
+        operand = each.invars[0].aval
+        if each.primitive.name in ('dot_general', 'conv_general_dilated'):
+            products += 1
+            assert operand.dtype == jnp.bfloat16, each
+        if each.primitive.name == 'reduce_sum' and operand.dtype == jnp.bfloat16:
+            assert operand.size <= 48 * each.outvars[0].aval.size, each  # one number per photo
+    assert products > 30
 
 
 def test_every_parameter_is_trained():
