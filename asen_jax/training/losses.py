@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Int, UInt8
 
 PAIRWISE_EPSILON = (
@@ -52,7 +53,7 @@ def contrastive_loss(
     labeled = labels.any(axis=-1).T  # [a, n]
     other = (photo[:, None] != photo[None])[None]
     positive, counted = same & other, labeled[:, None, :] & other
-    similarity = jnp.einsum('iad,jad->aij', embedding, embedding) / temperature
+    similarity = jnp.einsum('iad,jad->aij', embedding, embedding, precision=lax.Precision.HIGHEST) / temperature
     log_share = similarity - jax.nn.logsumexp(jnp.where(counted, similarity, MASKED_LOGIT), axis=-1, keepdims=True)
     num_positive = positive.sum(axis=-1)
     total = -jnp.where(positive, log_share, 0.0).sum(axis=-1)
