@@ -226,6 +226,26 @@ def test_epochs_and_learning_rate_may_change(unbroken, config, tmp_path):
     assert lines_of(tmp_path)[-2]['train_learning_rate'] == pytest.approx(1e-3)
 
 
+@pytest.mark.parametrize('cache', ['none', 'device'])
+def test_steps_compile_once_and_transfer_nothing(cache, config, tmp_path, monkeypatch):
+    original, steps = loop.make_train_step, []
+
+    def make_train_step(*arguments):
+        step = original(*arguments)
+        steps.append(step)
+
+        def guarded(state, batch):
+            with jax.transfer_guard('disallow'):
+                return step(state, batch)
+
+        return guarded
+
+    monkeypatch.setattr(loop, 'make_train_step', make_train_step)
+    config.data.cache = cache
+    run(config, tmp_path)
+    assert [step._cache_size() for step in steps] == [1]
+
+
 def test_how_gradients_are_computed_may_change_even_in_a_run_older_than_these_fields(config, tmp_path):
     config.train.loss, config.train.batch_size, config.train.num_epochs = 'triplet', 16, 1
     run(config, tmp_path)
