@@ -186,7 +186,7 @@ def our_side(
         like = jax.numpy.ones((size, size), 'bfloat16' if precision == 'bfloat16' else 'float32')
         level = 'highest' if precision == 'float32' else 'default'
         multiply, seconds = jax.jit(lambda x: jax.numpy.matmul(x, x, precision=level)), []
-        for _ in range(8):
+        for _ in range(20):
             start = time.perf_counter()
             jax.block_until_ready(multiply(like))
             seconds.append(time.perf_counter() - start)
