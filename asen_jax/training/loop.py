@@ -236,6 +236,9 @@ def train_epoch(
     """Train to the end of `epoch`, and return its mean metrics."""
     config, batch_size = run.config, run.config.train.batch_size
     last_save, step, end, pending = time.monotonic(), int(state.step), (epoch + 1) * run.epoch_steps, 0
+    flops = None
+    for meter in meters:  # caches, features, and an evaluation may have come before
+        meter.start = time.perf_counter()
     with progress_bar(run, epoch, step) as bar:
         while step < end:
             begin = time.perf_counter()
@@ -254,8 +257,8 @@ def train_epoch(
             meters.add(step, metrics)
             bar.update(batch_size)
             if step == end or step % config.train.log_every_steps == 0:
-                parts = config.train.accumulate_steps
-                flops = step_flops(run.train_step, parts, state, placed) if run.peak else None
+                if run.peak and flops is None:
+                    flops = step_flops(run.train_step, state, placed) / run.mesh.size
                 write_metrics(run, meters.since_log, step, bar, flops)
             every = config.train.save_every_steps
             if step < end and (signal_number or save or (every and step % every == 0)):
@@ -263,6 +266,7 @@ def train_epoch(
                 last_save = time.monotonic()
             if step < end and signal_number:
                 stop_now(run, step, signal_number)
+        run.profiler.close(state)  # before the evaluation
         return state, meters.of_epoch.read(batch_size)
 
 

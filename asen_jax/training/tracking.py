@@ -52,7 +52,7 @@ class Meter:
         self.timed += 1
 
     def read(self, batch_size: int) -> dict[str, float]:
-        """The means, triplets per second, and the seconds that a step took, and that the device waited for its data."""
+        """The means, triplets per second, and the seconds that a step took, and that it waited for its data."""
         self.flush()
         seconds = time.perf_counter() - self.start
         means = {name: total / max(self.count, 1) for name, total in self.sums.items()}
