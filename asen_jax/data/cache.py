@@ -15,11 +15,14 @@ from tqdm import tqdm
 
 from asen_jax import files, sharding
 from asen_jax.data.prepared import LoadOptions, Records
-from asen_jax.errors import InputError
+from asen_jax.errors import InputError, StoppedError
 from asen_jax.signals import StopRequest, stopped
 
+FORMAT = 1  # to be raised when the same photos get other pixels or boxes
 FOLDER = 'cache'  # in the directory of the records, with which it is deleted
 KEY_DIGITS = 16
+STOPPED = 'while photos were being cached; run the same command again to continue.'
+FREE_SHARE = 0.75  # of a device's memory; the rest is left for the step
 
 
 class CachedPhotos:
@@ -50,25 +53,31 @@ def open_cache(
     Raises InputError if it cannot be written, and StoppedError after a signal that `stop` received.
     """
     path = _cache_path(records, split, options)
-    if not path.exists():
+    if sharding.is_writer() and not path.exists():
         try:
             path.parent.mkdir(exist_ok=True)
             busy = f'Another process is filling {path.parent}; waiting for it.'
-            with files.lock(path.parent / '.lock', busy, wait=True):
+            with files.lock(path.parent / '.lock', busy, wait=True), contextlib.suppress(StoppedError):
                 if not path.exists():
                     with contextlib.closing(load()) as batches:
                         shape = (records.splits[split], options.size, options.size, 3)
                         _fill(path, shape, batches, f'cache {split}', stop)
         except OSError as error:
+            if not str(error.filename).startswith(str(path.parent)):  # the records, perhaps
+                raise
             raise InputError(
-                f'{path.parent} cannot be written ({error.strerror}); make room there or allow it, or set --config.data.cache=none.'
+                f'{path.parent} cannot be written ({error.strerror or error}); make room there or allow it, '
+                'or set --config.data.cache=none.'
             ) from error
+    signal_number = (stop.signal_number if stop else None) or 0
+    if number := sharding.agree(signal_number):  # with several processes, all wait here
+        raise stopped(number, STOPPED)
     return CachedPhotos(path)
 
 
 def _cache_path(records: Records, split: str, options: LoadOptions) -> Path:
     """The file of a split's photos; its name depends on everything that determines their pixels."""
-    facts = [records.fingerprint, split, options.size, options.fit, options.crop_to_bbox, PIL.__version__]
+    facts = [FORMAT, records.fingerprint, split, options.size, options.fit, options.crop_to_bbox, PIL.__version__]
     return Path(records.directory) / FOLDER / f'{split}-{files.sha256_of_json(facts)[:KEY_DIGITS]}.npy'
 
 
@@ -104,7 +113,7 @@ def _fill(
             boxes += [batch['boxes']] if 'boxes' in batch else []
             bar.update(len(batch['image']))
             if stop is not None and stop.signal_number:
-                raise stopped(stop.signal_number, 'before the first step; run the same command to start.')
+                raise stopped(stop.signal_number, STOPPED)
         if boxes:
             with files.write_atomically(_boxes_path(path)) as other:
                 np.save(other, np.concatenate(boxes))
@@ -120,7 +129,8 @@ def put_on_devices(photos: UInt8[np.ndarray, 'photos size size 3'], mesh: jax.sh
 
     def part(index: Any) -> np.ndarray:
         rows = photos[index[0]]
-        return np.pad(rows, [(0, share - len(rows)), (0, 0), (0, 0), (0, 0)])
+        missing = share - len(rows)  # otherwise without a copy, which would have to fit into the memory of the host
+        return np.pad(rows, [(0, missing), (0, 0), (0, 0), (0, 0)]) if missing else rows
 
     shape = (share * mesh.size, *photos.shape[1:])
     return jax.make_array_from_callback(shape, sharding.batch_sharding(mesh), part)
@@ -129,9 +139,9 @@ def put_on_devices(photos: UInt8[np.ndarray, 'photos size size 3'], mesh: jax.sh
 def _check_memory(needed: int, devices: Iterable[Any]) -> None:
     for device in devices:
         stats: Mapping[str, int] = device.memory_stats() or {}
-        free = stats.get('bytes_limit', math.inf) - stats.get('bytes_in_use', 0)  # a CPU has no limit
+        free = FREE_SHARE * stats.get('bytes_limit', math.inf) - stats.get('bytes_in_use', 0)  # a CPU has no limit
         if needed > free:
             raise InputError(
-                f'the train photos take {needed / 1e9:.1f} GB of each device, but {device} has {free / 1e9:.1f} GB left; '
+                f'the train photos take {needed / 1e9:.1f} GB of each device, but {device} has {max(free, 0) / 1e9:.1f} GB for them; '
                 'set --config.data.cache=disk.'
             )

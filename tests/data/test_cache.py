@@ -85,9 +85,18 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(own, monkeypatch):
     assert [path.name for path in (Path(records.directory) / cache.FOLDER).iterdir()] == ['.lock']
 
 
+def test_an_error_of_the_records_is_not_one_of_the_cache(own, monkeypatch):
+    def read(*_):
+        raise PermissionError(13, 'Permission denied', 'records')
+
+    monkeypatch.setattr(batches, 'read_record', read)
+    with pytest.raises(PermissionError, match='records'):
+        batches.open_photos(*own[:1], 'test', own[1])
+
+
 def test_a_signal_stops_the_filling_and_leaves_nothing(own):
     records, config = own
-    with StopRequest() as stop, pytest.raises(StoppedError, match='Stopped by SIGTERM before the first step'):
+    with StopRequest() as stop, pytest.raises(StoppedError, match='Stopped by SIGTERM while photos were being cached'):
         os.kill(os.getpid(), signal.SIGTERM)
         batches.open_photos(records, 'test', config, stop)
     assert [path.name for path in (Path(records.directory) / cache.FOLDER).iterdir()] == ['.lock']
@@ -140,9 +149,9 @@ def test_photos_are_divided_over_the_devices(devices):
 def test_photos_that_do_not_fit_the_device_are_refused():
     class Small:
         def memory_stats(self):
-            return {'bytes_limit': 100, 'bytes_in_use': 90}
+            return {'bytes_limit': 100, 'bytes_in_use': 65}
 
     cache._check_memory(10, [Small()])
     cache._check_memory(10**12, jax.devices()[:1])  # a CPU has no limit
-    with pytest.raises(InputError, match=r'has 0\.0 GB left; set --config\.data\.cache=disk'):
+    with pytest.raises(InputError, match=r'has 0\.0 GB for them; set --config\.data\.cache=disk'):
         cache._check_memory(11, [Small()])
