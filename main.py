@@ -2,14 +2,16 @@
 
 import os
 import sys
+from pathlib import Path
 
 HUGE_PAGES = {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}
-if __name__ == '__main__' and sys.platform == 'linux' and not HUGE_PAGES.keys() & os.environ.keys():
+STARTED = Path(__file__).resolve() in [
+    Path(each).resolve() for each in sys.orig_argv
+]  # and not by a program such as a notebook
+if __name__ == '__main__' and STARTED and sys.platform == 'linux' and 'GLIBC_TUNABLES' not in os.environ:
     # XLA allocates gigabytes for each step, and handing them out in pages of 4 KB takes the kernel a fifth of the time.
     # glibc reads its settings only when a program starts, so this one starts again, as the same process.
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | HUGE_PAGES)
-
-from pathlib import Path
 
 import command_line
 import compilation_cache
