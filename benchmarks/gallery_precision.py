@@ -16,9 +16,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
+import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
-from asen_jax.data.prepared import Records, open_records, open_split, read_rows
+from asen_jax.data.prepared import Records, open_records, read_rows
 from asen_jax.evaluation import metrics
 from asen_jax.evaluation.evaluate import evaluate
 from asen_jax.network import config_as_trained
@@ -53,7 +54,9 @@ def main(argv: Sequence[str]) -> int:
 
 def search(embedder: Embedder, records: Records, folder: Path) -> dict[str, tuple[float, int]]:
     """precision@10 of each attribute by searches in a gallery, and its number of queries."""
-    photos, query = open_split(records.directory, 'test'), read_rows(records, 'test_query')
+    decoders = {'image': tfds.decode.SkipDecoding()}
+    photos = tfds.builder_from_directory(records.directory).as_data_source('test', decoders=decoders)
+    query = read_rows(records, 'test_query')
     candidate = read_rows(records, 'test_candidate')
     print(index_photos(embedder, write_list(records, photos, candidate, folder / 'candidates'), folder / 'gallery'))
     opened, found = Gallery.open(folder / 'gallery'), {}

@@ -7,9 +7,8 @@ os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_p
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 COMPILED = tempfile.TemporaryDirectory(prefix='compiled-')  # the same small programs are compiled many times
-os.environ.setdefault(
-    'JAX_COMPILATION_CACHE_DIR', COMPILED.name
-)  # here, in xdist's workers, and in processes that tests start
+# here, in xdist's workers, and in processes that tests start
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', COMPILED.name)
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 
 import signal
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import jax
 import pytest
+import tensorflow_datasets as tfds
 from jaxtyping import install_import_hook
 
 install_import_hook('asen_jax', 'beartype.beartype')  # shapes in signatures are checked in every test
@@ -32,6 +32,12 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it, here and in processes that tests start
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def read_split(directory, split):
+    """All fields of the records of a split, with images as their original bytes."""
+    decoders = {'image': tfds.decode.SkipDecoding()}
+    return tfds.builder_from_directory(str(directory)).as_data_source(split, decoders=decoders)
 
 
 def tiny_config():

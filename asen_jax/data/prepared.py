@@ -70,8 +70,7 @@ def open_records(directory: str | os.PathLike) -> Records:
             caveat=report.get('caveat', ''),
             fingerprint=report['fingerprint'],
         )
-    for opened in (open_split, _open_photos):  # other records may have been there before
-        opened.cache_clear()
+    _open_photos.cache_clear()  # other records may have been there before
     _read_arrays.cache_clear()
     return records
 
@@ -157,13 +156,6 @@ def read_record(directory: str, split: str, index: int) -> Mapping[str, Any]:
             with contextlib.suppress(FileNotFoundError):  # array_record raises RuntimeError, whatever is wrong
                 Path(path).open('rb').close()
             raise
-
-
-@functools.lru_cache(maxsize=16)
-def open_split(directory: str, split: str) -> Any:
-    """A split as a TFDS data source, with all fields of its records, and images as their original bytes."""
-    with _naming_damage(directory, directory):
-        return tfds.builder_from_directory(directory).as_data_source(split=split, decoders=AS_BYTES)
 
 
 @functools.lru_cache(maxsize=16)

@@ -17,7 +17,7 @@ from asen_jax import sharding
 from asen_jax.data import batches, images, prepared
 from asen_jax.errors import InputError
 from asen_jax.signals import STOP_SIGNALS
-from tests.conftest import ROOT
+from tests.conftest import ROOT, read_split
 
 KILLED = r'loads photos was killed, .*lower --config\.data\.num_workers'
 
@@ -49,7 +49,7 @@ def test_a_batch_holds_the_photos_and_labels_of_its_triplets(records, config):
     config.data.flip = False
     batch = take(batches.train_batches(records, config), 1)[0]
     source = batches.TripletSource(records, config, range(8))
-    photos = prepared.open_split(records.directory, 'train')
+    photos = read_split(records.directory, 'train')
     for row, table in enumerate(source.table(0)[:8].tolist()):
         for role, index in enumerate(table[:3]):
             expected = images.fit_square(images.decode(photos[index]['image']), 32)
@@ -211,7 +211,7 @@ def test_a_split_of_few_photos_is_not_padded_to_a_large_batch(records, config):
 
 def test_attribute_boxes_are_in_pixels_of_the_resized_photo(records, config):
     batch = take(batches.eval_batches(records, 'test', np.arange(4), config), 1)[0]
-    record = prepared.open_split(records.directory, 'test')[0]
+    record = read_split(records.directory, 'test')[0]
     for attribute, box in zip(record['attributes'], record['attribute_boxes'], strict=True):
         np.testing.assert_allclose(batch['boxes'][0, attribute], box, atol=1e-4)  # photos of 32 pixels are not resized
     assert np.isnan(batch['boxes'][0]).all(axis=1).sum() == 6 - len(record['attributes'])
@@ -221,7 +221,7 @@ def test_labels_match_the_records(records):
     labels = prepared.read_labels(records, 'train')
     expected = [
         (index, attribute, value)
-        for index, record in enumerate(prepared.open_split(records.directory, 'train'))
+        for index, record in enumerate(read_split(records.directory, 'train'))
         for attribute, value in zip(record['attributes'], record['values'], strict=True)
     ]
     assert sorted(zip(*map(np.ndarray.tolist, labels), strict=True)) == sorted(expected)

@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from asen_jax.data.prepared import open_records, open_split
+from asen_jax.data.prepared import open_records
 from asen_jax.errors import InputError
 from configs import darn as darn_config
 from data_builders.checks import check_photos
 from data_builders.darn import darn_dataset_builder as darn
 from data_builders.prepare import prepare
 from data_builders.report import summary
+from tests.conftest import read_split
 
 README = Path(darn.__file__).with_name('README.md')
 VALUES = {
@@ -79,7 +80,7 @@ def test_figures_cover_the_photos_that_are_left(config, tmp_path):
 
 
 def read(prepared, split):
-    source = open_split(str(prepared), split)
+    source = read_split(prepared, split)
     return [source[i] for i in range(len(source))]
 
 

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from asen_jax.data.prepared import open_records, open_split
+from asen_jax.data.prepared import open_records
 from asen_jax.errors import InputError
 from configs import deepfashion as deepfashion_config
 from data_builders import annotations, asen_lists, prepare
 from data_builders.deepfashion import deepfashion_dataset_builder as deepfashion
 from data_builders.deepfashion import labels
+from tests.conftest import read_split
 from tests.data_builders import deepfashion_tree as tree
 from tests.data_builders.deepfashion_tree import data, folder
 
@@ -151,4 +152,4 @@ def test_prepares_without_the_photos_that_are_missing(data, folder, tmp_path):
     assert 'valid: 1 queries and 0 candidates' in notes and 'style-related=los angeles (1)' in notes
     records = open_records(prepared)
     assert records.dataset == 'deepfashion' and records.values[3] == ('v neck', 'zip up')
-    assert open_split(str(prepared), 'train')[0]['bbox'].tolist() == [2, 0, 11, 16]
+    assert read_split(prepared, 'train')[0]['bbox'].tolist() == [2, 0, 11, 16]
