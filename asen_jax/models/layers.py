@@ -121,8 +121,8 @@ class BatchNorm(nnx.Module):
     role's batch*h*w over all devices) with `momentum`. Running statistics are updated once per role. Statistics are
     float32 whatever the dtype of x.
 
-    Both statistics come from one pass over x, var = E[(x - m)^2] - E[x - m]^2, where m is the running mean: as it is close to
-    the batch's mean, little is lost to cancellation.
+    Both statistics come from one pass over x, var = E[(x - m)^2] - E[x - m]^2, where m is the running mean. Cancellation
+    multiplies the rounding error of the variance by 1 + (mean - m)^2 / var, which is about 1 once m follows the batch's mean.
     """
 
     def __init__(self, dim: int, epsilon: float = 1e-5, momentum: float = 0.1):

@@ -92,3 +92,13 @@ def test_bfloat16_keeps_statistics_in_float32():
     x = jax.random.normal(jax.random.key(0), (4, 4, 4, 2)).astype(jnp.bfloat16)
     assert norm(x, (0,)).dtype == jnp.bfloat16
     assert norm.var[...].dtype == jnp.float32
+
+
+def test_batch_statistics_far_from_zero_are_exact_once_the_running_mean_follows():
+    exact = np.random.default_rng(0).normal(1000, 1, (2, 8, 8, 3)).astype(np.float32).astype(np.float64)
+    exact[..., 2] = 1000  # a constant channel
+    x, norm = jnp.asarray(exact, jnp.float32), layers.BatchNorm(3)
+    expected = (exact - exact.mean((0, 1, 2))) / np.sqrt(exact.var((0, 1, 2)) + 1e-5)
+    assert np.isfinite(norm(x, (0,))).all()
+    norm.mean[...] = np.full(3, 999, np.float32)
+    np.testing.assert_allclose(norm(x, (0,)), expected, atol=2e-4)
