@@ -38,7 +38,10 @@ def cache_folder() -> Path:
 
 
 def remove_oldest(folder: Path, max_bytes: int = MAX_BYTES) -> None:
-    """Remove the files that were used least recently until the others have at most `max_bytes`."""
+    """Remove the files that were used least recently until the others have at most `max_bytes`.
+
+    JAX's own limit needs another package, and fails for good once a process was killed between its two files of an entry.
+    """
     found = []
     for path in folder.rglob('*'):
         with contextlib.suppress(FileNotFoundError):  # another command has just removed it

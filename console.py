@@ -89,7 +89,7 @@ def _report_own_thread(error) -> None:
 
 def set_up_output() -> None:
     """Print what this project logs, and hide the messages of libraries, which users cannot act on."""
-    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # XLA reads it when JAX is imported; its errors are also raised
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # XLA reads it when JAX is imported
     os.environ.setdefault('LANCEDB_LOG', 'error')  # it warns of every table that is new
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors='replace')  # Python does the like for stderr

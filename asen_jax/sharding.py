@@ -43,9 +43,8 @@ def set_up_cpu(num_devices: int) -> None:
     flags = os.environ.get('XLA_FLAGS', '')
     if num_devices > 1 and 'xla_force_host_platform_device_count' not in flags:
         jax.config.update('jax_num_cpu_devices', num_devices)
-    if (
-        jaxlib.__version__.startswith('0.10.') and 'ynn_fusion_type' not in flags
-    ):  # others may not know the flag, and abort
+    # other versions may not know the flag, and would abort
+    if jaxlib.__version__.startswith('0.10.') and 'ynn_fusion_type' not in flags:
         os.environ['XLA_FLAGS'] = f'{flags} {WITHOUT_YNNPACK}'.strip()
 
 

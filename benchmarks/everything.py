@@ -1,4 +1,4 @@
-"""Run every benchmark of speed, one after the other, and keep their tables and figures in a folder.
+"""Run the benchmarks of steps, rankings, loading, and growth one after the other, and keep their tables in a folder.
 
 pip install torch matplotlib
 python benchmarks/everything.py FOLDER [--device cuda]    # about half an hour on two CPU cores

@@ -1,6 +1,6 @@
 """Time from a command to what its user waits for: the help, a search's result, the first embedded photo, the first step.
 
-    python benchmarks/startup.py FOLDER [--repeats 5] [--code CHECKOUT ...] [--json FILE]
+    python benchmarks/startup.py FOLDER [--repeats 5] [--code CHECKOUT ...] [--output FILE]
 
 Trains a network on a few drawn photos, and indexes them, in FOLDER. Then runs each command with an empty folder of compiled
 programs (cold), and with the one that the last run left (warm), in turn. `--code` names checkouts to compare, by default this one.
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument('folder', type=Path, help='for records, a workdir, and a gallery; created if missing')
     parser.add_argument('--repeats', type=int, default=5)
     parser.add_argument('--code', type=Path, nargs='*', default=[ROOT])
-    parser.add_argument('--json', type=Path)
+    parser.add_argument('--output', type=Path)
     args = parser.parse_args(argv[1:])
     folder, codes = args.folder.resolve(), [code.resolve() for code in args.code]
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,8 +59,8 @@ def main(argv: list[str]) -> int:
         rows.append({'command': name, 'checkout': code, 'cache': cache, 'seconds': passed, 'cpu_seconds': busy})
         figures = f'{passed["median"]:.2f} ({passed["lowest"]:.2f} - {passed["highest"]:.2f})'
         print(f'{name:<26}{Path(code).name:<24}{cache:<6}{figures:<30}{busy["median"]:.2f}')
-    if args.json:
-        files.write_json(args.json, {**hardware(), 'rows': rows})
+    if args.output:
+        files.write_json(args.output, {**hardware(), 'rows': rows})
     return 0
 
 

@@ -38,6 +38,8 @@ GPU_MEMORY = '0.3'  # of a GPU, which several processes share
 def main(argv: list[str]) -> int:
     """Measure; returns 0 on success, 1 if the two sides do not agree."""
     args = parse(argv)
+    if args.device == 'cpu':
+        os.environ['JAX_PLATFORMS'] = 'cpu'
     batch = noise(args.batch, args.size)
     exact = args.precision == 'float32'
     theirs = Side(torch_side, args, batch)
@@ -150,8 +152,6 @@ def our_side(
     from asen_jax.weights.torch_names import fill_from_torch
     from configs import fashionai
 
-    if args.device == 'cpu':
-        jax.config.update('jax_platforms', 'cpu')
     sharding.set_up_cpu(num_devices)
     config = fashionai.get_config(args.network)
     config.precision = precision

@@ -22,8 +22,8 @@ Image.init()  # Pillow would load its readers on first use, which is not thread-
 # Only formats that Pillow decodes by itself: for EPS it would start Ghostscript. Older builds of Pillow lack AVIF.
 KNOWN_FORMATS = ('AVIF', 'BMP', 'GIF', 'JPEG', 'JPEG2000', 'PNG', 'PPM', 'TGA', 'TIFF', 'WEBP')
 FORMATS = tuple(name for name in KNOWN_FORMATS if name in Image.OPEN)
-# Pillow keeps the memory of this many pictures for the next ones: fetching it anew can take as long as decoding.
-Image.core.set_blocks_max(8)
+if 'PILLOW_BLOCKS_MAX' not in os.environ:
+    Image.core.set_blocks_max(8)  # of memory that Pillow keeps; allocating it again can take as long as decoding
 
 Box = Sequence  # left, top, right, bottom as in boxes.Box, but any four numbers, such as a record's array
 

@@ -16,7 +16,7 @@ from asen_jax.models import Structure, embed_triplets
 from asen_jax.models.layers import l2_normalize
 from asen_jax.training import losses
 
-# On a CPU, XLA drops the barriers behind which values are recomputed, and then keeps the first ones after all.
+# On a CPU, XLA drops the barriers behind which values are recomputed, so that it keeps the original ones anyway.
 KEEP_BARRIERS = {'xla_disable_hlo_passes': 'cse_barrier_expander'}
 
 
@@ -94,7 +94,7 @@ def _accumulate(
 ):
     """The batch statistics after `count` parts of the batch, one after the other, and the means of what was computed for each.
 
-    Part i has the rows i, i + count, i + 2 * count, ..., of which each device holds as many, so that no photo moves.
+    Part i has the rows i, i + count, i + 2 * count, ..., and each device holds the same number of them, so that no photo moves.
     """
     if count == 1:
         return differentiate(batch_stats, batch, key)
