@@ -58,7 +58,8 @@ class SpatialAttentionV2(nnx.Module):
 
     def __call__(self, x: Float[Array, 'n h w c'], image: Float[Array, 'n h w k'], embedded: Float[Array, '#n e']):
         attribute = jnp.tanh(self.attribute_fc(embedded))
-        scores = jnp.einsum('nhwc,nc->nhw', image, attribute, precision=self.precision)
+        dtype = jnp.float32  # of the sums: in bfloat16, neighboring positions would get the same score
+        scores = jnp.einsum('nhwc,nc->nhw', image, attribute, precision=self.precision, preferred_element_type=dtype)
         return attend(x, scores / jnp.sqrt(jnp.float32(image.shape[-1])))
 
 

@@ -8,6 +8,7 @@ from flax import nnx
 from jax import lax
 
 from asen_jax.models import layers
+from asen_jax.models.attention import SpatialAttentionV2
 
 NUMERICS = layers.numerics('float32')
 
@@ -102,3 +103,10 @@ def test_batch_statistics_far_from_zero_are_exact_once_the_running_mean_follows(
     assert np.isfinite(norm(x, (0,))).all()
     norm.mean[...] = np.full(3, 999, np.float32)
     np.testing.assert_allclose(norm(x, (0,)), expected, atol=2e-4)
+
+
+def test_scores_of_attention_are_float32_sums_of_bfloat16_products():
+    attention = SpatialAttentionV2(64, numerics=layers.numerics('bfloat16'), rngs=nnx.Rngs(0))
+    image = jnp.tanh(jax.random.normal(jax.random.key(0), (1, 16, 16, 64))).astype(jnp.bfloat16)
+    _, heatmap = attention(image, image, jax.random.normal(jax.random.key(1), (1, 512)))
+    assert len(np.unique(heatmap)) == 16 * 16  # in bfloat16, many positions would have the same score
