@@ -20,7 +20,8 @@ from asen_jax.signals import StopRequest
 @pytest.fixture
 def own(records, config, tmp_path):
     """A copy of the tiny records, which a test may fill, and a config that asks for the cache."""
-    shutil.copytree(records.directory, tmp_path / 'records')
+    others = shutil.ignore_patterns(cache.FOLDER)  # which another test may have filled
+    shutil.copytree(records.directory, tmp_path / 'records', ignore=others)
     config.data.cache = 'disk'
     return prepared.open_records(tmp_path / 'records'), config
 
