@@ -58,9 +58,9 @@ FIGURES = (
     ('Ranking: candidates', 'photos', (1_000, 10_000, 100_000, 1_000_000), 'rank'),
     ('Evaluation: attributes', 'attributes', (1, 2, 4, 8, 16, 32, 64), 'evaluate'),
     ('Training step: triplets', 'batch', (1, 2, 4, 8), 'train'),
-    ('Training step: side of the photo, px', 'size', (64, 112, 224, 336), 'train'),
-    ('Training step: dimensions of the embedding', 'embed_dim', (64, 256, 1024, 4096), 'train'),
-    ('Training step: devices that share 8 triplets', 'devices', (1, 2, 4, 8), 'train'),
+    ('Training step: side of the photo (px)', 'size', (64, 112, 224, 336), 'train'),
+    ('Training step: embedding dimensions', 'embed_dim', (64, 256, 1024, 4096), 'train'),
+    ('Training step of 8 triplets: devices', 'devices', (1, 2, 4, 8), 'train'),
 )
 
 
@@ -154,22 +154,29 @@ def planned_memory(compiled: Any) -> float:
 
 
 def draw(measured: dict[str, Sequence[dict]], output: Path) -> None:
-    """Time and memory against each quantity, as small multiples with logarithmic axes."""
+    """Time and memory against each quantity, as small multiples."""
     plt.rcParams.update({'svg.fonttype': 'none', 'font.size': 9, 'axes.spines.top': False, 'svg.hashsalt': 'scaling'})
     figure, axes = plt.subplots(2, 3, figsize=(10, 5.6), layout='constrained')
     for axis, (title, rows) in zip(axes.flat, measured.items(), strict=True):
         values, seconds, sizes = ([row[name] for row in rows] for name in ('value', 'seconds', 'bytes'))
-        axis.set(xscale='log', yscale='log', title=title, xticks=values, xticklabels=[f'{value:,}' for value in values])
+        axis.set_title(title, fontsize=9)
+        axis.set(xscale='log', xticks=values, xticklabels=[f'{value:,}' for value in values])
         axis.minorticks_off()
-        axis.plot(values, seconds, 'o-', color='tab:blue')
-        axis.set_ylabel('seconds', color='tab:blue')
-        other = axis.twinx()
-        other.set_yscale('log')
-        other.plot(values, np.array(sizes) / 1e6, 's--', color='tab:orange')
-        other.set_ylabel('MB', color='tab:orange')
+        draw_line(axis, values, seconds, 'seconds', 'o-', 'tab:blue')
+        draw_line(axis.twinx(), values, [size / 1e6 for size in sizes], 'MB', 's--', 'tab:orange')
     with files.write_atomically(output) as file:
         figure.savefig(file, format=output.suffix[1:], metadata={'Date': None})
     print(f'wrote {output} and {output.with_suffix(".json")}')
+
+
+def draw_line(axis: Any, x: Sequence[float], y: Sequence[float], label: str, style: str, color: str) -> None:
+    """One line on its own axis, which begins at 0 unless the values differ by orders of magnitude."""
+    axis.plot(x, y, style, color=color)
+    axis.set_ylabel(label, color=color)
+    if max(y) > 100 * min(y):
+        axis.set_yscale('log')
+    else:
+        axis.set_ylim(0, 1.1 * max(y))
 
 
 if __name__ == '__main__':
