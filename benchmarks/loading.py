@@ -15,7 +15,6 @@ import csv
 import io
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 from PIL import Image
-from timing import Timed, Work, report, take_turns
+from timing import Timed, Work, fastest, report, take_turns
 
 from asen_jax.data.batches import TripletSource
 from asen_jax.data.prepared import Records, open_records
@@ -143,16 +142,6 @@ def torch_sides(paths: list[Path]) -> dict[str, Callable[[], None]]:
 def decode(data: bytes) -> None:
     """Only what libjpeg does."""
     Image.open(io.BytesIO(data)).load()
-
-
-def fastest(call: Callable[[], object], repeats: int = 5) -> float:
-    """The shortest of the call's times in seconds."""
-    times = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - begin)
-    return min(times)
 
 
 def main() -> None:

@@ -14,7 +14,6 @@ import argparse
 import multiprocessing
 import os
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 
 import numpy as np
 import torch_asen
-from timing import Work, report, take_turns
+from timing import Work, fastest, report, take_turns
 from torch_asen import NUM_ATTRIBUTES, Batch
 
 from main import HUGE_PAGES
@@ -185,12 +184,8 @@ def our_side(
     def time_product(size: int) -> float:
         like = jax.numpy.ones((size, size), 'bfloat16' if precision == 'bfloat16' else 'float32')
         level = 'highest' if precision == 'float32' else 'default'
-        multiply, seconds = jax.jit(lambda x: jax.numpy.matmul(x, x, precision=level)), []
-        for _ in range(20):
-            start = time.perf_counter()
-            jax.block_until_ready(multiply(like))
-            seconds.append(time.perf_counter() - start)
-        return 2 * size**3 / min(seconds)
+        multiply = jax.jit(lambda x: jax.numpy.matmul(x, x, precision=level))
+        return 2 * size**3 / fastest(lambda: jax.block_until_ready(multiply(like)), repeats=20)
 
     return {'train_step': train_step, 'embed': embed, 'vectors': vectors, 'peak': peak}
 

@@ -72,6 +72,16 @@ def take_turns(work: Work, repeats: int) -> Timed:
     return Timed(work, seconds)
 
 
+def fastest(call: Callable[[], object], repeats: int = 5) -> float:
+    """The shortest of the call's times in seconds."""
+    times = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begin)
+    return min(times)
+
+
 def report(title: str, timed: Sequence[Timed], output: Path | None = None, more: Mapping | None = None) -> None:
     """Print a table, one line for each side of each work, and write it with `more` as JSON."""
     machine = hardware()
