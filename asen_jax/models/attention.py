@@ -50,7 +50,6 @@ class SpatialAttentionV2(nnx.Module):
         dim, make = spatial_dim(trunk_dim), {'numerics': numerics, 'rngs': rngs}
         self.image_conv, self.image_bn = Conv(trunk_dim, dim, 1, **make), BatchNorm(dim)
         self.attribute_fc = linear(ATTRIBUTE_DIM, dim, **make)
-        self.precision = numerics.precision
 
     def project(self, x: Float[Array, 'n h w c'], roles: Roles) -> Float[Array, 'n h w k']:
         """tanh(bn(conv1x1(x))), which is the same for every attribute."""
@@ -58,8 +57,8 @@ class SpatialAttentionV2(nnx.Module):
 
     def __call__(self, x: Float[Array, 'n h w c'], image: Float[Array, 'n h w k'], embedded: Float[Array, '#n e']):
         attribute = jnp.tanh(self.attribute_fc(embedded))
-        dtype = jnp.float32  # of the sums: in bfloat16, neighboring positions would get the same score
-        scores = jnp.einsum('nhwc,nc->nhw', image, attribute, precision=self.precision, preferred_element_type=dtype)
+        # in float32: summed in bfloat16, neighboring positions would get the same score
+        scores = (image.astype(jnp.float32) * attribute[:, None, None].astype(jnp.float32)).sum(axis=-1)
         return attend(x, scores / jnp.sqrt(jnp.float32(image.shape[-1])))
 
 
