@@ -95,9 +95,11 @@ def test_two_processes_work_like_one_and_a_survivor_ends_with_a_sentence(pair, t
     saved = save_both(tmp_path / 'alone')
     for number, one in enumerate(pair):
         output, errors = one.communicate(timeout=300)
+        assert output, errors
         found = json.loads(output.splitlines()[-1])
         assert found['writer'] == (number == 0) and found['agreed'] == 7 and found['saved'] == saved
-        np.testing.assert_allclose(found['losses'], expected['losses'], rtol=0, atol=1e-5)
+        # rounding moves these losses by up to 1.2e-5 (jax 0.10 and 0.11); other photos would move them by 1e-3 and more
+        np.testing.assert_allclose(found['losses'], expected['losses'], rtol=0, atol=5e-5)
         np.testing.assert_allclose(found['vectors'], expected['vectors'], rtol=0, atol=1e-4)
         assert one.returncode == (4, -signal.SIGKILL)[number]
         if number == 0:
