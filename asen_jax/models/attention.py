@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 from asen_jax.models.layers import BatchNorm, Conv, Numerics, Roles, Table, linear, uniform_by_fan_in
@@ -20,8 +21,10 @@ def attend(
 ) -> tuple[Float[Array, 'n c'], Float[Array, 'n h w']]:
     """sum over positions of x * softmax(scores), and the softmax itself, in float32 whatever the dtype of x."""
     weights = jax.nn.softmax(scores.astype(jnp.float32).reshape(scores.shape[0], -1)).reshape(scores.shape)
-    # as a matrix product, XLA would transpose x, and compute the trunk's last blocks once more for it
-    pooled = (weights[..., None] * x.astype(jnp.float32)).sum(axis=(1, 2))
+    n, *_, c = x.shape
+    positions = x.astype(jnp.float32).reshape(n, -1, c)
+    # the weights come first: the other way round, XLA would transpose x, and compute the trunk's last blocks once more for it
+    pooled = jnp.matmul(weights.reshape(n, 1, -1), positions, precision=lax.Precision.HIGHEST)[:, 0]
     return pooled, weights
 
 
@@ -57,8 +60,9 @@ class SpatialAttentionV2(nnx.Module):
 
     def __call__(self, x: Float[Array, 'n h w c'], image: Float[Array, 'n h w k'], embedded: Float[Array, '#n e']):
         attribute = jnp.tanh(self.attribute_fc(embedded))
-        # in float32: summed in bfloat16, neighboring positions would get the same score
-        scores = (image.astype(jnp.float32) * attribute[:, None, None].astype(jnp.float32)).sum(axis=-1)
+        # in bfloat16, neighboring positions would get the same score
+        image, attribute = image.astype(jnp.float32), attribute.astype(jnp.float32)
+        scores = jnp.einsum('nhwc,nc->nhw', image, attribute, precision=lax.Precision.HIGHEST)
         return attend(x, scores / jnp.sqrt(jnp.float32(image.shape[-1])))
 
 
