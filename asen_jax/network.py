@@ -27,10 +27,6 @@ TRAINED_FIELDS = ('data.image_size', 'data.fit', 'data.crop_to_bbox', 'model.nor
 # Fields of config.model that only training reads, so that weights fit whatever their value.
 TRAINING_ONLY = ('bn_per_role', 'trunk_bn', 'dropout')
 
-# Fields of config.model that older checkpoints lack, with the values that they were trained with.
-MODEL_DEFAULTS = {'trunk_stride': 16, 'trunk_all_stages': False, 'trunk_bn': 'batch'}
-MODEL_DEFAULTS |= {'feature_bn': False, 'dropout': 0.0, 'projection': 0}
-
 
 class TrainedNetwork(NamedTuple):
     """A network and the metadata of its checkpoint (`step`, `config`, `attributes`, `values`, ...)."""
@@ -45,16 +41,6 @@ class TrainedNetwork(NamedTuple):
         return make_embedder(self.structure, mesh)(self.params, self.batch_stats)
 
 
-def read_meta(checkpoints: Checkpoints, which: str) -> dict[str, Any]:
-    """The metadata of the checkpoint `which`, complete even if the checkpoint is older than some fields of config.model."""
-    return _complete(checkpoints.read_meta(which))
-
-
-def _complete(meta: dict[str, Any]) -> dict[str, Any]:
-    meta['config']['model'] = MODEL_DEFAULTS | meta['config']['model']
-    return meta
-
-
 def load_network(
     checkpoints: Checkpoints | Path, which: str, precision: str | None, mesh: jax.sharding.Mesh
 ) -> TrainedNetwork:
@@ -66,7 +52,7 @@ def load_network(
     source = checkpoints if isinstance(checkpoints, Checkpoints) else Checkpoints(checkpoints, read_only=True)
 
     def load(place: Place) -> TrainedNetwork:
-        meta = _complete(source.meta_of(place))
+        meta = source.meta_of(place)
         meta['config']['precision'] = precision or meta['config']['precision']
         structure, *shapes = build_shapes(ConfigDict(meta['config']), len(meta['attributes']))
         like = dict(zip(('params', 'batch_stats'), shapes, strict=True))

@@ -31,7 +31,7 @@ BATCH_SIZE, SIZE, STEPS = 32, 64, 40
 def measure(model_axis: int) -> float:
     """The shortest time of a step in milliseconds."""
     config = fashionai.get_config('asen_v2')
-    config.model.trunk, config.model.trunk_width = 'resnet18', 16
+    config.model.trunk, config.model.resnet.width = 'resnet18', 16
     mesh, optimizer = sharding.make_mesh(model_axis), make_optimizer(make_schedule(config, 100))
     structure, *arrays = build_model(config, 8)
     state = create_state(*arrays, optimizer)

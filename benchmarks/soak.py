@@ -29,7 +29,7 @@ from asen_jax.checkpoint import Checkpoints
 from benchmarks.kill_index import finish, kill, sleep
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = '--config.data.num_photos=200 --config.data.synthetic_size=48 --config.data.image_size=32 --config.model.trunk_width=8'
+SMALL = '--config.data.synthetic.num_photos=200 --config.data.synthetic.photo_size=48 --config.data.image_size=32 --config.model.resnet.width=8'
 STEPS = (
     '--config.data.num_triplets=96 --config.train.batch_size=8 --config.train.num_epochs=6 --config.mesh.cpu_devices=1'
 )

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from asen_jax import files
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIG = ('--config=configs/synthetic.py', '--config.data.num_photos=200', '--config.data.num_triplets=160')
+CONFIG = ('--config=configs/synthetic.py', '--config.data.synthetic.num_photos=200', '--config.data.num_triplets=160')
 PHOTO = 'data/records/synthetic/photos/000160.jpg'
 COMMANDS = {
     'help': ('--help',),

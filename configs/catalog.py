@@ -51,14 +51,14 @@ def set_pretrained(config: ConfigDict) -> None:
     config.data.image_size = 0
     config.data.num_triplets = 4800
     config.model.trunk = 'efficientnet_lite0'
-    config.model.trunk_stride = 32
-    config.model.trunk_all_stages = True
+    config.model.efficientnet.stride = 32
+    config.model.efficientnet.all_stages = True
     config.model.trunk_bn = 'running'
     config.model.feature_bn = True
     config.model.dropout = 0.4
     if config.model.name == 'asen_v2':
-        config.model.channel_attention = False
-        config.model.projection = 512
+        config.model.asen.channel_attention = False
+        config.model.asen_v2.projection = 512
     config.optim.learning_rate = 1e-3
     config.optim.trunk_factor = 0.0
     config.optim.decay_rate = 0.7
@@ -73,7 +73,7 @@ def set_scratch(config: ConfigDict) -> None:
     config.data.jitter = 0.2
     config.data.num_triplets = 3200
     config.model.trunk = 'resnet18'
-    config.model.trunk_width = 32
+    config.model.resnet.width = 32
     config.init.trunk = 'none'
     config.optim.learning_rate = 2e-3
     config.optim.decay_rate = 0.8

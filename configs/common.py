@@ -21,12 +21,12 @@ RANGES = {  # lowest and highest value of every field that is a number without f
     'data.num_triplets': (1, 10_000_000),  # an epoch's are drawn at once
     'data.jitter': (0, 0.99),
     'data.num_workers': (0, 256),
-    'data.num_photos': (100, 1_000_000),  # 100 give valid and test two queries each
-    'data.synthetic_size': (32, 4096),  # below, collars cannot be told apart
-    'model.trunk_width': (1, 4096),
+    'data.synthetic.num_photos': (100, 1_000_000),  # 100 give valid and test two queries each
+    'data.synthetic.photo_size': (32, 4096),  # below, collars cannot be told apart
+    'model.resnet.width': (1, 4096),
     'model.dropout': (0, 0.99),
     'model.embed_dim': (1, 65_536),
-    'model.projection': (0, 65_536),
+    'model.asen_v2.projection': (0, 65_536),
     'optim.learning_rate': (1e-12, 1000),
     'optim.trunk_factor': (0, 1000),
     'optim.decay_rate': (1e-6, 1),
@@ -79,11 +79,13 @@ def add_data(config: ConfigDict) -> None:
     config.data.jitter = 0.0  # largest fraction of a side that random crops of training photos may remove
     config.data.missing = 'error'  # error | skip: what to do about a listed photo that does not exist
     config.data.broken = 'error'  # error | skip: what to do about a photo that cannot be decoded
-    config.data.resample_triplets = False  # zappos50k only: sample triplet lists from meta-data-bin.csv
     config.data.num_workers = 4  # processes that load photos; 0: threads of the main process
     config.data.cache = 'none'  # none | disk | device: keep decoded photos beside the records, or also on the GPUs
-    config.data.num_photos = 4000  # synthetic only: number of photos to draw
-    config.data.synthetic_size = 96  # synthetic only: side of a drawn photo, in pixels
+    config.data.zappos50k = ConfigDict()
+    config.data.zappos50k.resample_triplets = False  # sample triplet lists from meta-data-bin.csv
+    config.data.synthetic = ConfigDict()
+    config.data.synthetic.num_photos = 4000  # photos to draw
+    config.data.synthetic.photo_size = 96  # side of a drawn photo, in pixels
 
 
 def add_model(config: ConfigDict) -> None:
@@ -91,19 +93,24 @@ def add_model(config: ConfigDict) -> None:
     config.model = ConfigDict()
     config.model.name = 'asen'  # asen | asen_v2 | csn | triplet
     config.model.trunk = 'resnet50'  # resnet18 | resnet34 | resnet50 | efficientnet_lite0; a ResNet up to layer3
-    config.model.trunk_width = 64  # channels of the trunk's first layer; other than 64: not with ImageNet weights
-    config.model.trunk_stride = 16  # 16 | 32: pixels between the trunk's features; 32 only with efficientnet_lite0
-    config.model.trunk_all_stages = False  # efficientnet_lite0: also use the features of every earlier stage
     config.model.feature_bn = False  # batch norm of the trunk's features before the head
     config.model.dropout = 0.0  # share of the features' channels that training sets to zero, drawn for each photo
     config.model.embed_dim = 1024  # dimensions of an embedding; asen_v2 without projection has the trunk's channels
-    config.model.projection = 0  # asen_v2: hidden units before a last layer per attribute; 0: no layers, as published
     config.model.normalize = True  # scale embeddings to unit length
     config.model.bn_per_role = True  # batch statistics per role (anchor, positive, negative), as in the original
     config.model.trunk_bn = 'batch'  # batch | running: statistics of the trunk's batch norm during training
-    config.model.spatial_attention = True  # asen, asen_v2: False is the paper's ablation with average pooling
-    config.model.channel_attention = True  # asen, asen_v2: False is the paper's ablation without a channel mask
-    config.model.masks = 'learned'  # learned | sections | fixed: the masks of csn
+    config.model.resnet = ConfigDict()
+    config.model.resnet.width = 64  # channels of the first layer; other than 64: not with ImageNet weights
+    config.model.efficientnet = ConfigDict()
+    config.model.efficientnet.stride = 16  # 16 | 32: pixels between the features
+    config.model.efficientnet.all_stages = False  # also use the features of every earlier stage
+    config.model.asen = ConfigDict()
+    config.model.asen.spatial_attention = True  # False is the ablation with average pooling, also in asen_v2
+    config.model.asen.channel_attention = True  # False is the ablation without a channel mask, also in asen_v2
+    config.model.asen_v2 = ConfigDict()
+    config.model.asen_v2.projection = 0  # hidden units before a last layer per attribute; 0: no layers, as published
+    config.model.csn = ConfigDict()
+    config.model.csn.masks = 'learned'  # learned | sections | fixed: where the masks come from
 
     config.init = ConfigDict()
     config.init.trunk = 'imagenet'  # imagenet | none | FILE | hf://OWNER/NAME: the trunk's initial weights

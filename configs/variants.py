@@ -32,5 +32,5 @@ def set_network(config: ConfigDict, variant: str) -> None:
     if variant not in VARIANTS:
         raise InputError(f'No variant {variant!r}: write one of {", ".join(VARIANTS)} after the colon of --config.')
     config.model.name = variant if variant in ('asen_v2', 'csn', 'triplet') else 'asen'
-    config.model.spatial_attention = variant != 'no_spatial'
-    config.model.channel_attention = variant != 'no_channel'
+    config.model.asen.spatial_attention = variant != 'no_spatial'
+    config.model.asen.channel_attention = variant != 'no_channel'

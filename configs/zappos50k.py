@@ -8,7 +8,7 @@ Command:
 
     python main.py --config configs/zappos50k.py               # ASEN; or :asen_v2 :csn :triplet :no_spatial :no_channel
     python main.py --config configs/zappos50k.py:csn_original  # CSN with its own authors' recipe
-    python main.py --config configs/zappos50k.py --config.data.resample_triplets=True  # if the lists are unavailable
+    python main.py --config configs/zappos50k.py --config.data.zappos50k.resample_triplets=True  # if the lists are unavailable
 
 Result: not measured here. Published triplet accuracy on test, in percent, where chance is 50: ASEN 90.79 [recalled]; CSN
 89.27 [recalled]; triplet network 76.28 [recalled]. [recalled] figures are quoted from memory of the paper. Accuracies on
@@ -44,7 +44,7 @@ def _set_csn_original(config: ConfigDict) -> None:
     """The default options of github.com/andreasveit/conditional-similarity-networks."""
     config.model.trunk = 'resnet18'
     config.model.embed_dim = 64
-    config.model.masks = 'fixed'
+    config.model.csn.masks = 'fixed'
     config.model.normalize = False
     config.train.distance = 'euclidean'
     config.train.embedding_norm = 5e-3

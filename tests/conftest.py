@@ -43,9 +43,9 @@ def read_split(directory, split):
 def tiny_config():
     """A network and data small enough to train in a second."""
     config = synthetic.get_config()
-    config.data.num_photos, config.data.synthetic_size, config.data.image_size = 100, 32, 32
+    config.data.synthetic.num_photos, config.data.synthetic.photo_size, config.data.image_size = 100, 32, 32
     config.data.num_triplets, config.data.num_workers, config.data.jitter = 32, 0, 0.0
-    config.model.trunk_width, config.model.embed_dim = 8, 16
+    config.model.resnet.width, config.model.embed_dim = 8, 16
     config.train.batch_size, config.train.num_epochs, config.train.log_every_steps = 8, 2, 2
     config.eval.batch_size, config.eval.every_epochs = 16, 1
     return config

@@ -41,7 +41,7 @@ INVALID = {
     '--config.seed=4294967296': 'config.seed is 4294967296; it must be between 0 and 4,294,967,295.',
     '--config.data.missing=ignore': "config.data.missing is 'ignore'; it must be one of error, skip.",
     '--config.model.trunk=resnet19': 'it must be one of resnet18, resnet34, resnet50, efficientnet_lite0.',
-    '--config.model.trunk_stride=8': 'config.model.trunk_stride is 8; it must be one of 16, 32.',
+    '--config.model.efficientnet.stride=8': 'config.model.efficientnet.stride is 8; it must be one of 16, 32.',
     '--config.data.dir=': 'config.data.dir is empty; give it a value, or leave out the flag.',
     '--config.optim={{}}': "config has no field 'optim'; did you mean --config.optim.learning_rate?",
     '--config.data={{}} --mode=prepare': "config has no field 'data'; did you mean --config.data.name?",
@@ -184,7 +184,7 @@ def test_every_number_has_a_range_or_choices():
     numbers = [field for field in FIELDS if type(config[field]) in (int, float)]
     chosen = [field for field, _, comment in common.describe_fields() if common.CHOICES.match(comment)]
     assert set(numbers) - set(chosen) == set(common.RANGES)
-    assert {'precision', 'data.name', 'model.masks', 'train.loss', 'model.trunk_stride'} <= set(chosen)
+    assert {'precision', 'data.name', 'model.csn.masks', 'train.loss', 'model.efficientnet.stride'} <= set(chosen)
     assert not {'init.trunk', 'init.checkpoint', 'data.attributes'} & set(chosen)  # which may also be something else
 
 

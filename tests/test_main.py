@@ -23,7 +23,7 @@ from tests.training.test_loop import arrays_of, assert_same_arrays
 
 ENVIRONMENT = os.environ | {'XLA_FLAGS': '--xla_backend_optimization_level=0'}  # compiles fast; no fake devices
 CATALOG = ('--config', str(ROOT / 'configs' / 'catalog.py') + ':scratch', '--config.data.manual_dir=shop')
-SMALL = '--config.data.image_size=16 --config.data.num_triplets=160 --config.model.trunk_width=4'
+SMALL = '--config.data.image_size=16 --config.data.num_triplets=160 --config.model.resnet.width=4'
 STEPS = '--config.train.batch_size=16 --config.train.num_epochs=2 --config.train.log_every_steps=5'
 COMMAND = (*CATALOG, *SMALL.split(), *STEPS.split(), '--config.train.save_every_steps=4')
 

@@ -122,8 +122,8 @@ def test_one_process_agrees_with_itself_writes_and_exits_as_usual():
         sharding.end_process(3)
 
 
-SMALL = '--config.data.num_photos=100 --config.data.synthetic_size=32 --config.data.image_size=32 --config.data.num_triplets=32'
-STEPS = '--config.model.trunk_width=8 --config.train.batch_size=8 --config.train.log_every_steps=1 --config.mesh.cpu_devices=1'
+SMALL = '--config.data.synthetic.num_photos=100 --config.data.synthetic.photo_size=32 --config.data.image_size=32 --config.data.num_triplets=32'
+STEPS = '--config.model.resnet.width=8 --config.train.batch_size=8 --config.train.log_every_steps=1 --config.mesh.cpu_devices=1'
 
 
 def train(folder, workdir, num_processes, *arguments):

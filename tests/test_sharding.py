@@ -23,7 +23,7 @@ STEPS = 3
 
 def small_config():
     config = fashionai.get_config('asen_v2')
-    config.model.trunk, config.model.trunk_width = 'resnet18', 8
+    config.model.trunk, config.model.resnet.width = 'resnet18', 8
     return config
 
 

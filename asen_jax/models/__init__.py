@@ -8,7 +8,6 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key, UInt8
 from ml_collections import ConfigDict
 
-from asen_jax.errors import InputError
 from asen_jax.models import efficientnet
 from asen_jax.models.asen import AsenHead, AsenV2Head
 from asen_jax.models.csn import CsnHead, TripletHead
@@ -67,34 +66,24 @@ def build_model(config: ConfigDict, num_attributes: int) -> tuple[Structure, dic
 
 def build_trunk(options: ConfigDict, numerics: Numerics, rngs: nnx.Rngs) -> Trunk:
     """The trunk that `options.trunk` names; `options` is `config.model`."""
-    stride, make = options.trunk_stride, {'numerics': numerics, 'rngs': rngs}
+    stride, make = options.efficientnet.stride, {'numerics': numerics, 'rngs': rngs}
     if options.trunk == efficientnet.NAME:
-        return EfficientNetLite0(stride, options.trunk_all_stages, **make)
-    if stride != 16:
-        raise InputError(f'config.model.trunk_stride is {stride}; {options.trunk} has only features of stride 16.')
-    if options.trunk_all_stages:
-        raise InputError(
-            f'config.model.trunk_all_stages is True, but {options.trunk} has only the features of its last stage.'
-        )
-    return ResNet(options.trunk, options.trunk_width, **make)
+        return EfficientNetLite0(stride, options.efficientnet.all_stages, **make)
+    return ResNet(options.trunk, options.resnet.width, **make)
 
 
 def build_head(options: ConfigDict, trunk_dim: int, num_attributes: int, numerics: Numerics, rngs: nnx.Rngs) -> Head:
     """The head that `options.name` names; `options` is `config.model`."""
     make = {'numerics': numerics, 'rngs': rngs}
-    attention = {'spatial': options.spatial_attention, 'channel': options.channel_attention}
-    if options.projection and options.name != 'asen_v2':
-        raise InputError(
-            f'config.model.projection is {options.projection}, but it belongs to asen_v2, not to {options.name}; set it to 0.'
-        )
+    attention = {'spatial': options.asen.spatial_attention, 'channel': options.asen.channel_attention}
     match options.name:
         case 'asen':
             return AsenHead(trunk_dim, options.embed_dim, num_attributes, **attention, **make)
         case 'asen_v2':
-            projection = (options.projection, options.embed_dim) if options.projection else None
+            projection = (options.asen_v2.projection, options.embed_dim) if options.asen_v2.projection else None
             return AsenV2Head(trunk_dim, num_attributes, projection, **attention, **make)
         case 'csn':
-            return CsnHead(trunk_dim, options.embed_dim, num_attributes, options.masks, **make)
+            return CsnHead(trunk_dim, options.embed_dim, num_attributes, options.csn.masks, **make)
         case 'triplet':
             return TripletHead(trunk_dim, options.embed_dim, **make)
     raise ValueError(f'there is no network {options.name!r}')

@@ -34,7 +34,7 @@ class CsnHead(nnx.Module):
         self, trunk_dim: int, embed_dim: int, num_attributes: int, masks: str, *, numerics: Numerics, rngs: nnx.Rngs
     ):
         if masks not in MASKS:
-            raise InputError(f'config.model.masks is {masks!r}; it must be one of {", ".join(MASKS)}.')
+            raise InputError(f'config.model.csn.masks is {masks!r}; it must be one of {", ".join(MASKS)}.')
         self.fc = linear(trunk_dim, embed_dim, numerics=numerics, rngs=rngs)
         self.num_attributes, self.embed_dim = num_attributes, embed_dim
         if masks == 'learned':

@@ -55,7 +55,7 @@ class EfficientNetLite0(nnx.Module):
 
     def __init__(self, stride: int = 32, all_stages: bool = False, *, numerics: Numerics, rngs: nnx.Rngs):
         if stride not in (16, 32):
-            raise InputError(f'config.model.trunk_stride is {stride}; {NAME} has features of stride 16 and 32.')
+            raise InputError(f'config.model.efficientnet.stride is {stride}; {NAME} has features of stride 16 and 32.')
         make = {'numerics': numerics, 'rngs': rngs}
         self.stride, self.all_stages = stride, all_stages
         self.stem = Conv(3, STEM_DIM, 3, stride=2, trunk=True, padding='same', **make)

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from asen_jax.checkpoint import Checkpoints, abstract_like
 from asen_jax.data.prepared import Records
 from asen_jax.errors import InputError
-from asen_jax.network import TRAINING_ONLY, attribute_names, read_meta
+from asen_jax.network import TRAINING_ONLY, attribute_names
 from asen_jax.training.step import TrainState, create_state
 
 # No field of model or data may change, nor those on which the order of the data depends ...
@@ -30,7 +30,7 @@ def is_untrained_import(meta: dict) -> bool:
 def check_same_run(config: ConfigDict, records: Records, workdir: Path, checkpoints: Checkpoints) -> None:
     """Refuse to resume a workdir, or to compare with its best checkpoint, with a different model, data, seed or batch size."""
     for kind in checkpoints.steps():
-        meta = read_meta(checkpoints, kind)
+        meta = checkpoints.read_meta(kind)
         imported = is_untrained_import(meta)
         before, now = (flatten_dict(tree, sep='.') for tree in (meta['config'], json.loads(config.to_json())))
         for field in sorted(before.keys() & now.keys()):

@@ -40,7 +40,7 @@ def export(workdir: Path, which: str, precision: str, output: Path, target: str)
     check_finite(np.asarray(network.embed_on(mesh)(np.zeros((1, size, size, 3), np.uint8))[0]))
     model = network.meta['config']['model']
     ours = [] if model['trunk'] in resnet.BLOCKS else ['trunk']
-    ours += [field for field in ('feature_bn', 'projection') if model[field]]
+    ours += [field for field in ('feature_bn',) if model[field]]
     if target == 'torch' and ours:
         told = ', '.join(f'model.{field}={model[field]}' for field in ours)
         raise InputError(f'{workdir} has {told}, which the PyTorch original lacks; export it with --format=jax.')

@@ -102,13 +102,15 @@ def make_card(meta: dict, figures: list[dict], target: str) -> str:
 
 def _differences(model: dict) -> str:
     """What the network lacks of the paper's, and what it has that the paper lacks, which older checkpoints do not know."""
-    lacks = [kind for kind in ('spatial', 'channel') if not model[f'{kind}_attention']]
+    lacks = [kind for kind in ('spatial', 'channel') if not model['asen'][f'{kind}_attention']]
     known = {
-        'trunk_all_stages': 'features of all its stages',
-        'feature_bn': 'batch norm of the features',
-        'projection': f'a hidden layer and a last layer per attribute, to {model["embed_dim"]} dimensions',
+        'features of all its stages': model['efficientnet']['all_stages'],
+        'batch norm of the features': model['feature_bn'],
+        f'a hidden layer and a last layer per attribute, to {model["embed_dim"]} dimensions': model['asen_v2'][
+            'projection'
+        ],
     }
-    found = [told for field, told in known.items() if model.get(field)]
+    found = [told for told, has in known.items() if has]
     without = f', without {" and ".join(lacks)} attention' if lacks else ''
     return without + (f', to which we added {", ".join(found)}' if found else '')
 

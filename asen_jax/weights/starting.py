@@ -6,12 +6,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from asen_jax import sharding
 from asen_jax.checkpoint import Checkpoints
 from asen_jax.errors import InputError
-from asen_jax.network import TRAINING_ONLY, attribute_names, load_network, read_meta
+from asen_jax.network import TRAINING_ONLY, attribute_names, load_network
 from asen_jax.weights.model_card import known_dataset
 
 PER_ATTRIBUTE = ('rows', 'masks')  # the names of parameters with one row per attribute: those of Table and of CsnHead
@@ -91,7 +92,9 @@ def _check_source(config: ConfigDict, source: Checkpoints) -> None:
     if which not in (*steps, *map(str, steps.values())):
         found = ', '.join(f'{kind} (step {step})' for kind, step in steps.items())
         raise InputError(f'config.init.checkpoint is {which!r}, but {folder} has only {found}; name one of these.')
-    trained, here = read_meta(source, which)['config']['model'], config.model.to_dict()
+    trained, here = (
+        flatten_dict(model, sep='.') for model in (source.read_meta(which)['config']['model'], config.model.to_dict())
+    )
     others = [name for name in here if name in trained and trained[name] != here[name] and name not in TRAINING_ONLY]
     if others:
         differences = ', '.join(f'config.model.{name}={trained[name]!r}, not {here[name]!r}' for name in others)
@@ -101,7 +104,7 @@ def _check_source(config: ConfigDict, source: Checkpoints) -> None:
 
 def _check_fixed_masks(config: ConfigDict, known: Sequence[str], attributes: Sequence[str]) -> None:
     """Raise InputError for fixed masks with other attributes: they are sections that follow from an attribute's position."""
-    fixed = config.model.name == 'csn' and config.model.masks == 'fixed'
+    fixed = config.model.name == 'csn' and config.model.csn.masks == 'fixed'
     if fixed and list(known) != list(attributes):
         raise InputError(
             f'{_folder(config)} has fixed masks for the attributes {", ".join(known)}, but the data has '

@@ -148,10 +148,10 @@ def recognize(tensors: Mapping[str, np.ndarray], file: str) -> tuple[dict[str, A
     if network == 'csn':
         masks = np.asarray(tensors['embeddingnet.masks.weight'])
         fixed = masks.shape[1] >= len(masks) and np.array_equal(masks, section_masks(*masks.shape, outside=0.0))
-        fields['model.masks'] = 'fixed' if fixed else 'learned'
+        fields['model.csn.masks'] = 'fixed' if fixed else 'learned'
     else:
-        fields['model.spatial_attention'] = 'conv1.weight' in shapes
-        fields['model.channel_attention'] = 'fc1.weight' in shapes
+        fields['model.asen.spatial_attention'] = 'conv1.weight' in shapes
+        fields['model.asen.channel_attention'] = 'fc1.weight' in shapes
     return fields, shapes[name][axis]
 
 
@@ -163,7 +163,7 @@ def _recognize_trunk(shapes: Mapping[str, tuple], file: str) -> dict[str, Any]:
     trunk, stem = BLOCKS_OF_LAYER3.get((last, len(blocks))), names.get('conv1.weight', ())
     if trunk is None or len(stem) != 4:
         raise InputError(f'{file} has no ResNet-18, 34 or 50 among its tensors; import a checkpoint with its trunk.')
-    return {'model.trunk': trunk, 'model.trunk_width': stem[0]}
+    return {'model.trunk': trunk, 'model.resnet.width': stem[0]}
 
 
 def fill_from_torch(

@@ -47,7 +47,7 @@ def find_trunk(config: ConfigDict) -> Path | None:
     if name == 'none':
         return None
     if name == 'imagenet':
-        return _find_packaged() if trunk == efficientnet.NAME else _find_torchvision(trunk, config.model.trunk_width)
+        return _find_packaged() if trunk == efficientnet.NAME else _find_torchvision(trunk, config.model.resnet.width)
     if name.startswith('hf://'):
         repository, file = _parse_hub_name(name)
         remedy = 'check the name and the network, or download the file elsewhere and name it'
@@ -77,7 +77,7 @@ def _find_torchvision(trunk: str, width: int) -> Path:
     """torchvision's file in `FOLDER`, or else the same weights from the Hugging Face Hub."""
     if width != IMAGENET_WIDTH:
         raise InputError(
-            f'config.model.trunk_width is {width}, but ImageNet weights have {IMAGENET_WIDTH}; change it, or set '
+            f'config.model.resnet.width is {width}, but ImageNet weights have {IMAGENET_WIDTH}; change it, or set '
             '--config.init.trunk=none.'
         )
     for file in IMAGENET[trunk]:

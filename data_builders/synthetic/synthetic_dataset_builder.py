@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from asen_jax import files
-from asen_jax.errors import InputError
 from data_builders import annotations, records
 from data_builders.processes import map_in_processes
 from data_builders.records import Photo, RawDataset
@@ -21,8 +20,6 @@ from data_builders.synthetic.garments import ATTRIBUTES, Garment, draw_garment
 SEED = 2020  # of the drawings; config.seed must not change records
 EVAL_SHARE = 10  # one photo in ten is in valid, and one in test
 QUERY_SHARE = 5  # one photo in five of valid and test is a query; the others are candidates
-MIN_PHOTOS = 100  # so that valid and test have two query photos each
-MIN_SIZE = 32  # pixels; collars cannot be told apart in smaller photos
 JPEG_QUALITY = 95
 PHOTOS_PER_PROCESS = 1000  # at least; a process takes about a second to start
 
@@ -39,7 +36,7 @@ def list_files(data: ConfigDict) -> list[Path]:
 
 def config_name(data: ConfigDict) -> str:
     """The number and size of the photos, and a hash of the chosen attributes unless all are chosen."""
-    name = f'{data.num_photos}-photos-{data.synthetic_size}px'
+    name = f'{data.synthetic.num_photos}-photos-{data.synthetic.photo_size}px'
     chosen = annotations.pick_attributes(data.attributes, tuple(ATTRIBUTES), 'synthetic')
     if len(chosen) == len(ATTRIBUTES):
         return name
@@ -48,14 +45,11 @@ def config_name(data: ConfigDict) -> str:
 
 def read(data: ConfigDict) -> RawDataset:
     """Draw the photos; in valid and test, labels of the first fifth are queries and those of the others are candidates."""
-    for field, least in (('num_photos', MIN_PHOTOS), ('synthetic_size', MIN_SIZE)):
-        if data[field] < least:
-            raise InputError(f'data.{field} is {data[field]}; synthetic needs at least {least}.')
     chosen = annotations.pick_attributes(data.attributes, tuple(ATTRIBUTES), 'synthetic')
-    draw = functools.partial(draw_photo, data.synthetic_size)
-    drawn = map_in_processes(draw, range(data.num_photos), PHOTOS_PER_PROCESS)
-    photos = list(tqdm(drawn, total=data.num_photos, desc='Drawing', unit='photo', disable=None))
-    num_eval = data.num_photos // EVAL_SHARE
+    draw = functools.partial(draw_photo, data.synthetic.photo_size)
+    drawn = map_in_processes(draw, range(data.synthetic.num_photos), PHOTOS_PER_PROCESS)
+    photos = list(tqdm(drawn, total=data.synthetic.num_photos, desc='Drawing', unit='photo', disable=None))
+    num_eval = data.synthetic.num_photos // EVAL_SHARE
     splits = {'train': photos[: -2 * num_eval], 'valid': photos[-2 * num_eval : -num_eval], 'test': photos[-num_eval:]}
     num_queries = num_eval // QUERY_SHARE
     queries = {split: labels_between(splits[split], 0, num_queries) for split in ('valid', 'test')}

@@ -25,12 +25,12 @@ TABLES = ('ut-zap50k-data/meta-data-bin.csv', f'{PHOTOS}/ut-zap50k-data/meta-dat
 NUM_TRIPLETS = {'train': 200_000, 'valid': 80_000, 'test': 160_000}  # that CSN uses, over its four conditions
 SEED = 20170722  # chooses among the published triplets, which CSN does at random
 CAVEAT = (
-    'These triplets were resampled from meta-data-bin.csv (data.resample_triplets) and are not the published lists of '
+    'These triplets were resampled from meta-data-bin.csv (data.zappos50k.resample_triplets) and are not the published lists of '
     'CSN: figures are an approximation.'
 )
 INSTRUCTIONS = 'data_builders/zappos50k/README.md says what to download and where each file goes'
 WITHOUT_LISTS = (
-    f'{INSTRUCTIONS}; if the triplet lists of CSN are unavailable, --config.data.resample_triplets=True draws others '
+    f'{INSTRUCTIONS}; if the triplet lists of CSN are unavailable, --config.data.zappos50k.resample_triplets=True draws others '
     'from meta-data-bin.csv.'
 )
 
@@ -44,7 +44,7 @@ class Builder(records.RecordsBuilder):
 def list_files(data: ml_collections.ConfigDict) -> list[Path]:
     """The files that describe the dataset: a change in one of them rebuilds the records."""
     folder = asen_lists.dataset_folder(data, FOLDER)
-    if data.resample_triplets:
+    if data.zappos50k.resample_triplets:
         tables = [folder / name for name in TABLES]
         table = next((path for path in tables if path.is_file()), tables[0])
         return [table, *filter(Path.is_file, [folder / FILENAMES])]
@@ -55,7 +55,7 @@ def list_files(data: ml_collections.ConfigDict) -> list[Path]:
 def config_name(data: ml_collections.ConfigDict) -> str:
     """'all' for the published lists, 'resampled' for resampled ones, with a suffix if attributes are chosen."""
     chosen = asen_lists.config_name(data)
-    if not data.resample_triplets:
+    if not data.zappos50k.resample_triplets:
         return chosen
     return 'resampled' if chosen == 'all' else f'resampled-{chosen}'
 
@@ -63,7 +63,7 @@ def config_name(data: ml_collections.ConfigDict) -> str:
 def read(data: ml_collections.ConfigDict) -> RawDataset:
     """The published or resampled triplets, as many as CSN uses, and the photos they mention."""
     folder, chosen, paths = asen_lists.dataset_folder(data, FOLDER), _chosen(data), list_files(data)
-    if data.resample_triplets:
+    if data.zappos50k.resample_triplets:
         annotations.require_files(paths, f'{INSTRUCTIONS}.')
         return assemble(folder, chosen, draw_lists(folder, paths, chosen))._replace(caveat=CAVEAT)
     annotations.require_files(paths, WITHOUT_LISTS)

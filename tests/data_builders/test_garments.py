@@ -111,7 +111,7 @@ def data(drawn, monkeypatch, tmp_path):
 
     monkeypatch.setattr(synthetic, 'draw_garment', draw_garment)
     data = common.get_config().data
-    data.num_photos, data.synthetic_size, data.dir = 100, 64, str(tmp_path)
+    data.synthetic.num_photos, data.synthetic.photo_size, data.dir = 100, 64, str(tmp_path)
     return data
 
 

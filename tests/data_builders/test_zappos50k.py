@@ -54,7 +54,7 @@ def test_chosen_attributes_need_only_their_own_files(config, folder):
     config.data.attributes = ('gender',)
     assert zappos.read(config.data).attributes == ('gender',)
     assert zappos.config_name(config.data).startswith('1-attributes-')
-    config.data.resample_triplets = True
+    config.data.zappos50k.resample_triplets = True
     assert zappos.config_name(config.data).startswith('resampled-1-attributes-')
     config.data.attributes = ('hel',)
     with pytest.raises(InputError, match=r"no attribute 'hel' in Zappos50k \(did you mean 'heel'"):

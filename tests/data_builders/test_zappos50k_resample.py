@@ -27,7 +27,7 @@ def table(config, folder, monkeypatch):
     """The path of the table that `config` resamples from."""
     monkeypatch.setattr(resample, 'NUM_TRIPLETS', NUM_DRAWN)
     monkeypatch.setattr(zappos, 'NUM_TRIPLETS', NUM_USED)
-    config.data.resample_triplets = True
+    config.data.zappos50k.resample_triplets = True
     return tree.write_table(folder)
 
 

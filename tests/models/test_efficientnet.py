@@ -56,7 +56,7 @@ def test_no_photo_moves_between_devices():
 
 def lite0(stride, head='asen_v2'):
     config = common.get_config()
-    config.model.name, config.model.trunk, config.model.trunk_stride = head, 'efficientnet_lite0', stride
+    config.model.name, config.model.trunk, config.model.efficientnet.stride = head, 'efficientnet_lite0', stride
     return config
 
 
@@ -90,7 +90,7 @@ def test_a_stride_that_a_trunk_lacks_is_refused():
 def test_the_features_of_all_stages_are_averaged_to_the_stride_of_the_last(stride, channels):
     config = lite0(stride)
     last = build_trunk(config.model, numerics('float32'), nnx.Rngs(0))
-    config.model.trunk_all_stages = True
+    config.model.efficientnet.all_stages = True
     every = build_trunk(config.model, numerics('float32'), nnx.Rngs(0))  # the same weights
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8))
     x = every.normalize(images)
@@ -106,7 +106,7 @@ def test_the_features_of_all_stages_are_averaged_to_the_stride_of_the_last(strid
 
 def test_a_resnet_has_only_its_last_stage():
     config = lite0(16)
-    config.model.trunk, config.model.trunk_all_stages = 'resnet18', True
+    config.model.trunk, config.model.efficientnet.all_stages = 'resnet18', True
     with pytest.raises(InputError, match='trunk_all_stages is True, but resnet18 has only the features of its last'):
         build_model(config, 2)
 

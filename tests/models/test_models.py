@@ -20,7 +20,7 @@ HEADS = ('asen', 'asen_v2', 'csn', 'triplet')
 def small(name='asen', **fields):
     """A narrow network of kind `name`."""
     config = fashionai.get_config()
-    config.model.name, config.model.trunk, config.model.trunk_width, config.model.embed_dim = name, 'resnet18', 8, 16
+    config.model.name, config.model.trunk, config.model.resnet.width, config.model.embed_dim = name, 'resnet18', 8, 16
     for field, value in fields.items():
         config.model[field] = value
     return config
@@ -61,12 +61,12 @@ def test_every_block_of_a_trunk_can_be_recomputed(trunk, blocks):
 @pytest.mark.parametrize('variant', VARIANTS)
 def test_every_variant_returns_unit_vectors(variant):
     config = fashionai.get_config(variant)
-    config.model.trunk, config.model.trunk_width = 'resnet18', 8
+    config.model.trunk, config.model.resnet.width = 'resnet18', 8
     model, params, stats = build_model(config, 3)
     images = np.random.default_rng(0).integers(0, 256, (2, 48, 48, 3), np.uint8)
     vectors, heatmaps = embed_all(model, params, stats, jnp.asarray(images))
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=-1), 1, rtol=1e-5)
-    if config.model.name in ('csn', 'triplet') or not config.model.spatial_attention:
+    if config.model.name in ('csn', 'triplet') or not config.model.asen.spatial_attention:
         assert heatmaps is None
     else:
         np.testing.assert_allclose(np.sum(heatmaps, axis=(2, 3)), 1, rtol=1e-5)
@@ -132,7 +132,9 @@ def test_every_section_needs_a_channel():
 
 
 def test_an_unknown_kind_of_masks_is_named():
-    with pytest.raises(InputError, match=r"config\.model\.masks is 'open'; it must be one of learned, sections, fixed"):
+    with pytest.raises(
+        InputError, match=r"config\.model\.csn\.masks is 'open'; it must be one of learned, sections, fixed"
+    ):
         build_model(small('csn', masks='open'), 2)
 
 

@@ -34,7 +34,7 @@ def load(case):
     """(network, config, model, params, batch statistics) with the recipe's weights, seed 1."""
     network = case.partition('_')[0] if case in MASKS else case
     config = fashionai.get_config(network)
-    config.model.masks = MASKS.get(case, 'learned')
+    config.model.csn.masks = MASKS.get(case, 'learned')
     model, params, stats = build_shapes(config, num_attributes=8)
     tensors = {name: recipe.make_tensor(1, name, tuple(shape)) for name, shape in SHAPES[network].items()}
     if case == 'csn_prein':  # its masks are the initial sections, not the recipe's
@@ -106,7 +106,7 @@ def check_first_step(golden, network, state, gradient_norm):
 
 def test_missing_unknown_and_misshapen_tensors_are_rejected_by_name():
     config = fashionai.get_config()
-    config.model.trunk, config.model.trunk_width = 'resnet18', 8
+    config.model.trunk, config.model.resnet.width = 'resnet18', 8
     _, params, stats = build_shapes(config, num_attributes=8)
     key = 'embeddingnet.feature_fc.weight'
     with pytest.raises(InputError, match="has no tensor for 'head"):

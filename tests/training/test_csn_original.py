@@ -25,7 +25,7 @@ def case(request):
     with np.load(GOLDEN) as arrays:
         golden = {name.partition('_')[2]: arrays[name] for name in arrays if name.startswith(request.param)}
     config = zappos50k.get_config('csn_original')
-    config.model.masks = request.param
+    config.model.csn.masks = request.param
     model, params, stats = build_model(config, num_attributes=4)
     shapes = {f'embeddingnet.embeddingnet.{name}': shape for name, shape in trunk_shapes().items()}
     shapes |= {'embeddingnet.embed_fc.weight': (64, 256), 'embeddingnet.embed_fc.bias': (64,)}

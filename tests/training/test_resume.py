@@ -40,8 +40,8 @@ def test_seed_batch_size_and_data_may_differ_from_the_import(imported, config):
 
 
 def test_the_network_must_be_that_of_the_import(imported, config):
-    config.model.spatial_attention = False
-    with pytest.raises(InputError, match=r'was imported with config\.model\.spatial_attention=True, not False'):
+    config.model.asen.spatial_attention = False
+    with pytest.raises(InputError, match=r'was imported with config\.model\.asen\.spatial_attention=True, not False'):
         loop.train_and_evaluate(config, imported, prepare.prepare(config))
 
 
@@ -50,8 +50,8 @@ def test_a_checkpoint_older_than_a_field_has_the_network_of_its_time(imported, c
         about = json.loads(meta.read_text())
         del about['config']['model']['projection'], about['checksums'], about['sha256']
         meta.write_text(json.dumps(about))
-    config.model.projection = 8
-    with pytest.raises(InputError, match=r'was imported with config\.model\.projection=0, not 8'):
+    config.model.asen_v2.projection = 8
+    with pytest.raises(InputError, match=r'was imported with config\.model\.asen_v2\.projection=0, not 8'):
         loop.train_and_evaluate(config, imported, prepare.prepare(config))
 
 

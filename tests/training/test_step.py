@@ -21,7 +21,7 @@ def make_run(loss='triplet', trunk='resnet18', model=(), devices=1, variant='ase
     """(step, state, batch) for a small ASEN and sixteen random triplets; `fields` are those of config.train."""
     config = fashionai.get_config(variant)
     config.precision = precision
-    config.model.trunk, config.model.trunk_width, config.model.embed_dim = trunk, 8, 16
+    config.model.trunk, config.model.resnet.width, config.model.embed_dim = trunk, 8, 16
     config.optim.learning_rate, config.train.loss = 1e-3, loss
     config.train.update(fields)
     config.model.update(dict(model))

@@ -45,7 +45,7 @@ def original(case):
 def small(network='asen', **fields):
     """A small network's config, and its weights under the original's names."""
     config = fashionai.get_config(network)
-    config.model.trunk, config.model.trunk_width, config.model.embed_dim = 'resnet18', 8, 16
+    config.model.trunk, config.model.resnet.width, config.model.embed_dim = 'resnet18', 8, 16
     config.data.image_size, config.data.name = 32, 'synthetic'
     config.update_from_flattened_dict(fields)
     rng = np.random.default_rng(0)
@@ -104,11 +104,11 @@ def assert_same_but_for_unused(back, source):
 
 NETWORKS = [
     ('asen', {}),
-    ('asen', {'model.spatial_attention': False}),
-    ('asen', {'model.channel_attention': False}),
+    ('asen', {'model.asen.spatial_attention': False}),
+    ('asen', {'model.asen.channel_attention': False}),
     ('asen_v2', {'model.trunk': 'resnet34'}),
     ('csn', {}),
-    ('csn', {'model.masks': 'fixed', 'model.embed_dim': 24}),
+    ('csn', {'model.csn.masks': 'fixed', 'model.embed_dim': 24}),
 ]
 RENAMES = [str, lambda name: f'module.{name}', lambda name: name.removeprefix('embeddingnet.')]
 
@@ -251,7 +251,7 @@ def assert_import_is_refused(config, tensors, says, folder):
 
 
 def test_exports_include_a_description_and_a_card(tmp_path):
-    config, tensors = small('csn', **{'model.masks': 'fixed', 'model.embed_dim': 24})
+    config, tensors = small('csn', **{'model.csn.masks': 'fixed', 'model.embed_dim': 24})
     save_file(tensors, tmp_path / 'm.safetensors')
     config.data.attributes = ('a', 'b', 'c')
     importing.import_checkpoint(config, tmp_path / 'run', tmp_path / 'm.safetensors')
@@ -348,7 +348,9 @@ def test_efficientnet_is_exported_for_jax_alone(tmp_path):
     with Checkpoints(tmp_path / 'run') as checkpoints:
         checkpoints.save('latest', jax.tree.map(jax.numpy.asarray, {'params': params, 'batch_stats': stats}), meta)
         checkpoints.wait()
-    lacks = 'trunk=efficientnet_lite0, model.feature_bn=True, model.projection=24, which the PyTorch original lacks'
+    lacks = (
+        'trunk=efficientnet_lite0, model.feature_bn=True, model.asen_v2.projection=24, which the PyTorch original lacks'
+    )
     with pytest.raises(InputError, match=rf'{lacks}; .*--format=jax\.$'):
         export(tmp_path / 'run', 'latest', 'float32', tmp_path / 'export', 'torch')
     assert not (tmp_path / 'export').exists()

@@ -72,7 +72,7 @@ def check(config, workdir):
 @pytest.mark.parametrize('variant', ['asen', 'asen_v2', 'csn', 'no_spatial', 'no_channel'])
 def test_rows_are_matched_by_name_and_the_rest_is_the_sources(config, variant, capsys):
     variants.set_network(config, variant)
-    config.model.projection = 8 * (variant == 'asen_v2')
+    config.model.asen_v2.projection = 8 * (variant == 'asen_v2')
     source = save_source(config)['best']
     arrays, drawn, origin = start(config, NEW_ORDER)
     assert arrays.keys() == source.keys() == drawn.keys()
@@ -93,7 +93,7 @@ def test_rows_are_matched_by_name_and_the_rest_is_the_sources(config, variant, c
 def test_the_parameters_with_a_row_per_attribute_are_known_by_name(variant, masks):
     config = tiny_config()
     variants.set_network(config, variant)
-    config.model.masks, config.model.projection = masks, 8 * (config.model.name == 'asen_v2')
+    config.model.csn.masks, config.model.asen_v2.projection = masks, 8 * (config.model.name == 'asen_v2')
     three, five = (torch_names.flatten(build_shapes(config, number)[1]) for number in (3, 5))
     differ = {name for name in three if three[name].shape != five[name].shape}
     assert differ == {name for name in three if name.rpartition('.')[2] in starting.PER_ATTRIBUTE}
@@ -134,7 +134,7 @@ def test_an_import_without_names_takes_those_of_the_config(config, tmp_path, cap
 
 def test_fixed_masks_need_the_same_attributes_in_the_same_order(config):
     variants.set_network(config, 'csn')
-    config.model.masks = 'fixed'
+    config.model.csn.masks = 'fixed'
     save_source(config)
     start(config, KNOWN)
     with pytest.raises(
@@ -148,10 +148,10 @@ def test_the_network_has_to_be_that_of_the_source(config, tmp_path):
     config.model.bn_per_role = not config.model.bn_per_role  # does not change the network
     config.data.image_size, config.train.distance = 64, 'euclidean'
     check(config, tmp_path / 'new')
-    config.model.trunk_width, config.model.normalize = 16, False
+    config.model.resnet.width, config.model.normalize = 16, False
     says = (
         f'{config.init.workdir}, from which this run starts, has config.model.normalize=True, not False, '
-        'config.model.trunk_width=8, not 16; add --config.model.normalize=True --config.model.trunk_width=8.'
+        'config.model.resnet.width=8, not 16; add --config.model.normalize=True --config.model.resnet.width=8.'
     )
     with pytest.raises(InputError, match=f'^{re.escape(says)}$'):
         check(config, tmp_path / 'new')
@@ -175,8 +175,10 @@ def test_a_missing_workdir_or_checkpoint_is_named(config, tmp_path):
 def test_a_source_older_than_a_field_has_the_networks_of_its_time(config, tmp_path):
     save_source(config, without=['projection', 'feature_bn'])
     check(config, tmp_path / 'new')
-    config.model.projection = 8
-    with pytest.raises(InputError, match=r'model\.projection=0, not 8; add --config\.model\.projection=0\.$'):
+    config.model.asen_v2.projection = 8
+    with pytest.raises(
+        InputError, match=r'model\.asen_v2\.projection=0, not 8; add --config\.model\.asen_v2\.projection=0\.$'
+    ):
         check(config, tmp_path / 'new')
 
 
