@@ -6,13 +6,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from asen_jax import sharding
 from asen_jax.checkpoint import Checkpoints
 from asen_jax.errors import InputError
-from asen_jax.network import TRAINING_ONLY, attribute_names, load_network
+from asen_jax.fields import Fixed, differences
+from asen_jax.matching import attribute_names
+from asen_jax.network import load_network
 from asen_jax.weights.model_card import known_dataset
 
 PER_ATTRIBUTE = ('rows', 'masks')  # the names of parameters with one row per attribute: those of Table and of CsnHead
@@ -92,14 +93,11 @@ def _check_source(config: ConfigDict, source: Checkpoints) -> None:
     if which not in (*steps, *map(str, steps.values())):
         found = ', '.join(f'{kind} (step {step})' for kind, step in steps.items())
         raise InputError(f'config.init.checkpoint is {which!r}, but {folder} has only {found}; name one of these.')
-    trained, here = (
-        flatten_dict(model, sep='.') for model in (source.read_meta(which)['config']['model'], config.model.to_dict())
-    )
-    others = [name for name in here if name in trained and trained[name] != here[name] and name not in TRAINING_ONLY]
+    others = differences(source.read_meta(which)['config'], config, Fixed.WEIGHTS)
     if others:
-        differences = ', '.join(f'config.model.{name}={trained[name]!r}, not {here[name]!r}' for name in others)
-        options = ' '.join(f'--config.model.{name}={trained[name]}' for name in others)
-        raise InputError(f'{folder}, from which this run starts, has {differences}; add {options}.')
+        facts = ', '.join(f'config.{name}={trained!r}, not {here!r}' for name, (trained, here) in others.items())
+        options = ' '.join(f'--config.{name}={trained}' for name, (trained, _) in others.items())
+        raise InputError(f'{folder}, from which this run starts, has {facts}; add {options}.')
 
 
 def _check_fixed_masks(config: ConfigDict, known: Sequence[str], attributes: Sequence[str]) -> None:
