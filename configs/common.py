@@ -14,7 +14,7 @@ from asen_jax.errors import InputError
 
 FIELD_LINE = re.compile(r'^    config\.(\S+) = (.+?)  # (.+)$', re.MULTILINE)
 CHOICES = re.compile(r'[a-z0-9_]+(?: \| [a-z0-9_]+)+(?=: |; |$)')  # at the start of a comment
-MAY_BE_EMPTY = ('data.attributes', 'init.workdir')
+MAY_BE_EMPTY = ('data.attributes', 'init.workdir', 'optim.groups')
 RANGES = {  # lowest and highest value of every field that is a number without fixed choices
     'seed': (0, 2**32 - 1),  # JAX would drop higher bits
     'data.image_size': (0, 4096),
@@ -28,7 +28,6 @@ RANGES = {  # lowest and highest value of every field that is a number without f
     'model.embed_dim': (1, 65_536),
     'model.asen_v2.projection': (0, 65_536),
     'optim.learning_rate': (1e-12, 1000),
-    'optim.trunk_factor': (0, 1000),
     'optim.decay_rate': (1e-6, 1),
     'optim.decay_every_epochs': (1, 1_000_000),
     'train.batch_size': (1, 65_536),
@@ -36,8 +35,6 @@ RANGES = {  # lowest and highest value of every field that is a number without f
     'train.num_epochs': (1, 1_000_000),
     'train.margin': (0, 1000),
     'train.temperature': (1e-4, 1000),
-    'train.embedding_norm': (0, 1000),
-    'train.mask_norm': (0, 1000),
     'train.log_every_steps': (1, 10**9),
     'train.save_every_minutes': (1e-6, 10**6),
     'train.save_every_steps': (0, 10**9),
@@ -122,19 +119,20 @@ def add_training(config: ConfigDict) -> None:
     """Optimizer, loss, logging and saving."""
     config.optim = ConfigDict()
     config.optim.learning_rate = 1e-4  # Adam's learning rate in the first epoch
-    config.optim.trunk_factor = 1.0  # factor on the trunk's learning rate; 0: frozen, features are computed once
+    config.optim.groups = ()  # REGEX:FACTOR,...: multiply the learning rate of parameters whose path matches; 0 freezes them
     config.optim.decay_rate = 0.985  # factor on the learning rate, applied every decay_every_epochs
     config.optim.decay_every_epochs = 1  # epochs between decays of the learning rate
 
     config.train = ConfigDict()
     config.train.batch_size = 16  # triplets per step, over all devices
     config.train.num_epochs = 200  # epochs to train
-    config.train.loss = 'triplet'  # triplet | contrastive: as in the papers, or each photo against its whole batch
+    config.train.loss = (
+        'triplet'  # triplet, contrastive, embedding_norm, mask_norm, or several with weights: triplet:1,mask_norm:0.01
+    )
     config.train.margin = 0.2  # margin of the triplet loss
     config.train.temperature = 0.1  # temperature of the contrastive loss
     config.train.distance = 'cosine'  # cosine | euclidean: the distance in the triplet loss and in rankings
-    config.train.embedding_norm = 0.0  # csn: weight of the penalty on the norm of unmasked embeddings
-    config.train.mask_norm = 0.0  # csn: weight of the penalty on the norm of the masks
+    config.train.precompute_features = False  # compute the features of a frozen trunk once, before the first step
     config.train.accumulate_steps = 1  # parts of a batch, one after the other; each has its own batch statistics
     config.train.remat = False  # keep only the inputs of the trunk's blocks and compute the rest twice; same result
     config.train.log_every_steps = 50  # steps between lines in metrics.jsonl

@@ -118,8 +118,7 @@ def match_attributes(config: ConfigDict, meta: dict, records: Records, workdir: 
     order = np.array([known.index(name) for name in records.attributes])
 
     def reordered(images):
-        vectors, heatmaps = embed(images)
-        return vectors[:, order], None if heatmaps is None else heatmaps[:, order]
+        return jax.tree.map(lambda part: part[:, order], embed(images))
 
     return reordered
 
@@ -146,7 +145,7 @@ def rank_examples(config: ConfigDict, records: Records, split: str, embed: Embed
             distance=vectors.distance,
         )
         batch[0] = options.read_square(records, split, index)
-        heatmaps = embed(batch)[1]
+        heatmaps = embed(batch).heatmap
         ranking = Ranking(
             title=f'{records.attributes[attribute]}: {records.values[attribute][value]}',
             query=batch[0].copy(),

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
@@ -14,6 +13,7 @@ from asen_jax.checkpoint import Checkpoints, abstract_like
 from asen_jax.data.prepared import Records
 from asen_jax.errors import InputError
 from asen_jax.network import TRAINING_ONLY, attribute_names
+from asen_jax.training.optimizer import Optimizer
 from asen_jax.training.step import TrainState, create_state
 
 # No field of model or data may change, nor those on which the order of the data depends ...
@@ -78,7 +78,7 @@ def restore_state(
     meta: dict[str, Any],
     shapes: TrainState,
     shardings: TrainState,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
 ) -> TrainState:
     """The checkpoint `kind`, whose metadata is `meta`, as a train state; imported weights start with a fresh optimizer."""
     like = abstract_like(shapes, shardings).arrays()
