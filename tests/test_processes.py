@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from asen_jax import sharding
+from asen_jax import processes, sharding
 from asen_jax.checkpoint import Checkpoints
 from asen_jax.errors import InputError
 from asen_jax.models import build_shapes
@@ -56,19 +56,19 @@ def save_both(workdir):
 def process(port, number, workdir):
     """What each of the two processes does; the second one then kills itself."""
     with pytest.raises(InputError, match='cannot be started'):
-        sharding.start_processes()  # no cluster to detect
-    sharding.HEARTBEAT_SECONDS = 5  # a busy machine delays signs of life by seconds
-    sharding.start_processes(f'localhost:{port}', 2, number)
+        processes.start_processes()  # no cluster to detect
+    processes.HEARTBEAT_SECONDS = 5  # a busy machine delays signs of life by seconds
+    processes.start_processes(f'localhost:{port}', 2, number)
     mesh = sharding.make_mesh(2, [device for device in jax.devices() if device.id % 2048 == 0])
-    found = {'writer': sharding.is_writer(), 'agreed': sharding.agree(7 * number), 'saved': save_both(Path(workdir))}
+    found = {'writer': processes.is_writer(), 'agreed': processes.agree(7 * number), 'saved': save_both(Path(workdir))}
     print(json.dumps(found | run_on(mesh)), flush=True)
     if number == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     try:
         while True:
-            sharding.agree(1)
+            processes.agree(1)
     except Exception:
-        sharding.await_peer_error()
+        processes.await_peer_error()
         os._exit(1)
 
 
@@ -83,9 +83,9 @@ def pair(tmp_path):
     """Two processes of a run."""
     command = [sys.executable, '-m', 'tests.test_processes', free_port()]
     options = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True, 'cwd': ROOT}
-    processes = [subprocess.Popen([*command, str(number), str(tmp_path / 'run')], **options) for number in range(2)]
-    yield processes
-    for one in processes:
+    pair = [subprocess.Popen([*command, str(number), str(tmp_path / 'run')], **options) for number in range(2)]
+    yield pair
+    for one in pair:
         one.kill()
         one.communicate()
 
@@ -110,16 +110,16 @@ def test_two_processes_work_like_one_and_a_survivor_ends_with_a_sentence(pair, t
 
 def test_a_coordinator_that_cannot_be_used_is_refused():
     with pytest.raises(InputError, match=r"'somewhere' is not the HOST:PORT"):
-        sharding.start_processes('somewhere', 2, 0)
+        processes.start_processes('somewhere', 2, 0)
     with socket.create_server(('', 0)) as taken, pytest.raises(InputError, match='choose another port'):
-        sharding.start_processes(f'localhost:{taken.getsockname()[1]}', 2, 0)
+        processes.start_processes(f'localhost:{taken.getsockname()[1]}', 2, 0)
 
 
 def test_one_process_agrees_with_itself_writes_and_exits_as_usual():
-    assert sharding.agree(7) == 7 and sharding.is_writer()
-    sharding.await_peer_error()
+    assert processes.agree(7) == 7 and processes.is_writer()
+    processes.await_peer_error()
     with pytest.raises(SystemExit, match='3'):
-        sharding.end_process(3)
+        processes.end_process(3)
 
 
 SMALL = '--config.data.synthetic.num_photos=100 --config.data.synthetic.photo_size=32 --config.data.image_size=32 --config.data.num_triplets=32'
@@ -133,12 +133,12 @@ def train(folder, workdir, num_processes, *arguments):
     if num_processes > 1:
         command += ['--distributed', f'--coordinator=localhost:{free_port()}', f'--num_processes={num_processes}']
     environment = os.environ | {'XLA_FLAGS': '--xla_backend_optimization_level=0'}  # compiles fast; no fake devices
-    processes = []
+    started = []
     for number in range(num_processes):
         which = [f'--process_id={number}'] * (num_processes > 1)
-        processes.append(subprocess.Popen([*command, *which], cwd=folder, env=environment, stdout=subprocess.PIPE))
-    outputs = [one.communicate(timeout=300)[0] for one in processes]
-    assert [one.returncode for one in processes] == [0] * num_processes
+        started.append(subprocess.Popen([*command, *which], cwd=folder, env=environment, stdout=subprocess.PIPE))
+    outputs = [one.communicate(timeout=300)[0] for one in started]
+    assert [one.returncode for one in started] == [0] * num_processes
     assert [b'overall' in output for output in outputs] == [True] + [False] * (num_processes - 1)
     lines = [json.loads(line) for line in (folder / workdir / 'metrics.jsonl').read_text().splitlines()]
     timings = {'train_triplets_per_second', 'train_step_seconds', 'train_data_wait_seconds'}

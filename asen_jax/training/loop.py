@@ -13,7 +13,7 @@ import optax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from asen_jax import files, sharding
+from asen_jax import files, processes, sharding
 from asen_jax.checkpoint import ADVICE, Checkpoints
 from asen_jax.data.batches import check_triplets, open_photos, steps_per_epoch, train_batches
 from asen_jax.data.cache import CachedPhotos, put_on_devices
@@ -123,13 +123,13 @@ def train_and_evaluate(
     if trunk is None:
         trunk = check_config(config, workdir)
     workdir = Path(workdir)
-    only_run = files.lock_workdir(workdir) if sharding.is_writer() else contextlib.nullcontext()
+    only_run = files.lock_workdir(workdir) if processes.is_writer() else contextlib.nullcontext()
     with read_records(records_directory) as records, only_run:
         sized = with_image_size(config, records)
         with StopRequest() as stop, Checkpoints(workdir) as checkpoints:
             check_same_run(sized, records, workdir, checkpoints)
             run, state, meters = start(sized, workdir, records, checkpoints, stop, trunk)
-            if sharding.is_writer():
+            if processes.is_writer():
                 files.write_text(workdir / 'config.json', config.to_json(indent=2) + '\n')  # as the user wrote it
             step = int(state.step)
             for split in (name for name in PHOTO_SPLITS if name in records.splits):
@@ -204,8 +204,8 @@ def start(
         schedule=schedule,
         bind=make_embedder(structure, mesh),
         checkpoints=checkpoints,
-        tracker=Tracker(workdir, resumed, sharding.is_writer()),
-        profiler=Profiler(workdir, config.train.profile_steps if sharding.is_writer() else 0),
+        tracker=Tracker(workdir, resumed, processes.is_writer()),
+        profiler=Profiler(workdir, config.train.profile_steps if processes.is_writer() else 0),
         stop=stop,
         train_photos={},
         origin=origin,
@@ -244,7 +244,7 @@ def train_epoch(
             begin = time.perf_counter()
             batch = next(batches)
             meters.since_log.waited += time.perf_counter() - begin
-            overdue = sharding.is_writer() and time.monotonic() - last_save > 60 * config.train.save_every_minutes
+            overdue = processes.is_writer() and time.monotonic() - last_save > 60 * config.train.save_every_minutes
             last_save = time.monotonic() if overdue else last_save  # asked once
             batch['request'] = np.full_like(batch['attribute'], 2 * (run.stop.signal_number or 0) + overdue)
             placed = sharding.put_rows(run.mesh, batch, batch_size) | run.train_photos
@@ -317,7 +317,7 @@ def is_unfinished(run: Run, step: int) -> bool:
     if step == 0 or step % run.epoch_steps:
         return False
     if run.scores_valid:
-        return not sharding.agree(run.tracker.has(step, 'valid_'))  # the last thing that `finish_epoch` writes
+        return not processes.agree(run.tracker.has(step, 'valid_'))  # the last thing that `finish_epoch` writes
     return run.checkpoints.steps().get('best') != step
 
 
@@ -355,7 +355,7 @@ def keep_best(run: Run, state: TrainState, score: float | None = None) -> None:
         return
     if best is not None and score is not None:
         highest = run.checkpoints.read_meta('best')['score']  # None for imported weights, which were not scored
-        if not sharding.agree(highest is None or score >= highest):
+        if not processes.agree(highest is None or score >= highest):
             return
     run.checkpoints.save('best', state.arrays(), make_meta(run, step, score))
     run.checkpoints.wait()
@@ -363,7 +363,7 @@ def keep_best(run: Run, state: TrainState, score: float | None = None) -> None:
 
 def stop_if_asked(run: Run, step: int) -> None:
     """Stop at the end of an epoch, or after scoring it, if a signal has asked for it."""
-    if number := sharding.agree(run.stop.signal_number or 0):
+    if number := processes.agree(run.stop.signal_number or 0):
         stop_now(run, step, number)
 
 
