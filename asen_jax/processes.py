@@ -1,6 +1,8 @@
 """The processes of a run: how they find each other, agree, exchange arrays, and end."""
 
+import contextlib
 import ctypes
+import mmap
 import os
 import re
 import signal
@@ -16,19 +18,19 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from asen_jax.errors import InputError, PeerError
+from asen_jax.signals import STOP_SIGNALS
 
 START_SECONDS = 300  # in which the processes of a run have to find each other
 HEARTBEAT_SECONDS = 30  # without a sign of life, a process counts as dead
 LEAVE_SECONDS = 5  # for which a process that failed waits for the others to fail as well
 LONGEST_WAIT_SECONDS = 24 * 3600  # for which a process that is done waits for the others
-
-_on_abort = None  # the handler of SIGABRT, which must outlive the call that sets it
+PR_SET_PDEATHSIG = 1  # from <sys/prctl.h>
 
 
 def start_processes(
     coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> None:
-    """Join the other processes of this run; before JAX is first used.
+    """Join the other processes of this run; before JAX is first used. It returns in a child process (see `_continue_in_child`).
 
     `coordinator` is HOST:PORT of process 0. JAX detects what is None under SLURM, Open MPI, and Kubernetes. If a process dies,
     the others end within HEARTBEAT_SECONDS with the sentence and status of PeerError, whatever they are doing.
@@ -38,7 +40,12 @@ def start_processes(
     if coordinator is not None:
         _check_coordinator(coordinator, is_here=process_id == 0)
     jax.config.update('jax_enable_preemption_service', False)  # it would take SIGTERM away from Python
-    _exit_on_abort(InputError(f'the processes of this run did not find each other in {START_SECONDS} s; {remedy}.'))
+    have_met = _continue_in_child(
+        InputError(f'the processes of this run did not find each other in {START_SECONDS} s; {remedy}.'),
+        PeerError(
+            'another process of this run has ended, or this one has crashed (see above); run the same command again to resume.'
+        ),
+    )
     try:
         jax.distributed.initialize(
             coordinator,
@@ -51,8 +58,7 @@ def start_processes(
     except Exception as error:  # of many types, and all about the arguments or where they were detected
         reason = str(error).splitlines()[0]
         raise InputError(f'the processes of this run cannot be started ({reason}); {remedy}.') from error
-    sentence = 'another process of this run has ended, or this one has crashed (see above)'
-    _exit_on_abort(PeerError(f'{sentence}; run the same command again to resume.'))
+    have_met[0] = True
 
 
 def _check_coordinator(address: str, is_here: bool) -> None:
@@ -67,21 +73,37 @@ def _check_coordinator(address: str, is_here: bool) -> None:
         raise InputError(f'process 0 cannot listen at {address}; choose another port.') from None
 
 
-def _exit_on_abort(error: InputError | PeerError) -> None:
-    """From now on, let an abort of this process end in the sentence and status of `error`.
+def _continue_in_child(missing: InputError, ended: PeerError) -> mmap.mmap:
+    """Return in a child process; this one passes signals on to it, and exits with its status.
 
-    JAX aborts a process when another one is missing or has died, from a thread of its own and with no hook for Python.
+    JAX aborts a process when another one is missing or has died, from a thread of its own. Only a second process can turn that
+    into a sentence and a status, whatever the first one's threads are doing: those of `missing`, or of `ended` once the caller
+    has set byte 0 of the result.
     """
-    global _on_abort
-    sentence = f'{Path(sys.argv[0]).name}: {error}\n'.encode()
+    have_met = mmap.mmap(-1, 1)  # shared by both processes
+    sys.stdout.flush()
 
-    @ctypes.CFUNCTYPE(None, ctypes.c_int)
-    def exit_now(_: int) -> None:
-        os.write(2, sentence)  # the main thread may hold the lock of sys.stderr
-        os._exit(error.exit_status)
+    def pass_on(number: int, _) -> None:
+        with contextlib.suppress(ProcessLookupError):  # the child has just ended
+            os.kill(child, number)
 
-    ctypes.pythonapi.PyOS_setsig(signal.SIGABRT, exit_now)  # Python's own handlers would run only in the main thread
-    _on_abort = exit_now
+    unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until there is someone to pass them on to
+    child = os.fork()
+    if child:
+        for number in STOP_SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, pass_on)
+    elif sys.platform == 'linux':
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # when the parent dies
+    signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
+    if not child:
+        return have_met
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status == -signal.SIGABRT:
+        error = ended if have_met[0] else missing
+        os.write(2, f'{Path(sys.argv[0]).name}: {error}\n'.encode())
+        status = error.exit_status
+    os._exit(status if status >= 0 else 128 - status)  # as a shell does: nothing could kill process 1 of a container
 
 
 def await_peer_error() -> None:

@@ -101,11 +101,56 @@ def test_two_processes_work_like_one_and_a_survivor_ends_with_a_sentence(pair, t
         # rounding moves these losses by up to 1.2e-5 (jax 0.10 and 0.11); other photos would move them by 1e-3 and more
         np.testing.assert_allclose(found['losses'], expected['losses'], rtol=0, atol=5e-5)
         np.testing.assert_allclose(found['vectors'], expected['vectors'], rtol=0, atol=1e-4)
-        assert one.returncode == (4, -signal.SIGKILL)[number]
+        assert one.returncode == (4, 128 + signal.SIGKILL)[number]
         if number == 0:
             assert errors.endswith(
                 'another process of this run has ended, or this one has crashed (see above); run the same command again to resume.\n'
             )
+
+
+START = 'import signal, sys; from asen_jax import processes; processes.START_SECONDS = 1; processes.start_processes({}, {}, 0)'
+# a thread of the C library aborts, while this one keeps the GIL
+ABORT = """
+import ctypes
+library = ctypes.PyDLL(None)
+library.pthread_create(ctypes.byref(ctypes.c_void_p()), None, library.abort, None)
+library.sleep(60)
+"""
+SIGNAL = """
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+print('ready', flush=True)
+while True:
+    signal.pause()
+"""
+
+
+def start_alone(code, num_processes=1):
+    """A process that starts as the first of `num_processes`, and then runs `code`."""
+    code = START.format(f'"localhost:{free_port()}"', num_processes) + code
+    options = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True, 'cwd': ROOT}
+    return subprocess.Popen([sys.executable, '-c', code], **options)
+
+
+@pytest.mark.parametrize(
+    ('num_processes', 'status', 'sentence'),
+    [(1, 4, 'run the same command again to resume.'), (2, 2, 'its own number from 0 to N-1.')],
+)
+def test_an_abort_of_any_thread_ends_with_a_sentence(num_processes, status, sentence):
+    with start_alone(ABORT, num_processes) as one:
+        try:
+            _, errors = one.communicate(timeout=30)
+        finally:
+            one.kill()
+    assert one.returncode == status and errors.endswith(f'{sentence}\n')
+
+
+@pytest.mark.parametrize(('number', 'status'), [(signal.SIGTERM, 7), (signal.SIGKILL, -signal.SIGKILL)])
+def test_signals_reach_the_process_that_works(number, status):
+    with start_alone(SIGNAL) as one:
+        assert one.stdout.readline() == 'ready\n'
+        one.send_signal(number)
+        one.communicate(timeout=30)  # returns when nobody can write any more
+    assert one.returncode == status
 
 
 def test_a_coordinator_that_cannot_be_used_is_refused():
