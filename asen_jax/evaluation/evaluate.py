@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 from ml_collections import ConfigDict
 
-from asen_jax import files, sharding
+from asen_jax import files, processes
 from asen_jax.data.batches import eval_batch_size, eval_batches
 from asen_jax.data.prepared import LoadOptions, Records, check_unchanged, has_targets, read_rows
 from asen_jax.errors import InputError
@@ -86,7 +86,7 @@ def evaluate_network(
         from asen_jax.evaluation.report import make_report  # loads Bokeh, which no other mode needs
 
         page = make_report(config, records, result, vectors, embed, workdir, network.meta)
-    if sharding.is_writer():
+    if processes.is_writer():
         _write(Path(workdir), result, rankings, page)
     return result
 

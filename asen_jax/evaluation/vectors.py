@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from tqdm import tqdm
 
-from asen_jax import sharding
+from asen_jax import processes
 from asen_jax.data.prefetch import prefetch
 from asen_jax.evaluation.metrics import Product
 from asen_jax.network import Embed, check_finite
@@ -60,7 +60,7 @@ def collect_vectors(
                 inside[index], share[index] = score_attention(np.asarray(output.heatmap)[mask], kept['boxes'], size)
             bar.update(len(index))
     check_finite(vectors)
-    inside, share = map(sharding.merge, (inside, share))  # each process has the boxes of the photos that it loaded
+    inside, share = map(processes.merge, (inside, share))  # each process has the boxes of the photos that it loaded
     return Vectors(rows, vectors, inside, share)
 
 

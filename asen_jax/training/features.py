@@ -13,7 +13,7 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from asen_jax import sharding
+from asen_jax import processes, sharding
 from asen_jax.data.batches import eval_batches
 from asen_jax.data.prefetch import prefetch
 from asen_jax.data.prepared import Records
@@ -57,6 +57,6 @@ def compute_features(
             for mirrored, output in enumerate(outputs):
                 features[index, mirrored] = np.asarray(output)[: len(index)]
             bar.update(len(index))
-            if number := sharding.agree(stop.signal_number or 0):
+            if number := processes.agree(stop.signal_number or 0):
                 raise stopped(number, 'before the first step; run the same command to start.')
     return features

@@ -13,7 +13,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from asen_jax import files, sharding
+from asen_jax import files, processes, sharding
 from asen_jax.checkpoint import ADVICE, Checkpoints
 from asen_jax.data.batches import open_photos, steps_per_epoch, train_batches
 from asen_jax.data.cache import CachedPhotos, put_on_devices
@@ -65,13 +65,13 @@ def train_and_evaluate(
     if trunk is None:
         trunk = check_config(config, workdir)
     workdir = Path(workdir)
-    only_run = files.lock_workdir(workdir) if sharding.is_writer() else contextlib.nullcontext()
+    only_run = files.lock_workdir(workdir) if processes.is_writer() else contextlib.nullcontext()
     with read_records(records_directory) as records, only_run:
         sized = with_image_size(config, records)
         with StopRequest() as stop, Checkpoints(workdir) as checkpoints:
             check_same_run(sized, records, workdir, checkpoints)
             run, state, meters = start(sized, records, checkpoints, stop, trunk)
-            if sharding.is_writer():
+            if processes.is_writer():
                 files.write_text(workdir / 'config.json', config.to_json(indent=2) + '\n')  # as the user wrote it
             for split in (name for name in PHOTO_SPLITS if name in records.splits):
                 open_photos(records, split, sized, stop)  # now, when a full disk costs no work
@@ -107,7 +107,7 @@ def start(
     config: ConfigDict, records: Records, checkpoints: Checkpoints, stop: StopRequest, trunk: Trunk
 ) -> tuple[Run, TrainState, Meters]:
     """Build the network, the step and the state: fresh, or from the newest checkpoint."""
-    mesh, workdir, writes = sharding.make_mesh(config.mesh.model), checkpoints.root.parent, sharding.is_writer()
+    mesh, workdir, writes = sharding.make_mesh(config.mesh.model), checkpoints.root.parent, processes.is_writer()
     epoch_steps = steps_per_epoch(records, config)
     graphdef, params, batch_stats = build_model(config, len(records.attributes))
     params, batch_stats = params | trunk[0], batch_stats | trunk[1]
@@ -186,7 +186,7 @@ def train_epoch(
             begin = time.perf_counter()
             batch = next(batches)
             meters.since_log.waited += time.perf_counter() - begin
-            overdue = sharding.is_writer() and time.monotonic() - last_save > 60 * config.train.save_every_minutes
+            overdue = processes.is_writer() and time.monotonic() - last_save > 60 * config.train.save_every_minutes
             last_save = time.monotonic() if overdue else last_save  # asked once
             batch['request'] = np.full_like(batch['attribute'], 2 * (run.stop.signal_number or 0) + overdue)
             placed = sharding.put_rows(run.mesh, batch, batch_size) | photos
@@ -260,7 +260,7 @@ def is_unfinished(run: Run, step: int) -> bool:
     if step == 0 or step % run.epoch_steps:
         return False
     if has_targets(run.records, 'valid'):
-        return not sharding.agree(run.tracker.has(step, 'valid_'))  # the last thing that `finish_epoch` writes
+        return not processes.agree(run.tracker.has(step, 'valid_'))  # the last thing that `finish_epoch` writes
     return run.checkpoints.steps().get('best') != step
 
 
@@ -298,7 +298,7 @@ def keep_best(run: Run, state: TrainState, score: float | None = None) -> None:
         return
     if best is not None and score is not None:
         highest = run.checkpoints.read_meta('best')['score']  # None for imported weights, which were not scored
-        if not sharding.agree(highest is None or score >= highest):
+        if not processes.agree(highest is None or score >= highest):
             return
     run.checkpoints.save('best', state.arrays(), run.meta | {'step': step, 'score': score})
     run.checkpoints.wait()
@@ -306,7 +306,7 @@ def keep_best(run: Run, state: TrainState, score: float | None = None) -> None:
 
 def stop_if_asked(run: Run, step: int) -> None:
     """Stop at the end of an epoch, or after scoring it, if a signal has asked for it."""
-    if number := sharding.agree(run.stop.signal_number or 0):
+    if number := processes.agree(run.stop.signal_number or 0):
         stop_now(run, step, number)
 
 
