@@ -13,10 +13,8 @@ if __name__ == '__main__' and STARTED and sys.platform == 'linux' and 'GLIBC_TUN
     # glibc reads its settings only when a program starts, so this one starts again, as the same process.
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | HUGE_PAGES)
 
-import command_line
-import compilation_cache
-import console
 from asen_jax.signals import handle_ctrl_c
+from cli import command_line, compilation_cache, console
 
 
 def run(argv: list[str]) -> int:

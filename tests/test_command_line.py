@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-import command_line
 from asen_jax.errors import InputError
+from cli import command_line
 from configs import common
 
 FIELDS = [field for field, *_ in common.describe_fields()]

@@ -14,10 +14,10 @@ from unittest.mock import Mock
 import pytest
 from PIL import Image
 
-import command_line
 import main
 from asen_jax import files
 from asen_jax.errors import InputError
+from cli import command_line
 from tests.conftest import ROOT
 from tests.training.test_loop import arrays_of, assert_same_arrays
 

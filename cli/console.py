@@ -14,9 +14,9 @@ from typing import NoReturn
 
 from absl import logging as absl_logging
 
-import command_line
 from asen_jax.errors import InputError, NumericsError, StoppedError
 from asen_jax.signals import end_if_interrupted
+from cli import command_line
 
 Dispatch = Callable[[command_line.Arguments], None]  # what runs a mode
 

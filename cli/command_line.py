@@ -18,7 +18,7 @@ from ml_collections.config_flags import tuple_parser
 from asen_jax.errors import InputError
 from configs import common
 
-CONFIGS = Path(__file__).resolve().parent / 'configs'
+CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
 HELP_FLAGS = {'--help', '-help', '-h', '-?', '--helpfull'}
 USAGE = 'python main.py [--config configs/NAME.py[:VARIANT]] [--mode MODE] [--workdir DIR] [--config.FIELD=VALUE ...]'
 PATH_FLAGS = {
