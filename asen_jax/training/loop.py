@@ -135,7 +135,8 @@ def train_and_evaluate(
             for split in (name for name in PHOTO_SPLITS if name in records.splits):
                 open_photos(records, split, sized, stop)  # now, when a full disk costs no work
             run = run._replace(train_photos=photos_on_devices(run, step))
-            batches = train_batches(records, sized, step, frozen_features(run, state))
+            with_labels = sized.train.loss == 'contrastive'
+            batches = train_batches(records, sized, step, frozen_features(run, state), with_labels)
             with (
                 contextlib.closing(run.tracker),
                 contextlib.closing(batches),
