@@ -24,7 +24,6 @@ from asen_jax.data.prefetch import prefetch
 from asen_jax.errors import InputError
 from asen_jax.models import embed_all
 from asen_jax.network import TrainedNetwork, check_finite, load_network
-from asen_jax.search.listing import absolute
 from asen_jax.sharding import make_mesh
 
 BATCH_SIZE = 64  # photos
@@ -84,7 +83,10 @@ class Embedder:
         """
         mesh = make_mesh()
         embedder = cls(load_network(Path(workdir), str(checkpoint), precision, mesh), mesh, batch_size)
-        embedder.origin = {'workdir': absolute(workdir), 'checkpoint': str(checkpoint)}
+        embedder.origin = {
+            'workdir': os.path.abspath(workdir),  # noqa: PTH100 - resolve() would follow links
+            'checkpoint': str(checkpoint),
+        }
         return embedder
 
     def embed(
