@@ -25,7 +25,6 @@ from asen_jax.errors import InputError
 from asen_jax.models.apply import embed_all
 from asen_jax.models.interfaces import Output
 from asen_jax.network import TrainedNetwork, check_finite, load_network
-from asen_jax.search.listing import absolute
 from asen_jax.sharding import make_mesh
 
 BATCH_SIZE = 64  # photos
@@ -87,7 +86,10 @@ class Embedder:
         """
         mesh = make_mesh()
         embedder = cls(load_network(Path(workdir), str(checkpoint), precision, mesh), mesh, batch_size)
-        embedder.origin = {'workdir': absolute(workdir), 'checkpoint': str(checkpoint)}
+        embedder.origin = {
+            'workdir': os.path.abspath(workdir),  # noqa: PTH100 - resolve() would follow links
+            'checkpoint': str(checkpoint),
+        }
         return embedder
 
     def embed(
