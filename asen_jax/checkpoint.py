@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from asen_jax import files, sharding
+from asen_jax import files, processes
 from asen_jax.errors import InputError, NumericsError
 
 KINDS = ('best', 'latest')
@@ -42,7 +42,7 @@ class Checkpoints:
         for kind in KINDS:
             if not read_only:
                 (self.root / kind).mkdir(parents=True, exist_ok=True)
-            if sharding.agree((self.root / kind).is_dir()):  # a manager is made by all processes or by none
+            if processes.agree((self.root / kind).is_dir()):  # a manager is made by all processes or by none
                 with _quiet() if read_only else contextlib.nullcontext():
                     self.managers[kind] = ocp.CheckpointManager(self.root / kind, options=_options(kind, read_only))
 
@@ -168,7 +168,7 @@ class Checkpoints:
             with _quiet():
                 return dict(self.managers[place.kind].restore(place.step, args=ocp.args.Composite(**items)))
         except Exception as error:  # Orbax raises a bare Exception for a truncated file
-            sharding.await_peer_error()  # or another process has ended, which says nothing about the checkpoint
+            processes.await_peer_error()  # or another process has ended, which says nothing about the checkpoint
             reason = re.split(r'\. See |\n', str(error).strip())[0]  # without the description of the store
             raise self._damage(place, reason[:120]) from error
 
@@ -205,7 +205,7 @@ def checksum(tree: Any, title: str) -> str:
     }
     facts = np.array([_inspect(leaf) for leaf in leaves.values()], np.uint64)  # rows (sum, whether not finite)
     # as 32-bit numbers, since JAX has no others
-    facts = sharding.gather(facts.view(np.uint32)).view(np.uint64).sum(axis=0, dtype=np.uint64)
+    facts = processes.gather(facts.view(np.uint32)).view(np.uint64).sum(axis=0, dtype=np.uint64)
     for name, broken in zip(leaves, facts[:, 1], strict=True):
         if broken:
             raise NumericsError(f'{title}: {name} is not finite')

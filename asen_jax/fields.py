@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from asen_jax.errors import InputError
+from asen_jax.models.registry import NETWORKS, TRUNKS
 
 
 class Fixed(IntEnum):
@@ -34,10 +35,14 @@ class Field(NamedTuple):
 
 
 NEVER, RUN, VECTORS, WEIGHTS = Fixed
-KINDS = {bool: 'True or False', int: 'a whole number', float: 'a number', str: 'text', tuple: 'names, as a,b,c'}
+KINDS = {
+    bool: 'True or False',
+    int: 'a whole number',
+    float: 'a number',
+    str: 'text',
+    tuple: 'text separated by commas',
+}
 DATASETS = ['fashionai', 'darn', 'deepfashion', 'zappos50k', 'catalog', 'synthetic']
-NETWORKS = ['asen', 'asen_v2', 'csn', 'triplet']
-TRUNKS = ['resnet18', 'resnet34', 'resnet50', 'efficientnet_lite0']
 TABLE = (
     Field('name', 'asen', NEVER, 'name of the run; the default workdir is runs/<name>'),
     # JAX would drop higher bits
@@ -65,8 +70,8 @@ TABLE = (
     Field('data.synthetic.num_photos', 4000, RUN, 'photos to draw', (100, 1_000_000)),
     # in smaller photos, collars cannot be told apart
     Field('data.synthetic.photo_size', 96, RUN, 'side of a drawn photo, in pixels', (32, 4096)),
-    Field('model.name', 'asen', WEIGHTS, 'the network', NETWORKS),
-    Field('model.trunk', 'resnet50', WEIGHTS, 'the trunk; a ResNet up to layer3', TRUNKS),
+    Field('model.name', 'asen', WEIGHTS, 'the network', list(NETWORKS)),
+    Field('model.trunk', 'resnet50', WEIGHTS, 'the trunk; a ResNet up to layer3', list(TRUNKS)),
     Field('model.feature_bn', False, WEIGHTS, "batch norm of the trunk's features before the head"),
     Field('model.dropout', 0.0, RUN, "share of a photo's feature channels that training sets to zero", (0, 0.99)),
     Field('model.embed_dim', 1024, WEIGHTS, 'dimensions of an embedding; in asen_v2 only with projection', (1, 65_536)),
@@ -84,31 +89,23 @@ TABLE = (
     Field('init.workdir', '', RUN, 'a run or an import whose weights to start from, in place of init.trunk'),
     Field('init.checkpoint', 'best', RUN, 'best, latest or STEP: which checkpoint of init.workdir'),
     Field('optim.learning_rate', 1e-4, NEVER, "Adam's learning rate in the first epoch", (1e-12, 1000)),
-    Field(
-        'optim.trunk_factor',
-        1.0,
-        NEVER,
-        "factor on the trunk's learning rate; 0: frozen, features are computed once",
-        (0, 1000),
-    ),
+    Field('optim.groups', (), RUN, 'REGEX:FACTOR,...: scale the learning rate of parameters by path; 0 freezes'),
     Field('optim.decay_rate', 0.985, NEVER, 'factor on the learning rate, applied every decay_every_epochs', (1e-6, 1)),
     Field('optim.decay_every_epochs', 1, NEVER, 'epochs between decays of the learning rate', (1, 1_000_000)),
     Field('train.batch_size', 16, RUN, 'triplets per step, over all devices', (1, 65_536)),
     Field('train.num_epochs', 200, NEVER, 'epochs to train', (1, 1_000_000)),
-    Field('train.loss', 'triplet', RUN, 'as in the papers, or against the batch', ['triplet', 'contrastive']),
+    # also embedding_norm and mask_norm, for csn
+    Field('train.loss', 'triplet', RUN, 'triplet, contrastive, or several with weights: triplet:1,mask_norm:0.01'),
     Field('train.margin', 0.2, NEVER, 'margin of the triplet loss', (0, 1000)),
     Field('train.temperature', 0.1, NEVER, 'temperature of the contrastive loss', (1e-4, 1000)),
     Field('train.distance', 'cosine', VECTORS, 'in the triplet loss and in rankings', ['cosine', 'euclidean']),
-    Field('train.embedding_norm', 0.0, NEVER, "csn: weight of the penalty on unmasked embeddings' norm", (0, 1000)),
-    Field('train.mask_norm', 0.0, NEVER, "csn: weight of the penalty on the masks' norm", (0, 1000)),
+    Field('train.precompute_features', False, NEVER, 'compute the features of a frozen trunk only once'),
     Field('train.accumulate_steps', 1, NEVER, 'parts of a batch, each with its own batch statistics', (1, 65_536)),
     Field('train.remat', False, NEVER, "keep only inputs of the trunk's blocks, compute the rest twice; same result"),
     Field('train.log_every_steps', 50, NEVER, 'steps between lines in metrics.jsonl', (1, 10**9)),
     Field('train.save_every_minutes', 10.0, NEVER, 'minutes between latest checkpoints within an epoch', (1e-6, 10**6)),
     Field('train.save_every_steps', 0, NEVER, 'steps between additional latest checkpoints; 0: none', (0, 10**9)),
-    Field(
-        'train.profile_steps', 0, NEVER, "steps to record with JAX's profiler, after the first few; 0: none", (0, 1000)
-    ),
+    Field('train.profile_steps', 0, NEVER, "steps for JAX's profiler, after the first few; 0: none", (0, 1000)),
     Field('eval.batch_size', 64, NEVER, 'photos per batch; does not change the results', (1, 16_384)),
     Field('eval.every_epochs', 1, NEVER, 'epochs between evaluations on valid', (1, 1_000_000)),
     Field('eval.cross_attribute', False, NEVER, 'also rank each attribute by the vectors of the other attributes'),

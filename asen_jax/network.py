@@ -1,4 +1,4 @@
-"""A trained network: its structure, its arrays, and what its checkpoint records about it."""
+"""A trained network: its graph, its arrays, and what its checkpoint records about it."""
 
 import contextlib
 import functools
@@ -8,31 +8,32 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from flax import nnx
 from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
 from asen_jax import sharding
 from asen_jax.checkpoint import ADVICE, Checkpoints, Place, abstract_like
 from asen_jax.errors import NumericsError
-from asen_jax.models import Structure, build_shapes, embed_all
+from asen_jax.models.apply import embed_all
+from asen_jax.models.build import build_shapes
+from asen_jax.models.interfaces import Output
 
-# uint8 photos [n, h, w, 3] -> (vectors [n, attributes, dim], attention maps [n, attributes, h, w] or None)
-Embed = Callable[
-    [UInt8[np.ndarray, 'n h w 3']], tuple[Float[jax.Array, 'n a d'], Float[jax.Array, 'n a h16 w16'] | None]
-]
+# uint8 photos [n, h, w, 3] -> each photo under every attribute: `embedding` [n, a, d], `heatmap` [n, a, h, w] or None
+Embed = Callable[[UInt8[np.ndarray, 'n h w 3']], Output]
 
 
 class TrainedNetwork(NamedTuple):
     """A network and the metadata of its checkpoint (`step`, `config`, `attributes`, `values`, ...)."""
 
-    structure: Structure
+    graphdef: nnx.GraphDef
     params: dict
     batch_stats: dict
     meta: dict[str, Any]
 
     def embed_on(self, mesh: jax.sharding.Mesh) -> Embed:
         """The network as one compiled function on the devices of `mesh`."""
-        return make_embedder(self.structure, mesh)(self.params, self.batch_stats)
+        return make_embedder(self.graphdef, mesh)(self.params, self.batch_stats)
 
 
 def load_network(
@@ -48,19 +49,19 @@ def load_network(
     def load(place: Place) -> TrainedNetwork:
         meta = source.meta_of(place)
         meta['config']['precision'] = precision or meta['config']['precision']
-        structure, *shapes = build_shapes(ConfigDict(meta['config']), len(meta['attributes']))
+        graphdef, *shapes = build_shapes(ConfigDict(meta['config']), len(meta['attributes']))
         like = dict(zip(('params', 'batch_stats'), shapes, strict=True))
         restored = source.arrays_of(place, abstract_like(like, sharding.state_shardings(like, mesh)))
-        return TrainedNetwork(structure, restored['params'], restored['batch_stats'], meta)
+        return TrainedNetwork(graphdef, restored['params'], restored['batch_stats'], meta)
 
     with contextlib.nullcontext() if source is checkpoints else source:
         return source.read(which, load)
 
 
-def make_embedder(structure: Structure, mesh: jax.sharding.Mesh) -> Callable[[dict, dict], Embed]:
-    """`embed_all`, compiled once for all arrays of this structure: bind(params, batch_stats) returns the `Embed` for them."""
+def make_embedder(graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh) -> Callable[[dict, dict], Embed]:
+    """`embed_all`, compiled once for all arrays of this graph: bind(params, batch_stats) returns the `Embed` for them."""
     whole = sharding.replicated(mesh)  # so that each process can read the vectors
-    compiled = jax.jit(functools.partial(embed_all, structure), out_shardings=whole)
+    compiled = jax.jit(functools.partial(embed_all, graphdef), out_shardings=whole)
 
     def bind(params: dict, batch_stats: dict) -> Embed:
         params = jax.device_put(params, whole)  # gathered once, not for each batch

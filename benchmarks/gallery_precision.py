@@ -20,10 +20,10 @@ import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
 from asen_jax.data.prepared import Records, open_records, read_rows
+from asen_jax.embedder import Embedder
 from asen_jax.evaluation import metrics
 from asen_jax.evaluation.evaluate import evaluate
 from asen_jax.matching import config_as_trained
-from asen_jax.search.embedder import Embedder
 from asen_jax.search.gallery import Gallery
 from asen_jax.search.indexing import index_photos
 from asen_jax.sharding import make_mesh

@@ -19,7 +19,7 @@ os.environ.update(JAX_PLATFORMS='cpu', TF_CPP_MIN_LOG_LEVEL='2')
 import jax
 import numpy as np
 
-from asen_jax import sharding
+from asen_jax import processes, sharding
 from asen_jax.models import build_model
 from asen_jax.training.optimizer import make_optimizer, make_schedule
 from asen_jax.training.step import create_state, make_train_step
@@ -55,11 +55,11 @@ def work(num_processes: int, model_axis: int, port: int, number: int) -> None:
     """Be one process of a measurement; the first one prints the time."""
     sharding.set_up_cpu(2 // num_processes)
     if num_processes > 1:
-        sharding.start_processes(f'localhost:{port}', num_processes, number)
+        processes.start_processes(f'localhost:{port}', num_processes, number)
     milliseconds = measure(model_axis)
-    if sharding.is_writer():
+    if processes.is_writer():
         print(milliseconds)
-    sharding.end_process(0)
+    processes.end_process(0)
 
 
 def run(*setting: int) -> float:

@@ -50,8 +50,8 @@ def run(argv: list[str], dispatch: Dispatch) -> int:
 
 def end(status: int) -> NoReturn:
     """Exit, together with the other processes of the run if there are any."""
-    if sharding := sys.modules.get('asen_jax.sharding'):  # not loaded for --help
-        sharding.end_process(status)
+    if processes := sys.modules.get('asen_jax.processes'):  # not loaded for --help
+        processes.end_process(status)
     sys.exit(status)
 
 
@@ -74,8 +74,8 @@ def attempt(argv: list[str], dispatch: Dispatch) -> tuple[int, str]:
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
             return 2, f"this needs {error.name}; pip install '.[{EXTRAS[error.name]}]' installs it."
-        if sharding := sys.modules.get('asen_jax.sharding'):
-            sharding.await_peer_error()
+        if processes := sys.modules.get('asen_jax.processes'):
+            processes.await_peer_error()
         traceback.print_exc()
         return 1, ''
     return 0, ''

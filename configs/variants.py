@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 
 from asen_jax.errors import InputError
-from asen_jax.fields import NETWORKS
+from asen_jax.models.registry import NETWORKS
 from configs import common
 
 VARIANTS = (*NETWORKS, 'no_spatial', 'no_channel')

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from asen_jax.data.table import read_text
 from asen_jax.data.triplets import Labels
 from asen_jax.errors import InputError
 
@@ -29,14 +30,7 @@ def read_lines(path: Path) -> list[str]:
 
     Lines may end in CR LF, the last may lack a newline, and blank lines at the end are ignored.
     """
-    try:
-        text = path.read_bytes().decode('utf-8-sig')
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b'\n') + 1
-        raise InputError(f'{path}, line {line}: not UTF-8 text; save the file as UTF-8.') from error
-    except OSError as error:
-        raise InputError(f'{path} cannot be read ({error.strerror}); check that the file exists.') from error
-    lines = [line.strip() for line in text.split('\n')]  # not splitlines: only a line feed ends a line
+    lines = [line.strip() for line in read_text(path).split('\n')]  # not splitlines: only a line feed ends a line
     while lines and not lines[-1]:
         lines.pop()
     if not lines:

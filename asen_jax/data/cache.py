@@ -13,7 +13,7 @@ import PIL
 from jaxtyping import Array, Float, UInt8
 from tqdm import tqdm
 
-from asen_jax import files, sharding
+from asen_jax import files, processes, sharding
 from asen_jax.data.prepared import LoadOptions, Records
 from asen_jax.errors import InputError, StoppedError
 from asen_jax.signals import StopRequest, stopped
@@ -53,7 +53,7 @@ def open_cache(
     Raises InputError if it cannot be written, and StoppedError after a signal that `stop` received.
     """
     path = _cache_path(records, split, options)
-    if sharding.is_writer() and not path.exists():
+    if processes.is_writer() and not path.exists():
         try:
             path.parent.mkdir(exist_ok=True)
             busy = f'Another process is filling {path.parent}; waiting for it.'
@@ -70,7 +70,7 @@ def open_cache(
                 'or set --config.data.cache=none.'
             ) from error
     signal_number = (stop.signal_number if stop else None) or 0
-    if number := sharding.agree(signal_number):  # with several processes, all wait here
+    if number := processes.agree(signal_number):  # with several processes, all wait here
         raise stopped(number, STOPPED)
     return CachedPhotos(path)
 

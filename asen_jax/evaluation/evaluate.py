@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 from ml_collections import ConfigDict
 
-from asen_jax import files, sharding
+from asen_jax import files, processes
 from asen_jax.data.batches import eval_batch_size, eval_batches
 from asen_jax.data.prepared import LoadOptions, Records, check_unchanged, has_targets, read_rows
 from asen_jax.errors import InputError
@@ -87,7 +87,7 @@ def evaluate_network(
         from asen_jax.evaluation.report import make_report  # loads Bokeh, which no other mode needs
 
         page = make_report(config, records, result, vectors, embed, workdir, network.meta)
-    if sharding.is_writer():
+    if processes.is_writer():
         _write(Path(workdir), result, rankings, page)
     return result
 
@@ -119,8 +119,7 @@ def match_attributes(config: ConfigDict, meta: dict, records: Records, workdir: 
     order = np.array([known.index(name) for name in records.attributes])
 
     def reordered(images):
-        vectors, heatmaps = embed(images)
-        return vectors[:, order], None if heatmaps is None else heatmaps[:, order]
+        return jax.tree.map(lambda part: part[:, order], embed(images))
 
     return reordered
 
@@ -147,7 +146,7 @@ def rank_examples(config: ConfigDict, records: Records, split: str, embed: Embed
             distance=vectors.distance,
         )
         batch[0] = options.read_square(records, split, index)
-        heatmaps = embed(batch)[1]
+        heatmaps = embed(batch).heatmap
         ranking = Ranking(
             title=f'{records.attributes[attribute]}: {records.values[attribute][value]}',
             query=batch[0].copy(),

@@ -163,17 +163,19 @@ def compare_attributes(
     index = first[len(first) // 2].query
     batch = np.zeros((eval_batch_size(records, split, config), options.size, options.size, 3), np.uint8)
     batch[0] = options.read_square(records, split, index)
-    embeddings, heatmaps = embed(batch)
+    output = embed(batch)
     candidate = read_rows(records, f'{split}_candidate')
     rows = []
     for name in sheets:
         attribute = records.attributes.index(name)
         photo_list = metrics.group_candidates(candidate, attribute).photos
         photo_list = photo_list[photo_list != index]
-        query = np.asarray(embeddings[:1, attribute])
+        query = np.asarray(output.embedding[:1, attribute])
         scores = metrics.nearness(query, vectors.of(photo_list, attribute), vectors.distance)
         nearest = photo_list[metrics.sort_by_score(scores)[0, :NUM_RANKS]].tolist()
-        look = None if heatmaps is None else data_uri(overlay_heatmap(batch[0], np.asarray(heatmaps[0, attribute])))
+        look = None
+        if output.heatmap is not None:
+            look = data_uri(overlay_heatmap(batch[0], np.asarray(output.heatmap[0, attribute])))
         rows.append({'attribute': name, 'look': look, 'nearest': nearest, 'query': index})
     return rows
 

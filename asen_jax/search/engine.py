@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from asen_jax.search.embedder import Embedder
+from asen_jax.embedder import Embedder
 from asen_jax.search.listing import ListedPhoto, slices
 
 THUMBNAIL_SIDE = 192  # pixels

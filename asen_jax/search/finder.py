@@ -11,8 +11,8 @@ from jaxtyping import Float
 from PIL import Image
 
 from asen_jax.data import images
+from asen_jax.embedder import Embedder
 from asen_jax.errors import InputError
-from asen_jax.search.embedder import Embedder
 from asen_jax.search.gallery import ID, STATE, THUMBNAIL, Gallery, photo_id
 from asen_jax.search.listing import photo_state
 from asen_jax.search.searching import parse_weights

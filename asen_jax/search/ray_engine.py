@@ -14,8 +14,8 @@ import pyarrow as pa
 import ray
 import ray.data
 
+from asen_jax.embedder import Embedder
 from asen_jax.errors import InputError
-from asen_jax.search.embedder import Embedder
 from asen_jax.search.engine import Outcome, embed_here
 from asen_jax.search.listing import ListedPhoto
 

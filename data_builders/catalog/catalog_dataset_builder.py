@@ -11,12 +11,12 @@ import numpy as np
 from jaxtyping import Bool, Int
 from ml_collections import ConfigDict
 
-from asen_jax.data.boxes import parse_box
 from asen_jax.data.images import read_file
+from asen_jax.data.table import Row, Table, split_values
 from asen_jax.errors import InputError
 from data_builders import records
 from data_builders.annotations import pick_attributes, split_names
-from data_builders.catalog.table import RESERVED, Row, Table, read_table, split_values
+from data_builders.catalog.table import RESERVED, product_of, read_labels
 from data_builders.records import SPLITS, Photo, RawDataset
 
 MIN_VALUES, MAX_VALUES = 2, 100  # of a column that becomes an attribute without being named
@@ -45,14 +45,14 @@ def config_name(data: ConfigDict) -> str:
 
 def read(data: ConfigDict) -> RawDataset:
     """Read labels.csv: splits, labels, boxes, and which photos of valid and test are queries."""
-    table = read_table(Path(data.manual_dir).expanduser())
+    table = read_labels(Path(data.manual_dir).expanduser())
     values = column_values(table)
     attributes, notes = choose_columns(table, values, data.attributes)
     values = {name: tuple(sorted(values[name])) for name in attributes}
     numbers = {name: {value: number for number, value in enumerate(names)} for name, names in values.items()}
     rows = defaultdict(list)
     for row in table.rows:
-        rows[row.cells.get('split') or split_of(row.key)].append(row)
+        rows[row.cells.get('split') or split_of(product_of(row))].append(row)
     photos, queries, candidates = {}, {}, {}
     for split in SPLITS:
         photos[split] = [make_photo(table, row, numbers) for row in rows[split]]
@@ -112,7 +112,7 @@ def choose_queries(rows: list[Row]) -> Bool[np.ndarray, ' photos']:
 
     Never change the text that is hashed: it determines the test set behind every quoted figure.
     """
-    sizes = Counter(row.key for row in rows)
+    sizes = Counter(map(product_of, rows))
     if len(sizes) < 2:  # queries need another product to find
         return np.zeros(len(rows), bool)
     wanted, count, chosen = max(1, round(QUERY_SHARE * len(rows))), 0, set()
@@ -121,7 +121,7 @@ def choose_queries(rows: list[Row]) -> Bool[np.ndarray, ' photos']:
             chosen.add(key)
             count += sizes[key]
     chosen = chosen or {min(sizes, key=lambda key: (sizes[key], _hash(f'query:{key}')))}
-    return np.array([row.key in chosen for row in rows], bool)
+    return np.array([product_of(row) in chosen for row in rows], bool)
 
 
 def make_photo(table: Table, row: Row, numbers: Mapping[str, Mapping[str, int]]) -> Photo:
@@ -137,9 +137,9 @@ def make_photo(table: Table, row: Row, numbers: Mapping[str, Mapping[str, int]])
         read=partial(read_file, path),
         attributes=tuple(attribute for attribute, _ in labels),
         values=tuple(value for _, value in labels),
-        bbox=parse_box(row.cells, f'{table.path}, line {row.line}') if 'x1' in table.columns else None,
+        bbox=table.box(row),
         path=path,
-        where=f'{table.path}, line {row.line}',
+        where=table.where(row),
     )
 
 

@@ -11,18 +11,17 @@ another; for heel, two have similar heights and the third a different one. The r
   bins away.
 """
 
-import csv
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
 
+from asen_jax.data.table import read_cells
 from asen_jax.data.triplets import Labels
 from asen_jax.errors import InputError
-from data_builders import annotations
 from data_builders.records import SPLITS
 
 FAMILIES = {
@@ -154,16 +153,12 @@ def match_photos(
 
 def read_table(path: Path, attributes: Sequence[str]) -> Table:
     """The columns of `attributes`; all others are ignored."""
-    lines = _parse(path)
-    header = next(lines)[1]
+    lines = read_cells(path)
+    header = next(lines, (1, []))[1]
     cid, columns, values, notes = _choose_columns(path, header, attributes)
     wanted = [column for chosen in columns.values() for column in chosen]
     rows, first, packed = {}, {}, []
     for line, cells in lines:
-        if not any(cells):
-            continue
-        if len(cells) != len(header):
-            raise InputError(f'{path}, line {line}: {len(cells)} cells, but line 1 has {len(header)}; {TABLE_HELP}.')
         for column in wanted:
             if cells[column] not in ('0', '1'):
                 raise InputError(
@@ -183,18 +178,6 @@ def read_table(path: Path, attributes: Sequence[str]) -> Table:
         flags[name][:, list(chosen.values())] = bits[:, : len(chosen)]
         bits = bits[:, len(chosen) :]
     return Table(rows, values, flags, notes)
-
-
-def _parse(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Line number and cells of each row; the first row names the columns."""
-    reader = csv.reader(annotations.read_lines(path), strict=True)
-    line = 1
-    try:
-        for cells in reader:
-            yield line, [cell.strip() for cell in cells]
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise InputError(f'{path}, line {line}: {error}; {TABLE_HELP}.') from error
 
 
 def _choose_columns(

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,11 +13,14 @@ from multiprocessing.context import SpawnProcess
 import grain
 import numpy as np
 import pytest
+from PIL import Image
 
 from asen_jax import sharding
-from asen_jax.data import batches, images, prepared
+from asen_jax.data import batches, images, prepared, workers
 from asen_jax.errors import InputError
 from asen_jax.signals import STOP_SIGNALS
+from asen_jax.training import loop
+from data_builders.prepare import prepare
 from tests.conftest import ROOT, read_split
 
 KILLED = r'loads photos was killed, .*lower --config\.data\.num_workers'
@@ -36,7 +40,7 @@ def assert_same(actual, expected):
 
 
 def test_batches_have_the_documented_shapes(records, config):
-    batch = take(batches.train_batches(records, config), 1)[0]
+    batch = take(batches.train_batches(records, config, with_labels=True), 1)[0]
     assert batch['images'].shape == (8, 3, 32, 32, 3)
     assert batch['images'].dtype == np.uint8
     assert batch['attribute'].shape == (8,)
@@ -47,7 +51,7 @@ def test_batches_have_the_documented_shapes(records, config):
 
 def test_a_batch_holds_the_photos_and_labels_of_its_triplets(records, config):
     config.data.flip = False
-    batch = take(batches.train_batches(records, config), 1)[0]
+    batch = take(batches.train_batches(records, config, with_labels=True), 1)[0]
     source = batches.TripletSource(records, config, range(8))
     photos = read_split(records.directory, 'train')
     for row, table in enumerate(source.table(0)[:8].tolist()):
@@ -117,7 +121,7 @@ def test_a_worker_that_is_killed_while_it_starts_is_reported(monkeypatch):
     monkeypatch.setattr(SpawnProcess, 'start', start_and_kill)
     large = grain.MapDataset.source(bytes(1_000_000))  # which a pipe does not hold, either
     with pytest.raises(InputError, match=KILLED):
-        next(batches._iterate(large, num_workers=2))
+        next(workers.load_batches(large, num_workers=2))
 
 
 OPEN_BATCHES = """
@@ -160,7 +164,7 @@ class Unreadable:
 
 def test_any_exception_in_a_worker_is_raised():
     with pytest.raises(RuntimeError, match=r'(?s)In a process that loads photos:.*the disk is on fire'):
-        next(batches._iterate(grain.MapDataset.source(Unreadable()), num_workers=1))
+        next(workers.load_batches(grain.MapDataset.source(Unreadable()), num_workers=1))
 
 
 def test_each_epoch_and_seed_draws_different_triplets(records, config):
@@ -238,7 +242,14 @@ def test_an_epoch_smaller_than_a_batch_is_rejected(records, config):
         batches.steps_per_epoch(records, config)
 
 
-def test_an_unknown_kind_of_triplets_is_rejected(records, config):
-    config.data.triplets = 'old'
-    with pytest.raises(InputError, match=r"config\.data\.triplets is 'old'"):
-        batches.steps_per_epoch(records, config)
+@pytest.mark.parametrize('field,value', [('optim.trunk_factor', 0.0), ('data.cache', 'device')])
+def test_a_dataset_without_train_photos_is_refused_before_they_are_read(config, tmp_path, field, value):
+    photo = tmp_path / '0.jpg'
+    Image.new('RGB', (32, 32)).save(photo)
+    for name in '123':
+        shutil.copy(photo, tmp_path / f'{name}.jpg')
+    (tmp_path / 'labels.csv').write_text('path,split,color\n0.jpg,valid,a\n1.jpg,valid,b\n2.jpg,test,a\n3.jpg,test,b\n')
+    config.data.name, config.data.manual_dir, config.data.dir = 'catalog', str(tmp_path), str(tmp_path / 'records')
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(InputError, match=r'has no train photos; prepare\.json there says which photos were read'):
+        loop.train_and_evaluate(config, tmp_path / 'run', prepare(config))

@@ -125,8 +125,7 @@ def test_training_on_published_lists_scores_triplets(config, tmp_path):
     weighted = sum(accuracy['per_attribute'][name] * count / 100 for name, count in tree.LINES.items())
     assert accuracy['overall'] == pytest.approx(weighted) and 0 < accuracy['overall'] < 1
     assert 'overall' in evaluate.format_table(result)
-    for field, value in (('data.triplets', 'fresh'), ('train.loss', 'contrastive')):
-        other = config.copy_and_resolve_references()
-        other.update_from_flattened_dict({field: value})
+    for triplets, with_labels in (('fresh', False), ('fixed', True)):
+        config.data.triplets = triplets
         with pytest.raises(InputError, match='has triplets but no labels'):
-            TripletSource(records, other, range(8))
+            TripletSource(records, config, range(8), with_labels=with_labels)

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from asen_jax.checkpoint import Checkpoints
+from asen_jax.embedder import Embedder
 from asen_jax.models import build_shapes
-from asen_jax.search.embedder import Embedder
 from tests.conftest import tiny_config
 
 ATTRIBUTES = ('sleeve_length', 'neckline', 'color')

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from asen_jax.search.embedder import Embedded, Embedder
+from asen_jax.embedder import Embedded, Embedder
 
 
 class FakeEmbedder(Embedder):

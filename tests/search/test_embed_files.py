@@ -12,11 +12,11 @@ from PIL import Image
 
 from asen_jax.data.batches import eval_batches
 from asen_jax.data.prepared import open_records
+from asen_jax.embedder import Embedder
 from asen_jax.errors import InputError
 from asen_jax.evaluation.vectors import collect_vectors
 from asen_jax.files import lock
 from asen_jax.search.embed_files import embed_files, embed_workdir
-from asen_jax.search.embedder import Embedder
 from asen_jax.sharding import make_mesh
 from data_builders import prepare
 from tests.conftest import ROOT, tiny_config

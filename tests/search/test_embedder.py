@@ -14,10 +14,11 @@ from PIL import Image
 import asen_jax
 from asen_jax import network as networks
 from asen_jax.data import images as pictures
+from asen_jax.embedder import Embedder
 from asen_jax.errors import InputError
 from asen_jax.search.embed_files import embed_files
-from asen_jax.search.embedder import Embedder
 from asen_jax.sharding import make_mesh
+from configs import variants
 from tests.conftest import tiny_config
 from tests.search.conftest import ATTRIBUTES, VALUES, save_network
 
@@ -157,15 +158,16 @@ def test_a_single_photo_is_not_taken_for_a_sequence_of_letters_or_rows(network, 
     np.testing.assert_array_equal(network.embed(np.stack([photos[0]] * 2)), network.embed(photos[:1] * 2))
 
 
-@pytest.mark.parametrize('model', [{'name': 'csn'}, {'name': 'asen', 'spatial_attention': False}])
-def test_without_attention_there_are_no_heatmaps(tmp_path, photos, model):
+@pytest.mark.parametrize(('variant', 'name'), [('csn', 'csn'), ('no_spatial', 'asen')])
+def test_without_attention_there_are_no_heatmaps(tmp_path, photos, variant, name):
     config = tiny_config()
-    config.model.update(model, normalize=False)
+    variants.set_network(config, variant)
+    config.model.normalize = False
     loaded = Embedder.load(save_network(tmp_path, config), batch_size=8)
     embedded = loaded.embed(photos)
     assert embedded.shape == (11, 3, 16)
     assert not np.allclose(np.linalg.norm(embedded, axis=-1), 1, atol=0.01)  # model.normalize is off
-    reason = rf'\({model["name"]}\) has no spatial attention'
+    reason = rf'\({name}\) has no spatial attention'
     with pytest.raises(InputError, match=reason):
         loaded.heatmaps(photos)
     with pytest.raises(InputError, match=reason):

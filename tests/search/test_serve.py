@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from asen_jax.embedder import Embedder
 from asen_jax.errors import InputError
 from asen_jax.search import serve
-from asen_jax.search.embedder import Embedder
 from asen_jax.search.finder import Finder, check_condition
 from asen_jax.search.gallery import Gallery
 from asen_jax.search.indexing import index_photos

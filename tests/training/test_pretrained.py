@@ -56,8 +56,8 @@ def test_frozen_features_are_those_of_the_photo_and_of_its_mirror_image(config, 
     structure, *arrays = build_model(freeze(config), len(records.attributes))
     features = compute_features(config, records, structure, tuple(arrays), make_mesh(), tmp_path, StopRequest())
     assert list(tmp_path.iterdir()) == []  # the file has no name
-    batch = next(train_batches(records, config, features=features))
-    pixels = next(train_batches(records, config))
+    batch = next(train_batches(records, config, features=features, with_labels=True))
+    pixels = next(train_batches(records, config, with_labels=True))
     np.testing.assert_array_equal(batch['photo'], pixels['photo'])
     np.testing.assert_array_equal(batch['labels'], pixels['labels'])
     images, flip = pixels['images'][0], pixels['flip'][0]

@@ -12,9 +12,9 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from asen_jax.checkpoint import Checkpoints
+from asen_jax.embedder import Embedder
 from asen_jax.errors import InputError
 from asen_jax.models import build_shapes, embed_all
-from asen_jax.search.embedder import Embedder
 from asen_jax.training.loop import train_and_evaluate
 from asen_jax.weights import importing, torch_names
 from asen_jax.weights.export import export, write_torch_checkpoint

@@ -22,9 +22,9 @@ from asen_jax.data import images as pictures
 from asen_jax.data.boxes import Box, clip_box
 from asen_jax.data.prefetch import prefetch
 from asen_jax.errors import InputError
-from asen_jax.models import embed_all
+from asen_jax.models.apply import embed_all
+from asen_jax.models.interfaces import Output
 from asen_jax.network import TrainedNetwork, check_finite, load_network
-from asen_jax.search.listing import absolute
 from asen_jax.sharding import make_mesh
 
 BATCH_SIZE = 64  # photos
@@ -63,11 +63,13 @@ class Embedder:
         self.batch_size = -(-batch_size // mesh.size) * mesh.size  # every device gets an equal share
         self._embed = network.embed_on(mesh)
         batch = jax.ShapeDtypeStruct((self.batch_size, self.size, self.size, 3), np.uint8)
-        vectors, heatmaps = jax.eval_shape(
-            functools.partial(embed_all, network.structure), network.params, network.batch_stats, batch
+        output = jax.eval_shape(
+            functools.partial(embed_all, network.graphdef), network.params, network.batch_stats, batch
         )
-        self.dim = vectors.shape[-1]
-        self.heatmap_shape = None if heatmaps is None else heatmaps.shape[2:]  # (h, w); None without attention
+        self.dim = output.embedding.shape[-1]
+        self.heatmap_shape = (
+            None if output.heatmap is None else output.heatmap.shape[2:]
+        )  # (h, w); None without attention
         self._image_lock = threading.Lock()
 
     @classmethod
@@ -84,7 +86,10 @@ class Embedder:
         """
         mesh = make_mesh()
         embedder = cls(load_network(Path(workdir), str(checkpoint), precision, mesh), mesh, batch_size)
-        embedder.origin = {'workdir': absolute(workdir), 'checkpoint': str(checkpoint)}
+        embedder.origin = {
+            'workdir': os.path.abspath(workdir),  # noqa: PTH100 - resolve() would follow links
+            'checkpoint': str(checkpoint),
+        }
         return embedder
 
     def embed(
@@ -129,9 +134,9 @@ class Embedder:
                 ([pool.submit(self._load, *pair, keep) for pair in batch] for batch in batches), READ_AHEAD
             )
             for output, kept, broken, extras in prefetch(map(self._start, loading), 1):
-                vectors = np.asarray(output[0])[kept][:, columns]
+                vectors = np.asarray(output.embedding)[kept][:, columns]
                 check_finite(vectors)
-                maps = np.asarray(output[1])[kept][:, columns].astype(np.float32, copy=False) if heatmaps else None
+                maps = np.asarray(output.heatmap)[kept][:, columns].astype(np.float32, copy=False) if heatmaps else None
                 yield Embedded(vectors, maps, kept, broken, extras)
         finally:
             pool.shutdown(cancel_futures=True)
@@ -242,7 +247,7 @@ class Embedder:
             raise ValueError(f'it is an array {list(photo.shape)} of {photo.dtype}; {wanted}')
         return Image.fromarray(np.asarray(photo))
 
-    def _start(self, futures: Sequence[Future]) -> tuple[tuple, list[int], dict[int, str], list[Any]]:
+    def _start(self, futures: Sequence[Future]) -> tuple[Output, list[int], dict[int, str], list[Any]]:
         """Start a batch on the device, padded with black photos: (its future output, positions kept, broken, extras)."""
         batch = np.zeros((self.batch_size, self.size, self.size, 3), np.uint8)
         kept, broken, extras = [], {}, []
