@@ -193,7 +193,7 @@ class NamesParser(tuple_parser.TupleParser):
     def parse(self, argument: str | tuple) -> tuple:
         if isinstance(argument, tuple):
             return argument
-        inside = argument[1:-1] if argument.startswith(('(', '[')) else argument
+        inside = argument[1:-1] if argument[:1] + argument[-1:] in ('()', '[]') else argument
         names = [name.strip(' \'"') for name in inside.split(',')]
         return tuple(name for name in names if name)
 

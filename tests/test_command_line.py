@@ -61,11 +61,19 @@ DAMAGED = {
     '[]': 'config.json is not a JSON object (',
     '{"seed": "x"}': "config.json: Could not override field 'seed'",
 }
+OF_ANOTHER_TYPE = {
+    '{"seed": null}': 'config.seed is None; it must be a whole number.',
+    '{"data": {"image_size": true}}': 'config.data.image_size is True; it must be a whole number.',
+    '{"data": {"attributes": null}}': 'config.data.attributes is None; it must be text separated by commas.',
+    '{"data": {"attributes": [0]}}': 'config.data.attributes is (0,); it must be text separated by commas.',
+    '{"data": {"attributes": 0}}': "config.json: Could not override field 'attributes'",
+}
 ATTRIBUTES = {
     ('--config.data.attributes=fit,base colour',): ('fit', 'base colour'),
     ('--config.data.attributes', 'fit'): ('fit',),
     ('--config.data.attributes=fit,cut (front)',): ('fit', 'cut (front)'),
     ("--config.data.attributes=['fit', 'cut']",): ('fit', 'cut'),
+    ('--config.data.attributes=(back) fit',): ('(back) fit',),
     ('--config.data.attributes=fit', '--config.data.attributes=cut'): ('fit', 'cut'),
     ('--config.data.attributes=',): (),
 }
@@ -144,9 +152,10 @@ def test_a_workdir_remembers_its_config_but_flags_win(tmp_path, capsys):
     assert 'config.train.margin is 0.2; . had 0.3' in capsys.readouterr().out
 
 
-def test_the_fields_of_a_config_json_are_checked(tmp_path):
-    (tmp_path / 'config.json').write_text('{"seed": null}')
-    with pytest.raises(InputError, match=r'config\.seed is None; it must be a whole number'):
+@pytest.mark.parametrize('text,sentence', OF_ANOTHER_TYPE.items())
+def test_a_value_of_another_type_in_a_config_json_is_refused(tmp_path, text, sentence):
+    (tmp_path / 'config.json').write_text(text)
+    with pytest.raises(InputError, match=re.escape(sentence)):
         parse('--workdir=.')
 
 
