@@ -30,6 +30,7 @@ PATH_FLAGS = {
     'gallery': 'folder of the gallery, or s3://BUCKET/NAME',
     'query': 'photo to search with',
 }
+PATH_FIELDS = ('data.dir', 'data.manual_dir', 'init.trunk', 'init.workdir')
 PROCESS_FLAGS = ('distributed', 'coordinator', 'num_processes', 'process_id')
 
 
@@ -78,6 +79,12 @@ class Arguments(NamedTuple):
     flags: flags.FlagValues
 
     @property
+    def paths(self) -> list[Path]:
+        """The files and folders that the command reads or writes."""
+        named = [self.flags[name].value for name in PATH_FLAGS] + [self.config[name] for name in PATH_FIELDS]
+        return [self.workdir, *(_expand_home(path) for path in named if path)]
+
+    @property
     def written(self) -> str:
         """The file or folder that the mode writes."""
         return (
@@ -105,7 +112,7 @@ def parse(argv: Sequence[str]) -> Arguments | None:
     if values.mode not in ('search', 'serve'):  # which read nothing but the gallery
         _apply_workdir(values, workdir)
     fields.check_fields(values.config)
-    for field in ('data.dir', 'data.manual_dir', 'init.trunk', 'init.workdir'):
+    for field in PATH_FIELDS:
         _expand_home(values.config[field])  # only a check: the config keeps its ~
     _check_mode(values)
     return Arguments(values.mode, values.config, workdir, values)
@@ -214,6 +221,8 @@ def _apply_workdir(values: flags.FlagValues, workdir: Path) -> None:
             raise ValueError(f'it is {content!r:.40}')
     except FileNotFoundError:
         return
+    except OSError as error:
+        raise InputError(f'{path} cannot be read ({error.strerror}); choose another --workdir.') from error
     except ValueError as error:
         raise InputError(f'{path} is not a JSON object ({error}); fix it, or choose another --workdir.') from error
     remembered = fields.flatten(content)
