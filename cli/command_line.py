@@ -5,6 +5,7 @@ config file that --config names, and --config.FIELD=VALUE.
 """
 
 import difflib
+import functools
 import json
 import re
 from collections.abc import Sequence
@@ -21,17 +22,9 @@ from asen_jax.errors import InputError
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
 HELP_FLAGS = {'--help', '-help', '-h', '-?', '--helpfull'}
 USAGE = 'python main.py [--config configs/NAME.py[:VARIANT]] [--mode MODE] [--workdir DIR] [--config.FIELD=VALUE ...]'
-PATH_FLAGS = {
-    'workdir': 'folder of the run; default runs/<config.name>, for catalogs followed by the name of their folder',
-    'darn_urls': 'list of URLs: download the photos of DARN that are missing, then prepare',
-    'torch_checkpoint': 'file to import: .pth.tar, .pth or .safetensors',
-    'output': 'folder for the export, .npz file for the vectors, or .jpg file for the contact sheet of a search',
-    'images': 'photos to embed: a folder, a quoted glob, a list of paths, or a .csv with a "path" column',
-    'gallery': 'folder of the gallery, or s3://BUCKET/NAME',
-    'query': 'photo to search with',
-}
 PATH_FIELDS = ('data.dir', 'data.manual_dir', 'init.trunk', 'init.workdir')
 PROCESS_FLAGS = ('distributed', 'coordinator', 'num_processes', 'process_id')
+EVAL_FLAGS = ('checkpoint', 'split', *PROCESS_FLAGS)
 
 
 class Mode(NamedTuple):
@@ -43,17 +36,11 @@ class Mode(NamedTuple):
 
 
 MODES = {
-    'train': Mode(
-        'prepare if needed, train or resume, evaluate on valid after each epoch, test the best checkpoint',
-        accepts=PROCESS_FLAGS,
-    ),
-    'eval': Mode(
-        'evaluate a checkpoint; print the table, write eval_<split>.json',
-        accepts=('checkpoint', 'split', *PROCESS_FLAGS),
-    ),
-    'report': Mode('evaluate, and also write report.html', accepts=('checkpoint', 'split', *PROCESS_FLAGS)),
-    'prepare': Mode('only build the records; print a summary, write prepare.json', accepts=('darn_urls',)),
-    'import': Mode('turn a PyTorch checkpoint of ASEN or CSN into a checkpoint', needs=('torch_checkpoint',)),
+    'train': Mode('prepare if needed, train or resume, evaluate on valid each epoch, test the best', (), PROCESS_FLAGS),
+    'eval': Mode('evaluate a checkpoint; print the table, write eval_<split>.json', (), EVAL_FLAGS),
+    'report': Mode('evaluate, and also write report.html', (), EVAL_FLAGS),
+    'prepare': Mode('only build the records; print a summary, write prepare.json', (), ('darn_urls',)),
+    'import': Mode('turn a PyTorch checkpoint of ASEN or CSN into a checkpoint', ('torch_checkpoint',)),
     'export': Mode('write a program with weights, or a state dict', ('output',), ('checkpoint', 'format')),
     'embed': Mode('write the vectors of any photos', ('images', 'output'), ('checkpoint', 'heatmaps', 'strict')),
     'index': Mode(
@@ -68,6 +55,34 @@ MODES = {
     ),
     'serve': Mode('serve a web page and an API over a gallery', ('gallery',), ('host', 'port')),
 }
+FLAGS = {  # what it takes (a type, choices, or the lowest and highest number), default, meaning
+    'mode': (list(MODES), 'train', 'what to do'),
+    'workdir': (Path, None, 'folder of the run; default runs/<config.name>, for a catalog with the name of its folder'),
+    'darn_urls': (Path, None, 'list of URLs: download the photos of DARN that are missing, then prepare'),
+    'torch_checkpoint': (Path, None, 'file to import: .pth.tar, .pth or .safetensors'),
+    'output': (Path, None, 'folder for the export, .npz file for the vectors, or .jpg file for what a search finds'),
+    'images': (Path, None, 'photos to embed: a folder, a quoted glob, a list of paths, or a .csv with a "path" column'),
+    'gallery': (Path, None, 'folder of the gallery, or s3://BUCKET/NAME'),
+    'query': (Path, None, 'photo to search with'),
+    'checkpoint': (str, 'best', 'best, latest or the number of a step'),
+    'split': (['valid', 'test'], 'test', 'split to evaluate'),
+    'format': (['jax', 'torch'], 'jax', 'JAX program or PyTorch state dict'),
+    'heatmaps': (bool, False, 'also write where the network looks in each photo'),
+    'attribute': (str, None, 'attribute to search by, or several with weights: sleeve:2,neckline'),
+    'k': ((1, None), 20, 'number of photos to find'),
+    'where': (str, None, "condition in SQL on the CSV's columns: \"color = 'red'\""),
+    'json': (bool, False, 'print what was found as JSON'),
+    'host': (str, '127.0.0.1', 'address to serve on; docs/gallery.md says how to let other machines in'),
+    'port': ((0, 65535), 8000, 'port to serve on'),
+    'strict': (bool, False, 'stop at an unreadable photo instead of skipping it'),
+    'engine': (['local', 'ray'], 'local', 'what embeds the photos'),
+    'workers': ((1, None), None, 'workers of --engine=ray; default: one per GPU of the cluster, or per machine'),
+    'compilation_cache': (bool, True, 'keep compiled programs in ~/.cache/asen_jax: the next command starts sooner'),
+    'distributed': (bool, False, 'this is one of several processes of a run; see docs/operations.md'),
+    'coordinator': (str, None, '--distributed: HOST:PORT of process 0'),
+    'num_processes': ((1, None), None, '--distributed: number of processes'),
+    'process_id': ((0, None), None, '--distributed: number of this process, from 0'),
+}
 
 
 class Arguments(NamedTuple):
@@ -81,7 +96,8 @@ class Arguments(NamedTuple):
     @property
     def paths(self) -> list[Path]:
         """The files and folders that the command reads or writes."""
-        named = [self.flags[name].value for name in PATH_FLAGS] + [self.config[name] for name in PATH_FIELDS]
+        named = [self.flags[name].value for name, (kind, *_) in FLAGS.items() if kind is Path]
+        named += [self.config[name] for name in PATH_FIELDS]
         return [self.workdir, *(_expand_home(path) for path in named if path)]
 
     @property
@@ -150,38 +166,14 @@ def define_flags(argv: Sequence[str]) -> flags.FlagValues:
     config_flags.register_flag_parser_for_type(tuple, NamesParser())
     about = f'file in configs/: {names}'
     config_flags.DEFINE_config_file('config', default, about, flag_values=values, sys_argv=list(argv))
-    flags.DEFINE_enum('mode', 'train', list(MODES), 'what to do', flag_values=values)
-    for name, meaning in PATH_FLAGS.items():
-        flags.DEFINE(PathParser(), name, None, meaning, flag_values=values)
-    flags.DEFINE_string('checkpoint', 'best', 'best, latest or the number of a step', flag_values=values)
-    flags.DEFINE_enum('split', 'test', ['valid', 'test'], 'split to evaluate', flag_values=values)
-    flags.DEFINE_enum('format', 'jax', ['jax', 'torch'], 'JAX program or PyTorch state dict', flag_values=values)
-    flags.DEFINE_boolean('heatmaps', False, 'also write where the network looks in each photo', flag_values=values)
-    about = 'attribute to search by, or several with weights: sleeve:2,neckline'
-    flags.DEFINE_string('attribute', None, about, flag_values=values)
-    flags.DEFINE_integer('k', 20, 'number of photos to find', lower_bound=1, flag_values=values)
-    flags.DEFINE_string('where', None, "condition in SQL on the CSV's columns: \"color = 'red'\"", flag_values=values)
-    flags.DEFINE_boolean('json', False, 'print what was found as JSON', flag_values=values)
-    flags.DEFINE_string(
-        'host',
-        '127.0.0.1',
-        'address to serve on; docs/gallery.md says how to let other machines in',
-        flag_values=values,
-    )
-    flags.DEFINE_integer('port', 8000, 'port to serve on', 0, 65535, flag_values=values)
-    flags.DEFINE_boolean('strict', False, 'stop at an unreadable photo instead of skipping it', flag_values=values)
-    flags.DEFINE_enum('engine', 'local', ['local', 'ray'], 'what embeds the photos', flag_values=values)
-    about = 'workers of --engine=ray; default: one per GPU of the cluster, or per machine'
-    flags.DEFINE_integer('workers', None, about, lower_bound=1, flag_values=values)
-    about = 'keep compiled programs in ~/.cache/asen_jax, so that the next command starts sooner'
-    flags.DEFINE_boolean('compilation_cache', True, about, flag_values=values)
-    about = 'this is one of several processes of a run; see docs/operations.md'
-    flags.DEFINE_boolean('distributed', False, about, flag_values=values)
-    flags.DEFINE_string('coordinator', None, '--distributed: HOST:PORT of process 0', flag_values=values)
-    about = '--distributed: number of processes'
-    flags.DEFINE_integer('num_processes', None, about, lower_bound=1, flag_values=values)
-    about = '--distributed: number of this process, from 0'
-    flags.DEFINE_integer('process_id', None, about, lower_bound=0, flag_values=values)
+    path = functools.partial(flags.DEFINE, PathParser())
+    for name, (kind, *how) in FLAGS.items():
+        if isinstance(kind, list):
+            flags.DEFINE_enum(name, how[0], kind, how[1], flag_values=values)
+        elif isinstance(kind, tuple):
+            flags.DEFINE_integer(name, *how, *kind, flag_values=values)
+        else:
+            {str: flags.DEFINE_string, bool: flags.DEFINE_boolean, Path: path}[kind](name, *how, flag_values=values)
     return values
 
 
