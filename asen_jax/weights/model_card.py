@@ -1,5 +1,6 @@
 """The model card of an export, in the format of the Hugging Face Hub: data, recipe, results and limits."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -86,18 +87,16 @@ def make_card(meta: dict, figures: list[dict], target: str) -> str:
 
 
 def _differences(model: dict) -> str:
-    """What the network lacks of the paper's, and what it has that the paper lacks, which older checkpoints do not know."""
-    lacks = [kind for kind in ('spatial', 'channel') if not model['asen'][f'{kind}_attention']]
-    known = {
-        'features of all its stages': model['efficientnet']['all_stages'],
-        'batch norm of the features': model['feature_bn'],
-        f'a hidden layer and a last layer per attribute, to {model["embed_dim"]} dimensions': model['asen_v2'][
-            'projection'
-        ],
-    }
-    found = [told for told, has in known.items() if has]
-    without = f', without {" and ".join(lacks)} attention' if lacks else ''
-    return without + (f', to which we added {", ".join(found)}' if found else '')
+    """The fields of config.model that determine vectors and are not as published."""
+    from asen_jax.fields import FIELDS, Fixed
+
+    changed = []
+    for name, field in FIELDS.items():
+        group, _, rest = name.partition('.')
+        if group == 'model' and field.fixed >= Fixed.VECTORS and rest not in ('name', 'trunk'):
+            value = functools.reduce(lambda tree, part: tree[part], rest.split('.'), model)
+            changed += [f'{rest}={value}'] * (value != field.default)
+    return f'; not as published: {", ".join(changed)}' if changed else ''
 
 
 def _recipe(meta: dict) -> str:

@@ -13,15 +13,15 @@ from asen_jax.data.prepared import read_rows
 from asen_jax.errors import InputError
 from asen_jax.evaluation import evaluate, metrics, results
 from asen_jax.evaluation.vectors import collect_vectors, product_on_device, score_attention
-from asen_jax.models import build_model
+from asen_jax.models.build import build_model
 from asen_jax.network import TrainedNetwork, make_embedder
 
 
 @pytest.fixture
 def embed(records, config):
     """An untrained network on one device."""
-    structure, params, batch_stats = build_model(config, len(records.attributes))
-    return make_embedder(structure, sharding.make_mesh(devices=jax.devices()[:1]))(params, batch_stats)
+    graphdef, params, batch_stats = build_model(config, len(records.attributes))
+    return make_embedder(graphdef, sharding.make_mesh(devices=jax.devices()[:1]))(params, batch_stats)
 
 
 def test_figures_do_not_depend_on_the_batch_size(records, config, embed):
@@ -158,10 +158,10 @@ def test_no_figure_of_records_that_were_replaced_meanwhile_is_kept(records, conf
 
 @pytest.mark.parametrize(('trained_on', 'is_noted'), [('other records', True), (None, False), ('', False)])
 def test_figures_of_records_other_than_those_trained_on_say_so(records, config, tmp_path, capsys, trained_on, is_noted):
-    structure, params, batch_stats = build_model(config, len(records.attributes))
+    graphdef, params, batch_stats = build_model(config, len(records.attributes))
     meta = {'step': 1, 'config': json.loads(config.to_json()), 'attributes': list(records.attributes)}
     meta['fingerprint'] = records.fingerprint if trained_on == '' else trained_on
-    network = TrainedNetwork(structure, params, batch_stats, meta)
+    network = TrainedNetwork(graphdef, params, batch_stats, meta)
     records = records._replace(caveat='Few photos.')
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     evaluate.evaluate_network(config, network, records, tmp_path, 'test', mesh)

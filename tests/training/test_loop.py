@@ -202,7 +202,10 @@ def test_a_run_that_resumes_from_cached_photos_ends_like_one_that_decodes_them(c
 
 @pytest.mark.parametrize(
     'field,value,match',
-    [('data.jitter', 0.1, 'cannot be cropped at random'), ('optim.trunk_factor', 0.0, 'data.cache=disk')],
+    [
+        ('data.jitter', 0.1, 'cannot be cropped at random'),
+        ('train.precompute_features', True, 'whose only trunk is frozen'),
+    ],
 )
 def test_what_cannot_be_cached_is_refused(field, value, match, config, tmp_path):
     config.data.cache = 'device'
