@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,12 +21,6 @@ from asen_jax.models.interfaces import Output
 
 # uint8 photos [n, h, w, 3] -> each photo under every attribute: `embedding` [n, a, d], `heatmap` [n, a, h, w] or None
 Embed = Callable[[UInt8[np.ndarray, 'n h w 3']], Output]
-
-# Fields that decide how photos become vectors and how vectors are compared: a checkpoint is used as it was trained.
-TRAINED_FIELDS = ('data.image_size', 'data.fit', 'data.crop_to_bbox', 'model.normalize', 'train.distance')
-
-# Fields of config.model that only training reads, so that weights fit whatever their value.
-TRAINING_ONLY = ('bn_per_role', 'trunk_bn', 'dropout')
 
 
 class TrainedNetwork(NamedTuple):
@@ -85,41 +79,3 @@ def check_finite(vectors: Float[np.ndarray, '*n d']) -> None:
     finite = np.isfinite(vectors).all(axis=-1)
     if not finite.all():
         raise NumericsError(f'{(~finite).sum():,} of {finite.size:,} vectors are not finite; {ADVICE}')
-
-
-def config_as_trained(meta: dict, config: ConfigDict) -> ConfigDict:
-    """`config` with the fields that a checkpoint fixes; prints each one that the caller had set differently."""
-    config = config.copy_and_resolve_references()
-    trained = ConfigDict(meta['config'])
-    for group, field in (name.split('.') for name in TRAINED_FIELDS):
-        if config[group][field] != trained[group][field]:
-            if field != 'image_size' or config.data.image_size:  # 0 asks for the size that training chose
-                print(f'config.{group}.{field} is {trained[group][field]!r}, as in the training of the checkpoint')
-            config[group][field] = trained[group][field]
-    return config
-
-
-def attribute_names(config: ConfigDict, meta: dict, in_data: Sequence[str], workdir: Path) -> list[str]:
-    """The names of a network's attributes, in its order.
-
-    A network that was imported without names takes those of `config.data.attributes`, which are then in the network's order.
-    Failing that it is assumed to have the order of the data, and a notice says so.
-    """
-    known = meta['attributes']
-    if meta.get('fingerprint') or known != unnamed_attributes(len(known)):
-        return known
-    if len(config.data.attributes) == len(known):
-        return list(config.data.attributes)
-    if len(in_data) == len(known):
-        pairs = ', '.join(f'{ours} = {theirs}' for ours, theirs in zip(known, in_data, strict=True))
-        print(
-            f'{workdir} does not know the names of its attributes; assuming the order of the data: {pairs}. '
-            'If the checkpoint has another order, give its names in that order: --config.data.attributes=NAME,NAME,...'
-        )
-        return list(in_data)
-    return known
-
-
-def unnamed_attributes(count: int) -> list[str]:
-    """The attribute names of a network that was imported without any."""
-    return [f'attribute_{number}' for number in range(count)]

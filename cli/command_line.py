@@ -15,8 +15,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags import tuple_parser
 
+from asen_jax import fields
 from asen_jax.errors import InputError
-from configs import common
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
 HELP_FLAGS = {'--help', '-help', '-h', '-?', '--helpfull'}
@@ -98,13 +98,13 @@ def parse(argv: Sequence[str]) -> Arguments | None:
         workdir = Path(values.workdir or default_workdir(values.config))
     except (AttributeError, LookupError) as error:
         raise InputError(
-            f'The config file uses a field that configs/common.py does not have: {_one_line(error)}'
+            f'The config file uses a field that asen_jax/fields.py does not have: {_one_line(error)}'
         ) from error
     except (flags.Error, OSError, SyntaxError, TypeError, ValueError) as error:
         raise InputError(_one_line(error)) from error
     if values.mode not in ('search', 'serve'):  # which read nothing but the gallery
         _apply_workdir(values, workdir)
-    common.check_fields(values.config)
+    fields.check_fields(values.config)
     for field in ('data.dir', 'data.manual_dir', 'init.trunk', 'init.workdir'):
         _expand_home(values.config[field])  # only a check: the config keeps its ~
     _check_mode(values)
@@ -209,13 +209,16 @@ def _apply_workdir(values: flags.FlagValues, workdir: Path) -> None:
     """Apply the workdir's config.json unless --config was given, and print where the config differs from it."""
     config, path = values.config, workdir / 'config.json'
     try:
-        remembered = _flatten(json.loads(path.read_text()))
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError(f'it is {content!r:.40}')
     except FileNotFoundError:
         return
-    except (AttributeError, ValueError) as error:
+    except ValueError as error:
         raise InputError(f'{path} is not a JSON object ({error}); fix it, or choose another --workdir.') from error
+    remembered = fields.flatten(content)
     if values['config'].using_default_value:
-        known = _flatten(config.to_dict())
+        known = fields.flatten(config.to_dict())
         for field in sorted(remembered.keys() - known):
             print(f'{path}: ignored {field}, which is not a field of this version')
         try:
@@ -223,17 +226,9 @@ def _apply_workdir(values: flags.FlagValues, workdir: Path) -> None:
         except TypeError as error:
             raise InputError(f'{path}: {error}; fix it, or choose another --workdir.') from error
         config.update_from_flattened_dict(config_flags.get_override_values(values['config']))
-    for field, value in _flatten(json.loads(config.to_json())).items():
+    for field, value in fields.flatten(json.loads(config.to_json())).items():
         if value != remembered.get(field, value):
             print(f'config.{field} is {value!r}; {workdir} had {remembered[field]!r}')
-
-
-def _flatten(tree: dict, prefix: str = '') -> dict:
-    """Nested groups as {'data.name': value}; Flax has this too, but importing it loads JAX, even for --help."""
-    flat = {}
-    for name, value in tree.items():
-        flat |= _flatten(value, f'{prefix}{name}.') if isinstance(value, dict) else {prefix + name: value}
-    return flat
 
 
 def _check_mode(values: flags.FlagValues) -> None:
@@ -256,12 +251,12 @@ def _check_mode(values: flags.FlagValues) -> None:
 
 def _refuse_unknown_fields(argv: Sequence[str]) -> None:
     """Refuse --config.FIELD if FIELD is misspelt, or a whole group, and name the closest field that exists."""
-    fields = [field for field, *_ in common.describe_fields()]
-    by_name = {field.rpartition('.')[2]: field for field in reversed(fields)}
-    by_name |= {field.partition('.')[0]: field for field in reversed(fields)} | {field: field for field in fields}
+    names = [field.name for field in fields.TABLE]
+    by_name = {name.rpartition('.')[2]: name for name in reversed(names)}
+    by_name |= {name.partition('.')[0]: name for name in reversed(names)} | {name: name for name in names}
     for argument in argv[1:]:
         match = re.match(r'--?(?:no)?config\.([^=]+)', argument)
-        if match and match[1] not in fields:
+        if match and match[1] not in names:
             closest = difflib.get_close_matches(match[1], by_name, 1)
             remedy = f'did you mean --config.{by_name[closest[0]]}?' if closest else '--help lists the fields.'
             raise InputError(f'config has no field {match[1]!r}; {remedy}')
@@ -274,7 +269,7 @@ def _one_line(error: Exception) -> str:
 
 
 def help_text() -> str:
-    """What --help prints: modes, flags and every config field with its comment."""
+    """What --help prints: modes, flags and every config field with its meaning."""
     lines = [f'usage: {USAGE}', '', 'modes:']
     for name, mode in MODES.items():
         own = [f'--{flag} (required)' for flag in mode.needs] + [f'--{flag}' for flag in mode.accepts]
@@ -282,6 +277,8 @@ def help_text() -> str:
         if own:
             lines.append(f'{"":12}{", ".join(own)}')
     lines += ['', define_flags([]).module_help(__name__).strip().replace(__name__, 'flags'), '']
-    lines.append('fields, as --config.FIELD=VALUE (values of configs/common.py, some of which a config file changes):')
-    lines += [f'  {field:<28}{value:<16}{meaning}' for field, value, meaning in common.describe_fields()]
+    lines.append('fields, as --config.FIELD=VALUE (with their defaults, some of which a config file changes):')
+    for name, default, _, meaning, allowed in fields.TABLE:
+        choices = f'{" | ".join(map(str, allowed))}: ' if isinstance(allowed, list) else ''
+        lines.append(f'  {name:<36}{default!r:<16}{choices}{meaning}')
     return '\n'.join(lines)

@@ -16,7 +16,8 @@ from asen_jax.evaluation import metrics
 from asen_jax.evaluation.figures import Ranking, draw_rankings
 from asen_jax.evaluation.results import KS, format_table
 from asen_jax.evaluation.vectors import Vectors, collect_vectors, product_on_device
-from asen_jax.network import Embed, TrainedNetwork, attribute_names, config_as_trained
+from asen_jax.matching import attribute_names, config_as_trained
+from asen_jax.network import Embed, TrainedNetwork
 
 MAX_EXAMPLES, NUM_NEAREST = 8, 6  # of the picture
 TRIPLETS_AT_A_TIME = 10_000  # bounds the memory of their vectors

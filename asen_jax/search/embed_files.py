@@ -22,7 +22,7 @@ from tqdm import tqdm
 from asen_jax.embedder import Embedded, Embedder
 from asen_jax.errors import InputError
 from asen_jax.files import check_output, lock, write_atomically, write_json
-from asen_jax.network import config_as_trained
+from asen_jax.matching import config_as_trained
 from asen_jax.search.listing import TAB, ListedPhoto, file_state, list_photos, slices, write_skipped
 
 CHUNK_SIZE = 1024  # photos

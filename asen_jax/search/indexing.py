@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from asen_jax.embedder import Embedder
 from asen_jax.errors import InputError
-from asen_jax.network import config_as_trained
+from asen_jax.matching import config_as_trained
 from asen_jax.search.engine import Engine, Outcome, embed_here
 from asen_jax.search.gallery import ID, SOURCE, STATE, THUMBNAIL, Gallery, path_conditions, photo_id
 from asen_jax.search.listing import TAB, ListedPhoto, absolute, list_photos, photo_state, slices, write_skipped

@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 from asen_jax import files
 from asen_jax.checkpoint import KINDS, Checkpoints
 from asen_jax.errors import InputError
+from asen_jax.matching import unnamed_attributes
 from asen_jax.models.build import build_shapes
-from asen_jax.network import unnamed_attributes
 from asen_jax.weights.tensor_files import read_tensors
 from asen_jax.weights.torch_names import canonical_names, fill_from_torch, recognize
 

@@ -12,8 +12,9 @@ from ml_collections import ConfigDict
 from asen_jax import sharding
 from asen_jax.checkpoint import Checkpoints
 from asen_jax.errors import InputError
+from asen_jax.matching import attribute_names
 from asen_jax.models.build import build_shapes
-from asen_jax.network import attribute_names, load_network
+from asen_jax.network import load_network
 from asen_jax.weights.model_card import known_dataset
 from asen_jax.weights.torch_names import flatten, unflatten
 
