@@ -43,7 +43,7 @@ def dispatch(arguments: command_line.Arguments) -> None:
             train_and_evaluate(config, workdir, records, trunk)
         case 'eval' | 'report':
             from asen_jax.data.prepared import read_records
-            from asen_jax.evaluation.evaluate import evaluate_network
+            from asen_jax.evaluation.run import evaluate_network
             from asen_jax.network import load_network
             from asen_jax.sharding import make_mesh
             from data_builders import prepare

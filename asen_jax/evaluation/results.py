@@ -1,4 +1,4 @@
-"""Evaluation results as tables for the user and as JSON files."""
+"""What an evaluation prints, and what of it is logged."""
 
 KS = (1, 5, 10)  # of recall@k and precision@k
 
