@@ -3,7 +3,7 @@
 import base64
 import functools
 import io
-import json
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from bokeh.embed import components
 from bokeh.models import ColumnDataSource, FactorRange, HoverTool, LinearColorMapper
-from bokeh.palettes import Category20, Viridis256
+from bokeh.palettes import Category10, Category20, Viridis256
 from bokeh.plotting import figure
 from bokeh.resources import Resources
 from jaxtyping import Float
@@ -24,6 +24,7 @@ from asen_jax.evaluation import metrics
 from asen_jax.evaluation.evaluate import AttributeRankings, EmbeddedPhoto, Evaluation, photo_embedder
 from asen_jax.evaluation.figures import overlay_heatmap
 from asen_jax.evaluation.published import PUBLISHED
+from asen_jax.evaluation.results import read_metrics
 from asen_jax.evaluation.vectors import Vectors
 from asen_jax.network import Embed
 
@@ -33,6 +34,7 @@ NUM_RANKS = 6  # photos shown of a ranking
 NUM_NEIGHBORS = 10  # that vote in the confusion between values; an evaluation keeps the nearest 10
 MAX_VALUES = 20  # of an attribute, the most frequent, in the confusion and in the colors of the map
 MAX_ON_MAP = 500  # photos, on all maps together
+FRACTIONS = ('_map', '_accuracy')  # how the names of numbers in metrics.jsonl end that are drawn in percent
 OTHER = 'other values'
 BLUE, GRAY, ORANGE = '#3b76b5', '#9a9a9a', '#d9822b'
 
@@ -68,8 +70,8 @@ def make_report(
 
     sheets = {name: make_sheet(ranked, records.values[ranked.attribute]) for name, ranked in by_attribute.items()}
     charts: dict[str, Any] = {'bars': draw_bars(result)} if result['map']['per_attribute'] else {}
-    if curves := draw_curves(workdir):
-        charts['curves'] = curves
+    curves = draw_curves(workdir)
+    charts |= curves
     for name, sheet in sheets.items():
         if len(sheet.names) > 1:
             charts[f'confusion {name}'] = draw_confusion(sheet)
@@ -85,6 +87,7 @@ def make_report(
         examples={
             name: (sheet.examples[::-1][:NUM_EXAMPLES], sheet.examples[:NUM_EXAMPLES]) for name, sheet in sheets.items()
         },
+        curves=list(curves),
         side_by_side=compare_attributes(evaluation, sheets, photo_embedder(config, records, split, embed)),
         show=show,
         charts=pieces,
@@ -164,27 +167,26 @@ def draw_bars(result: dict) -> figure:
     return place_legend(plot)
 
 
-def draw_curves(workdir: Path) -> figure | None:
-    """Triplet accuracy of train and valid, and MAP of valid, by step, as `metrics.jsonl` recorded them; None without records."""
-    try:
-        lines = [json.loads(line) for line in (Path(workdir) / 'metrics.jsonl').read_text().splitlines()]
-    except FileNotFoundError:
-        return None
-    plot = new_figure(height=280, y_range=(0, 100))
-    for name, title, color in (
-        ('valid_map', 'MAP, valid', BLUE),
-        ('valid_triplet_accuracy', 'triplets in order, valid', ORANGE),
-        ('train_triplet_accuracy', 'triplets in order, train', GRAY),
-    ):
-        points = [(line['step'], 100 * line[name]) for line in lines if name in line]
-        if points:
-            steps, numbers = zip(*points, strict=True)
-            plot.line(steps, numbers, color=color, line_width=2, legend_label=title)
-            plot.scatter(steps, numbers, color=color, size=5)
-    if not plot.renderers:
-        return None
-    plot.xaxis.axis_label, plot.yaxis.axis_label = 'step', 'percent'
-    return place_legend(plot)
+def draw_curves(workdir: Path) -> dict[str, figure]:
+    """Every number of `metrics.jsonl` by step: a chart `percent` with all fractions, and a chart for each other number."""
+    path = Path(workdir) / 'metrics.jsonl'
+    lines = read_metrics(path) if path.exists() else []  # an import has none
+    names = dict.fromkeys(name for line in lines for name in line if name != 'step')
+    fractions = [name for name in names if name.endswith(FRACTIONS)]
+    charts = {}
+    for title, drawn in {'percent': fractions, **{name: [name] for name in names if name not in fractions}}.items():
+        plot, factor = (
+            (new_figure(height=280, y_range=(0, 100)), 100) if drawn is fractions else (new_figure(height=180), 1)
+        )
+        for name, color in zip(drawn, itertools.cycle(Category10[10]), strict=False):
+            points = {line['step']: factor * line[name] for line in lines if name in line}
+            curve = {'x': list(points), 'y': list(points.values())}
+            plot.line(**curve, color=color, line_width=2, legend_label=name)
+            plot.scatter(**curve, color=color, size=5)
+        if drawn:
+            plot.xaxis.axis_label = 'step'
+            charts[title] = place_legend(plot)
+    return charts
 
 
 def draw_confusion(sheet: Sheet) -> figure:

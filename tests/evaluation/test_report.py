@@ -64,3 +64,20 @@ def test_maps_spread_over_all_photos_and_gray_out_other_values():
     assert (len(photos), photos[0], photos[-1]) == (10, 0, 89)
     assert [color == report.GRAY for color in data['color']] == [group == report.OTHER for group in data['group']]
     assert len(set(data['color'])) == 3
+
+
+def test_curves_draw_every_number_of_a_run_that_was_killed_in_the_middle_of_a_line(tmp_path):
+    lines = [
+        {'step': 2, 'train_loss': 0.3, 'train_triplet_accuracy': 0.5, 'train_mask_norm': 7.0},
+        {'step': 4, 'valid_map': 0.25, 'valid_chance_map': 0.1},
+        {'step': 4, 'train_loss': 0.2, 'train_triplet_accuracy': 0.75},
+    ]
+    content = '\n'.join(map(json.dumps, lines)).encode() + b'\n[8]\n{"step": "x"}\n\xff\n{"step": 6, "tra'
+    (tmp_path / 'metrics.jsonl').write_bytes(content)
+    curves = report.draw_curves(tmp_path)
+    assert list(curves) == ['percent', 'train_loss', 'train_mask_norm']
+    drawn = {item.label.value: item.renderers[0].data_source.data for item in curves['percent'].legend[0].items}
+    assert list(drawn) == ['train_triplet_accuracy', 'valid_map', 'valid_chance_map']
+    assert drawn['train_triplet_accuracy'] == {'x': [2, 4], 'y': [50, 75]}
+    assert curves['train_loss'].renderers[0].data_source.data == {'x': [2, 4], 'y': [0.3, 0.2]}
+    assert report.draw_curves(tmp_path / 'imported') == {}
