@@ -23,7 +23,7 @@ from asen_jax.data.prepared import LoadOptions, Records
 from asen_jax.evaluation import metrics
 from asen_jax.evaluation.evaluate import AttributeRankings, EmbeddedPhoto, Evaluation, photo_embedder
 from asen_jax.evaluation.figures import overlay_heatmap
-from asen_jax.evaluation.published import PUBLISHED
+from asen_jax.evaluation.published import PUBLISHED, SOURCES
 from asen_jax.evaluation.results import read_metrics
 from asen_jax.evaluation.vectors import Vectors
 from asen_jax.network import Embed
@@ -83,7 +83,8 @@ def make_report(
         result=result,
         meta=meta,
         names=list(dict.fromkeys([*result['map']['per_attribute'], *result['triplet_accuracy']['per_attribute']])),
-        published=PUBLISHED.get(result['dataset'], {}),
+        published=PUBLISHED.get(result['dataset'], ()),
+        sources=SOURCES,
         examples={
             name: (sheet.examples[::-1][:NUM_EXAMPLES], sheet.examples[:NUM_EXAMPLES]) for name, sheet in sheets.items()
         },

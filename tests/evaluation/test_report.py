@@ -1,13 +1,15 @@
 """The report: right figures, escaped names, and nothing from the network."""
 
+import importlib
 import json
 import re
 
 import numpy as np
 
-from asen_jax.evaluation import evaluate, metrics, report
+from asen_jax.evaluation import evaluate, metrics, published, report
 from asen_jax.evaluation.evaluate import AttributeRankings
 from asen_jax.evaluation.vectors import Vectors
+from tests.conftest import ROOT
 
 NEAREST_FIRST = np.array([[1.0], [0.9], [0.8], [0.7], [-1.0]], np.float32)  # a query and four candidates
 
@@ -81,3 +83,28 @@ def test_curves_draw_every_number_of_a_run_that_was_killed_in_the_middle_of_a_li
     assert drawn['train_triplet_accuracy'] == {'x': [2, 4], 'y': [50, 75]}
     assert curves['train_loss'].renderers[0].data_source.data == {'x': [2, 4], 'y': [0.3, 0.2]}
     assert report.draw_curves(tmp_path / 'imported') == {}
+
+
+def test_published_figures_are_compared_by_the_same_mean_with_their_source(records, config, tmp_path):
+    def embed(images):
+        return np.ones((len(images), len(records.attributes), 4), np.float32), None
+
+    evaluation = evaluate.evaluate(config, records._replace(dataset='fashionai'), 'test', embed, 7)
+    meta = {'config': json.loads(config.to_json())}
+    page = report.make_report(config, records, evaluation, embed, tmp_path, meta)
+    overall, macro = (100 * evaluation.result['map'][mean] for mean in ('overall', 'macro'))
+    for part in (
+        'ASEN 59.96 [recalled]',
+        'RPF 70.11 [README]',
+        f'Here {overall:.2f}',
+        f'plain mean over attributes {macro:.2f}',
+    ):
+        assert part in page
+    assert 'quoted from memory' in page
+
+
+def test_the_docs_and_the_configs_have_the_published_figures():
+    assert published.format_table() in (ROOT / 'docs/results.md').read_text()
+    for dataset, systems in published.PUBLISHED.items():
+        recipes = importlib.import_module(f'configs.{dataset}').__doc__
+        assert all(each.figure in recipes and (each.plain or '') in recipes for each in systems if each.recipe)
