@@ -28,6 +28,7 @@ from asen_jax.sharding import make_mesh
 
 BATCH_SIZE = 64  # photos
 READ_AHEAD = 2  # batches that are decoded while the device works
+HASHED_FIELDS = ('name', 'trunk', 'normalize')  # of config.model; see Embedder.fingerprint
 NUM_THREADS = min(8, os.cpu_count() or 1)  # for decoding
 
 
@@ -146,12 +147,16 @@ class Embedder:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A hash of everything that determines a photo's vectors, except the hardware."""
-        meta = self.network.meta
+        """A hash of everything that determines a photo's vectors, except the hardware.
+
+        Of `config.model` it has only HASHED_FIELDS: the paths and shapes of the weights tell the rest, and fields that only
+        training reads do not matter. So a new field leaves galleries valid. One that changes vectors without changing a path or
+        a shape must be hashed as well, but only where it differs from what networks without it do.
+        """
+        model = self.network.meta['config']['model']
         facts = {
-            'step': meta['step'],
             'attributes': self.attributes,
-            'model': meta['config']['model'],
+            'model': {field: model[field] for field in HASHED_FIELDS},
             'size': self.size,
             'fit': self.fit,
             'crop_to_bbox': self.crop_to_bbox,
@@ -159,7 +164,8 @@ class Embedder:
         }
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
         for path, leaf in jax.tree_util.tree_leaves_with_path((self.network.params, self.network.batch_stats)):
-            digest.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
+            array = np.asarray(leaf)
+            digest.update(f'{jax.tree_util.keystr(path)} {array.dtype} {array.shape}'.encode() + array.tobytes())
         return digest.hexdigest()
 
     def _find(self, attributes: str | Sequence[str] | None) -> list[int]:
