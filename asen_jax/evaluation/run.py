@@ -7,6 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from asen_jax import files, sharding
+from asen_jax.checkpoint import identity
 from asen_jax.data.prepared import Records
 from asen_jax.errors import InputError
 from asen_jax.evaluation.evaluate import evaluate, rank_examples
@@ -35,7 +36,8 @@ def evaluate_network(
     if network.meta.get('fingerprint') not in (None, records.fingerprint):
         records = records._replace(caveat=f'{records.caveat} {OTHER_RECORDS}'.strip())
     evaluation = evaluate(config, records, split, embed, network.meta['step'])
-    print(format_table(evaluation.result))
+    result = evaluation.result | {'checkpoint_sha256': identity(network.meta)}
+    print(format_table(result))
     rankings, page = rank_examples(config, records, embed, evaluation), ''
     if with_report:
         from asen_jax.evaluation.report import make_report  # loads Bokeh, which no other mode needs
@@ -43,7 +45,7 @@ def evaluate_network(
         page = make_report(config, records, evaluation, embed, workdir, network.meta)
     if sharding.is_writer():
         written = [Path(workdir) / f'eval_{split}.json']
-        files.write_json(written[0], evaluation.result)
+        files.write_json(written[0], result)
         if rankings:
             written.append(written[0].with_suffix('.jpg'))
             with files.write_atomically(written[-1]) as file:
@@ -52,7 +54,7 @@ def evaluate_network(
             written.append(Path(workdir) / 'report.html')
             files.write_text(written[-1], page)
         print('\n'.join(f'wrote {path}' for path in written))
-    return evaluation.result
+    return result
 
 
 def match_attributes(config: ConfigDict, meta: dict, records: Records, workdir: Path, embed: Embed) -> Embed:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from asen_jax.checkpoint import identity
 from asen_jax.errors import InputError
 from asen_jax.models import efficientnet, resnet
 
@@ -57,16 +58,16 @@ def read_figures(meta: dict, workdir: Path) -> list[dict]:
 
     Raises InputError if one of them is damaged.
     """
-    found = []
+    figures = []
     for path in (Path(workdir) / f'eval_{split}.json' for split in ('test', 'valid')):
         if path.exists():
             try:
                 result = json.loads(path.read_text())
                 _table([result])
-                found += [result] * (result['checkpoint_step'] == meta['step'])
+                figures += [result] * (result['checkpoint_sha256'] == identity(meta))
             except (ValueError, KeyError, TypeError) as error:
                 raise InputError(f'{path} is damaged ({error!r}); delete it, or run --mode eval again.') from error
-    return found
+    return figures
 
 
 def known_dataset(meta: dict) -> str | None:

@@ -57,6 +57,7 @@ def evaluate_untrained(config, records, workdir, **meta):
     """`evaluate_network` of an untrained network, whose checkpoint has this `meta` besides what it must have."""
     structure, params, batch_stats = build_model(config, len(records.attributes))
     needed = {'step': 1, 'config': json.loads(config.to_json()), 'attributes': list(records.attributes)}
+    needed['checksums'] = {'params': 'abc'}
     network = TrainedNetwork(structure, params, batch_stats, needed | meta)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     return evaluate_network(config, network, records, workdir, 'test', mesh)
@@ -67,7 +68,7 @@ def test_the_file_has_the_contracts_fields(records, config, tmp_path, capsys):
     table = capsys.readouterr().out
     read = json.loads((tmp_path / 'eval_test.json').read_text())
     assert read == json.loads(json.dumps(result))
-    fields = 'dataset split checkpoint_step map chance_map triplet_accuracy num_queries num_candidates dropped'
+    fields = 'dataset split checkpoint_step checkpoint_sha256 map chance_map triplet_accuracy num_queries num_candidates dropped'
     assert set(fields.split()) <= read.keys()
     assert read['map'].keys() == read['chance_map'].keys() == {'overall', 'macro', 'per_attribute'}
     assert read['recall_at_k'].keys() == read['precision_at_k'].keys() == {'1', '5', '10'}
