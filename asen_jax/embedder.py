@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jaxtyping import Float, UInt8
+from ml_collections import ConfigDict
 from PIL import Image
 
 from asen_jax.data import images as pictures
@@ -23,7 +24,7 @@ from asen_jax.data.boxes import Box, clip_box
 from asen_jax.data.prefetch import prefetch
 from asen_jax.errors import InputError
 from asen_jax.models import embed_all
-from asen_jax.network import TrainedNetwork, check_finite, load_network
+from asen_jax.network import TrainedNetwork, check_finite, config_as_trained, load_network
 from asen_jax.sharding import make_mesh
 
 BATCH_SIZE = 64  # photos
@@ -33,13 +34,12 @@ NUM_THREADS = min(8, os.cpu_count() or 1)  # for decoding
 
 
 class Embedded(NamedTuple):
-    """The result for a batch of photos."""
+    """What became of a photo: vectors, or why it cannot be used."""
 
-    vectors: Float[np.ndarray, 'kept attributes dim']
-    heatmaps: Float[np.ndarray, 'kept attributes h w'] | None
-    kept: list[int]  # positions in the batch of the photos that have a vector
-    broken: dict[int, str]  # position of each other photo -> why it has none
-    extras: Sequence[Any] = ()  # what `keep` made of each photo in `kept`
+    vectors: Float[np.ndarray, 'attributes dim'] | None = None
+    heatmaps: Float[np.ndarray, 'attributes h w'] | None = None
+    extra: Any = None  # what `keep` made of the photo
+    why: str | None = None
 
 
 class Embedder:
@@ -118,12 +118,10 @@ class Embedder:
         heatmaps: bool = False,
         keep: Callable[[Image.Image], Any] | None = None,
     ) -> Generator[Embedded, None, None]:
-        """The result for each batch, in order. A batch has at most `batch_size` pairs of a photo and its box, or None.
+        """The result for each photo, in order. A batch has at most `batch_size` pairs of a photo and its box, or None.
 
-        `keep` is called with each opened photo, in several threads; its results are in `extras`.
-
-        Unreadable photos are reported in `broken`, not raised. While the caller uses a result, the next batch is on the
-        device, and the photos after it are being decoded.
+        Why a photo cannot be used is reported, not raised. `keep` is called with each opened photo, in several threads. While
+        the caller uses the results of a batch, the next one is on the device, and the photos after it are being decoded.
         """
         columns = self._find(attributes)
         pool = ThreadPoolExecutor(NUM_THREADS)
@@ -131,11 +129,15 @@ class Embedder:
             loading = prefetch(
                 ([pool.submit(self._load, *pair, keep) for pair in batch] for batch in batches), READ_AHEAD
             )
-            for output, kept, broken, extras in prefetch(map(self._start, loading), 1):
-                vectors = np.asarray(output[0])[kept][:, columns]
-                check_finite(vectors)
-                maps = np.asarray(output[1])[kept][:, columns].astype(np.float32, copy=False) if heatmaps else None
-                yield Embedded(vectors, maps, kept, broken, extras)
+            for (vectors, maps), loaded in prefetch(map(self._start, loading), 1):
+                vectors = np.asarray(vectors)[:, columns]
+                maps = np.asarray(maps)[:, columns].astype(np.float32, copy=False) if heatmaps else [None] * len(loaded)
+                for place, each in enumerate(loaded):
+                    if isinstance(each, str):
+                        yield Embedded(why=each)
+                        continue
+                    check_finite(vectors[place])
+                    yield Embedded(vectors[place], maps[place], each[1])
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -187,18 +189,16 @@ class Embedder:
         """The vectors or the heatmaps of all photos in one array."""
         photos = self._pair(images, boxes)
         shape = (self.heatmap_shape or ()) if heatmaps else (self.dim,)
-        result = np.zeros((len(photos), len(self._find(attributes)), *shape), np.float32)
-        starts = range(0, len(photos), self.batch_size)
-        batches = (photos[start : start + self.batch_size] for start in starts)
+        collected = np.zeros((len(photos), len(self._find(attributes)), *shape), np.float32)
+        batches = (photos[start : start + self.batch_size] for start in range(0, len(photos), self.batch_size))
         with contextlib.closing(self.stream(batches, attributes, heatmaps)) as results:
-            for start, embedded in zip(starts, results, strict=True):
-                for position, why in embedded.broken.items():
-                    photo, _ = photos[start + position]
-                    name = os.fspath(photo) if isinstance(photo, str | os.PathLike) else f'images[{start + position}]'
-                    raise InputError(f'{name}: {why}.')
-                part = embedded.vectors if embedded.heatmaps is None else embedded.heatmaps
-                result[start : start + len(part)] = part
-        return result
+            for place, result in enumerate(results):
+                if result.why is not None:
+                    photo, _ = photos[place]
+                    name = os.fspath(photo) if isinstance(photo, str | os.PathLike) else f'images[{place}]'
+                    raise InputError(f'{name}: {result.why}.')
+                collected[place] = result.heatmaps if heatmaps else result.vectors
+        return collected
 
     def _pair(self, images: Iterable, boxes: Iterable | None) -> list[tuple]:
         """Each photo with its box. Rejects a single photo, which would be read as a sequence of letters or rows."""
@@ -250,16 +250,20 @@ class Embedder:
             raise ValueError(f'it is an array {list(photo.shape)} of {photo.dtype}; {wanted}')
         return Image.fromarray(np.asarray(photo))
 
-    def _start(self, futures: Sequence[Future]) -> tuple[tuple, list[int], dict[int, str], list[Any]]:
-        """Start a batch on the device, padded with black photos: (its future output, positions kept, broken, extras)."""
-        batch = np.zeros((self.batch_size, self.size, self.size, 3), np.uint8)
-        kept, broken, extras = [], {}, []
-        for position, future in enumerate(futures):
-            loaded = future.result()
-            if isinstance(loaded, str):
-                broken[position] = loaded
-            else:
-                batch[position], extra = loaded
-                kept.append(position)
-                extras.append(extra)
-        return self._embed(batch), kept, broken, extras
+    def _start(self, futures: Sequence[Future]) -> tuple[tuple, list]:
+        """Start a batch on the device, with black photos in the places that are left: (its future output, what was loaded)."""
+        batch, loaded = (
+            np.zeros((self.batch_size, self.size, self.size, 3), np.uint8),
+            [each.result() for each in futures],
+        )
+        for place, each in enumerate(loaded):
+            if not isinstance(each, str):
+                batch[place] = each[0]
+        return self._embed(batch), loaded
+
+
+def load_with_config(config: ConfigDict, workdir: Path, which: str) -> Embedder:
+    """The network of a checkpoint with the precision and the batch size of `config`; prints fields that it uses as trained."""
+    embedder = Embedder.load(workdir, which, config.precision, config.eval.batch_size)
+    config_as_trained(embedder.network.meta, config)
+    return embedder

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from PIL import Image
 
 from asen_jax.data import images
-from asen_jax.embedder import Embedder
+from asen_jax.embedder import Embedded, Embedder
 from asen_jax.errors import InputError
 from asen_jax.search.gallery import ID, STATE, THUMBNAIL, Gallery, photo_id
 from asen_jax.search.listing import photo_state
@@ -56,13 +56,13 @@ class Finder:
 
     def embed(self, data: bytes) -> Float[np.ndarray, 'attributes dim']:
         """The vectors of an uploaded photo; raises InputError if it cannot be used."""
-        return self._run(decode_upload(data))[0]
+        return self._run(decode_upload(data)).vectors
 
     def search_upload(self, data: bytes, attribute: str, k: int, where: str | None) -> dict[str, Any]:
         """The `k` photos most like an uploaded one; raises InputError if it cannot be used, and as `Gallery.search` does."""
         weights = self._check(attribute, where)
-        query, heatmaps = self._run(decode_upload(data))
-        return self._search(query, heatmaps, weights, k, where, None)
+        result = self._run(decode_upload(data))
+        return self._search(result.vectors, result.heatmaps, weights, k, where, None)
 
     def search_photo(self, photo: str, attribute: str, k: int, where: str | None) -> dict[str, Any] | None:
         """The `k` photos most like the one of the gallery with the id `photo`; None if there is no such photo."""
@@ -74,7 +74,7 @@ class Finder:
         # a changed photo, or the part of one that is inside a box, is not what the page shows
         if self.has_heatmaps and row[STATE] == photo_state(path, None):
             [result] = self.embedder.stream([[(path, None)]], heatmaps=True)
-            heatmaps = None if result.broken or result.heatmaps is None else result.heatmaps[0]
+            heatmaps = result.heatmaps
         return self._search(self.gallery.vectors_of(row), heatmaps, weights, k, where, path)
 
     def thumbnail(self, photo: str) -> bytes | None:
@@ -109,12 +109,9 @@ class Finder:
             'heatmap': heatmap,
         }
 
-    def _run(
-        self, image: Image.Image
-    ) -> tuple[Float[np.ndarray, 'attributes dim'], Float[np.ndarray, 'attributes h w'] | None]:
-        """The vectors of a photo, and where the network looks."""
+    def _run(self, image: Image.Image) -> Embedded:
         [result] = self.embedder.stream([[(image, None)]], heatmaps=self.has_heatmaps)
-        return result.vectors[0], None if result.heatmaps is None else result.heatmaps[0]
+        return result
 
     def _read_facts(self, version: int) -> dict[str, Any]:
         del version  # with another one, the table has changed

@@ -11,12 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 from lancedb.index import BTree, IvfFlat
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from asen_jax.embedder import Embedder
 from asen_jax.errors import InputError
-from asen_jax.network import config_as_trained
 from asen_jax.search.engine import Engine, Outcome, embed_here
 from asen_jax.search.gallery import ID, SOURCE, STATE, THUMBNAIL, Gallery, path_conditions, photo_id
 from asen_jax.search.listing import TAB, ListedPhoto, absolute, list_photos, photo_state, slices, write_skipped
@@ -62,33 +60,6 @@ class Listed(NamedTuple):
         """The row without vectors and thumbnail; `columns` are those of all CSVs."""
         cells = {name: self.photo.metadata.get(name) for name in columns}
         return {SOURCE: self.source, STATE: self.state, **cells}
-
-
-def index_workdir(
-    config: ConfigDict,
-    workdir: Path,
-    which: str,
-    images: str,
-    folder: Path | str,
-    strict: bool = False,
-    engine: str = 'local',
-    workers: int | None = None,
-) -> Changes:
-    """`--mode index`: `index_photos` with the checkpoint `which` of a workdir; prints what changed.
-
-    With the engine `ray`, the photos are embedded by that many workers of a Ray cluster.
-    """
-    embed = None
-    if engine == 'ray':
-        from asen_jax.search import ray_engine  # early: Ray may be missing
-
-        checkpoint = ray_engine.Checkpoint(absolute(workdir), which, config.precision, config.eval.batch_size)
-        embed = functools.partial(ray_engine.embed, checkpoint, workers)
-    embedder = Embedder.load(workdir, which, config.precision, config.eval.batch_size)
-    config_as_trained(embedder.network.meta, config)
-    changes = index_photos(embedder, images, folder, strict, embed)
-    print(changes, flush=True)
-    return changes
 
 
 def index_photos(

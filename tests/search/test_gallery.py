@@ -320,9 +320,8 @@ def test_vectors_are_compared_as_in_training(network, listed, tmp_path, monkeypa
 
 def scaled(results):
     """Each photo's vectors, scaled by another number."""
-    for result in results:
-        factors = 1 + np.arange(len(result.vectors), dtype=np.float32)
-        yield result._replace(vectors=result.vectors * factors[:, None, None])
+    for number, result in enumerate(results):
+        yield result._replace(vectors=result.vectors * np.float32(1 + number))
 
 
 def test_a_large_gallery_gets_an_index_for_each_attribute_even_after_a_kill(network, listed, tmp_path, monkeypatch):
