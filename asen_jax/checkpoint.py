@@ -184,6 +184,11 @@ class Checkpoints:
         return self.root / place.kind / str(place.step)
 
 
+def identity(meta: Mapping[str, Any]) -> str:
+    """A hash of a checkpoint's arrays, from its metadata, by which figures can be told to be of this checkpoint."""
+    return files.sha256_of_json(meta['checksums'])
+
+
 def abstract_like(tree: Any, shardings: Any) -> Any:
     """The shapes and dtypes of `tree` with the given shardings, so that a checkpoint from 8 devices loads on one, and vice versa."""
 

@@ -91,7 +91,7 @@ def rank(setting: Setting) -> tuple[float, float]:
     vectors = rng.standard_normal((NUM_QUERIES + setting.photos, 128), np.float32)
     values = rng.integers(0, 10, len(vectors))
     split = (vectors[:NUM_QUERIES], vectors[NUM_QUERIES:], values[:NUM_QUERIES], values[NUM_QUERIES:, None])
-    call = functools.partial(metrics.retrieval_metrics, *split)
+    call = functools.partial(metrics.rank_candidates, *split)
     tracemalloc.start()
     call()
     peak = tracemalloc.get_traced_memory()[1]

@@ -87,7 +87,7 @@ def recognize_asen(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], i
     table = next((tensors[name] for name in ('mask_fc1.weight', 'mask_fc2.weight') if name in tensors), None)
     if table is None:
         return None
-    last = np.shape(tensors.get('feature_fc.weight'))
+    last = np.shape(tensors.get('feature_fc.weight', ()))
     return ({'model.embed_dim': last[0]} if len(last) == 2 else {}) | _attention(tensors), table.shape[1]
 
 

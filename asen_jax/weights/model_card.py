@@ -4,7 +4,9 @@ import functools
 import json
 from pathlib import Path
 
+from asen_jax.checkpoint import identity
 from asen_jax.errors import InputError
+from asen_jax.fields import TABLE, Fixed
 from asen_jax.models.registry import network_kind, trunk_kind
 
 DATASETS = {  # name, and the terms that also apply to weights trained on it
@@ -43,16 +45,16 @@ def read_figures(meta: dict, workdir: Path) -> list[dict]:
 
     Raises InputError if one of them is damaged.
     """
-    found = []
+    figures = []
     for path in (Path(workdir) / f'eval_{split}.json' for split in ('test', 'valid')):
         if path.exists():
             try:
                 result = json.loads(path.read_text())
                 _table([result])
-                found += [result] * (result['checkpoint_step'] == meta['step'])
+                figures += [result] * (result['checkpoint_sha256'] == identity(meta))
             except (ValueError, KeyError, TypeError) as error:
                 raise InputError(f'{path} is damaged ({error!r}); delete it, or run --mode eval again.') from error
-    return found
+    return figures
 
 
 def known_dataset(meta: dict) -> str | None:
@@ -88,11 +90,9 @@ def make_card(meta: dict, figures: list[dict], target: str) -> str:
 
 def _differences(model: dict) -> str:
     """The fields of config.model that determine vectors and are not as published."""
-    from asen_jax.fields import FIELDS, Fixed
-
     changed = []
-    for name, field in FIELDS.items():
-        group, _, rest = name.partition('.')
+    for field in TABLE:
+        group, _, rest = field.name.partition('.')
         if group == 'model' and field.fixed >= Fixed.VECTORS and rest not in ('name', 'trunk'):
             value = functools.reduce(lambda tree, part: tree[part], rest.split('.'), model)
             changed += [f'{rest}={value}'] * (value != field.default)

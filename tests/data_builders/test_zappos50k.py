@@ -9,7 +9,7 @@ import pytest
 from asen_jax.data.batches import TripletSource
 from asen_jax.data.prepared import open_records
 from asen_jax.errors import InputError
-from asen_jax.evaluation import evaluate
+from asen_jax.evaluation import results
 from asen_jax.training import loop
 from data_builders import prepare as preparing
 from data_builders import report
@@ -124,7 +124,7 @@ def test_training_on_published_lists_scores_triplets(config, tmp_path):
     assert list(accuracy['per_attribute']) == list(tree.LINES)
     weighted = sum(accuracy['per_attribute'][name] * count / 100 for name, count in tree.LINES.items())
     assert accuracy['overall'] == pytest.approx(weighted) and 0 < accuracy['overall'] < 1
-    assert 'overall' in evaluate.format_table(result)
+    assert 'overall' in results.format_table(result)
     for triplets, with_labels in (('fresh', False), ('fixed', True)):
         config.data.triplets = triplets
         with pytest.raises(InputError, match='has triplets but no labels'):

@@ -17,7 +17,7 @@ from asen_jax import files
 from asen_jax.checkpoint import Checkpoints
 from asen_jax.errors import InputError, NumericsError, StoppedError
 from asen_jax.evaluation import figures
-from asen_jax.evaluation.evaluate import evaluate_network
+from asen_jax.evaluation.run import evaluate_network
 from asen_jax.network import load_network
 from asen_jax.sharding import make_mesh
 from asen_jax.training import loop

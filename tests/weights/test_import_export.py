@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from asen_jax.checkpoint import Checkpoints
+from asen_jax.checkpoint import Checkpoints, identity
 from asen_jax.embedder import Embedder
 from asen_jax.errors import InputError
 from asen_jax.models.apply import embed_all
@@ -257,10 +257,13 @@ def test_exports_include_a_description_and_a_card(tmp_path):
     save_file(tensors, tmp_path / 'm.safetensors')
     config.data.attributes = ('a', 'b', 'c')
     importing.import_checkpoint(config, tmp_path / 'run', tmp_path / 'm.safetensors')
+    with Checkpoints(tmp_path / 'run', read_only=True) as checkpoints:
+        checkpoint = identity(checkpoints.read_meta('best'))
     result = {
         'dataset': 'synthetic',
         'split': 'test',
         'checkpoint_step': 0,
+        'checkpoint_sha256': checkpoint,
         'map': {'overall': 0.5},
         'chance_map': {'overall': 0.25},
         'triplet_accuracy': {'overall': None},
@@ -268,7 +271,7 @@ def test_exports_include_a_description_and_a_card(tmp_path):
         'caveat': 'Regenerated lists.',
     }
     (tmp_path / 'run/eval_test.json').write_text(json.dumps(result))
-    (tmp_path / 'run/eval_valid.json').write_text(json.dumps(result | {'split': 'valid', 'checkpoint_step': 9}))
+    (tmp_path / 'run/eval_valid.json').write_text(json.dumps(result | {'split': 'valid', 'checkpoint_sha256': 'other'}))
     written = export(tmp_path / 'run', 'best', 'float32', tmp_path / 'out', 'jax')
     names = ['model.json', 'model_card.md', 'program.jax', 'weights.safetensors']
     assert sorted(path.name for path in written) == sorted(path.name for path in (tmp_path / 'out').iterdir()) == names
@@ -280,9 +283,9 @@ def test_exports_include_a_description_and_a_card(tmp_path):
     parts = ['## Data', '## Recipe', '## Limits', '2 queries and 0 candidates', 'imported from `m.safetensors`']
     for part in ['## Figures', '| synthetic test | 50.00 | 25.00 | - |', 'Regenerated lists.', *parts]:
         assert part in card
-    assert 'valid' not in card  # those figures are of another step
+    assert 'valid' not in card  # those figures are of an earlier run in the same workdir
     assert described['dataset'] is None and 'unknown data: the weights were imported' in card
-    del result['checkpoint_step']
+    del result['checkpoint_sha256']
     for damaged in ('{', '[]', '{"map": 1}', json.dumps(result)):
         (tmp_path / 'run/eval_valid.json').write_text(damaged)
         with pytest.raises(InputError, match=r'run/eval_valid\.json is damaged'):
