@@ -1,7 +1,6 @@
 """Drawn garments, to try everything without any data; README.md describes them."""
 
 import functools
-import hashlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from asen_jax import files
-from data_builders import annotations, records
+from data_builders import annotations, asen_lists, records
 from data_builders.processes import map_in_processes
 from data_builders.records import Photo, RawDataset
 from data_builders.synthetic.garments import ATTRIBUTES, Garment, draw_garment
@@ -38,9 +37,7 @@ def config_name(data: ConfigDict) -> str:
     """The number and size of the photos, and a hash of the chosen attributes unless all are chosen."""
     name = f'{data.synthetic.num_photos}-photos-{data.synthetic.photo_size}px'
     chosen = annotations.pick_attributes(data.attributes, tuple(ATTRIBUTES), 'synthetic')
-    if len(chosen) == len(ATTRIBUTES):
-        return name
-    return f'{name}-{len(chosen)}-attributes-{hashlib.sha256(repr(sorted(chosen)).encode()).hexdigest()[:8]}'
+    return name if len(chosen) == len(ATTRIBUTES) else f'{name}-{asen_lists.name_choice(chosen)}'
 
 
 def read(data: ConfigDict) -> RawDataset:

@@ -54,19 +54,17 @@ def list_files(data: ml_collections.ConfigDict) -> list[Path]:
 
 def config_name(data: ml_collections.ConfigDict) -> str:
     """'all' for the published lists, 'resampled' for resampled ones, with a suffix if attributes are chosen."""
-    chosen = asen_lists.config_name(data)
-    if not data.zappos50k.resample_triplets:
-        return chosen
-    return 'resampled' if chosen == 'all' else f'resampled-{chosen}'
+    kind = 'resampled' if data.zappos50k.resample_triplets else ''
+    return '-'.join(filter(None, (kind, asen_lists.name_choice(data.attributes)))) or 'all'
 
 
 def read(data: ml_collections.ConfigDict) -> RawDataset:
     """The published or resampled triplets, as many as CSN uses, and the photos they mention."""
     folder, chosen, paths = asen_lists.dataset_folder(data, FOLDER), _chosen(data), list_files(data)
     if data.zappos50k.resample_triplets:
-        annotations.require_files(paths, f'{INSTRUCTIONS}.')
+        asen_lists.require_files(paths, f'{INSTRUCTIONS}.')
         return assemble(folder, chosen, draw_lists(folder, paths, chosen))._replace(caveat=CAVEAT)
-    annotations.require_files(paths, WITHOUT_LISTS)
+    asen_lists.require_files(paths, WITHOUT_LISTS)
     return assemble(folder, chosen, read_lists(folder, chosen))
 
 
@@ -86,26 +84,13 @@ def read_lists(folder: Path, chosen: Sequence[str]) -> Lists:
 
 def read_triplets(path: Path, num_photos: int) -> Int[np.ndarray, 'n 3']:
     """Rows (anchor, positive, negative) from lines `a b c`, which say that a is closer to c than to b."""
-    expected = 'expected "a b c", three lines of filenames.json counted from 0'
-    rows = [line.split() for line in annotations.read_lines(path)]
-    for line, words in enumerate(rows, 1):
-        if len(words) != 3:
-            raise InputError(f'{path}, line {line}: {len(words)} numbers; {expected}. Download it again.')
-    words = [word for row in rows for word in row]
-    try:
-        numbers = list(map(int, words))
-    except ValueError as error:
-        place = next(place for place, word in enumerate(words) if not annotations.is_whole(word))
+    numbers = annotations.read_numbers(path, '"a b c", three lines of filenames.json counted from 0')
+    for line, column in np.argwhere(numbers >= num_photos)[:1]:
         raise InputError(
-            f'{path}, line {place // 3 + 1}: {words[place]!r} is not a whole number; {expected}.'
-        ) from error
-    if min(numbers) < 0 or max(numbers) >= num_photos:
-        place = next(place for place, number in enumerate(numbers) if not 0 <= number < num_photos)
-        raise InputError(
-            f'{path}, line {place // 3 + 1}: index {numbers[place]}, but filenames.json ends at {num_photos - 1} '
+            f'{path}, line {line + 1}: index {numbers[line, column]}, but filenames.json ends at {num_photos - 1} '
             f'(counted from 0); use the lists and the filenames.json of the same release.'
         )
-    return np.array(numbers, np.int32).reshape(-1, 3)[:, [0, 2, 1]]
+    return numbers[:, [0, 2, 1]]
 
 
 def draw_lists(folder: Path, files: Sequence[Path], chosen: Sequence[str]) -> Lists:
