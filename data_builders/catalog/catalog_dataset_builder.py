@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from ml_collections import ConfigDict
 
 from asen_jax.data.images import read_file
@@ -60,8 +60,8 @@ def read(data: ConfigDict) -> RawDataset:
             notes.append(f'no photo is in {split}')
         if split != 'train':
             is_query = choose_queries(rows[split])
-            queries[split] = make_list(photos[split], is_query)
-            candidates[split] = make_list(photos[split], ~is_query)
+            queries[split] = records.label_rows(photos[split], np.flatnonzero(is_query))
+            candidates[split] = records.label_rows(photos[split], np.flatnonzero(~is_query))
     return RawDataset('catalog', attributes, values, photos, queries, candidates, notes=tuple(notes))
 
 
@@ -141,16 +141,6 @@ def make_photo(table: Table, row: Row, numbers: Mapping[str, Mapping[str, int]])
         path=path,
         where=table.where(row),
     )
-
-
-def make_list(photos: list[Photo], listed: Bool[np.ndarray, ' photos']) -> Int[np.ndarray, 'n 3']:
-    """Every label of the listed photos as (index, attribute, value)."""
-    rows = [
-        (index, attribute, value)
-        for index in np.flatnonzero(listed).tolist()
-        for attribute, value in zip(photos[index].attributes, photos[index].values, strict=True)
-    ]
-    return np.array(rows, np.int32).reshape(-1, 3)
 
 
 def _hash(text: str) -> int:

@@ -5,8 +5,6 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from jaxtyping import Int
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -49,8 +47,8 @@ def read(data: ConfigDict) -> RawDataset:
     num_eval = data.synthetic.num_photos // EVAL_SHARE
     splits = {'train': photos[: -2 * num_eval], 'valid': photos[-2 * num_eval : -num_eval], 'test': photos[-num_eval:]}
     num_queries = num_eval // QUERY_SHARE
-    queries = {split: labels_between(splits[split], 0, num_queries) for split in ('valid', 'test')}
-    candidates = {split: labels_between(splits[split], num_queries, num_eval) for split in ('valid', 'test')}
+    queries = {split: records.label_rows(splits[split], range(num_queries)) for split in ('valid', 'test')}
+    candidates = {split: records.label_rows(splits[split], range(num_queries, num_eval)) for split in ('valid', 'test')}
     write_catalog(Path(data.dir).expanduser() / 'synthetic' / 'photos', [*splits['valid'], *splits['test']])
     raw = RawDataset('synthetic', tuple(ATTRIBUTES), ATTRIBUTES, splits, queries, candidates)
     return records.choose_attributes(raw, chosen)
@@ -86,9 +84,3 @@ def make_photo(index: int, garment: Garment) -> Photo:
         values=tuple(ATTRIBUTES[name].index(value) for name, value in garment.labels.items()),
         attribute_boxes=tuple(garment.boxes[name] for name in garment.labels),
     )
-
-
-def labels_between(photos: Sequence[Photo], start: int, stop: int) -> Int[np.ndarray, 'n 3']:
-    """Every label of photos `start` to `stop` as (index, attribute, value)."""
-    labels = records.labels_of(photos[start:stop])
-    return np.stack([labels.photo + start, labels.attribute, labels.value], axis=1).astype(np.int32)
