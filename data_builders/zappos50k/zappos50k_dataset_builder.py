@@ -56,11 +56,8 @@ def config_name(data: ConfigDict) -> str:
 
 def read(data: ConfigDict) -> RawDataset:
     """The published or resampled triplets, as many as CSN uses, and the photos they mention."""
-    folder, files, resampled = (
-        asen_lists.dataset_folder(data, FOLDER),
-        list_files(data),
-        data.zappos50k.resample_triplets,
-    )
+    chosen, resampled = _chosen(data), data.zappos50k.resample_triplets
+    folder, files = asen_lists.dataset_folder(data, FOLDER), list_files(data)
     asen_lists.require_files(files, f'{INSTRUCTIONS}.' if resampled else WITHOUT_LISTS)
     if (folder / FILENAMES).is_file():
         names = annotations.read_filenames(folder / FILENAMES)
@@ -68,8 +65,8 @@ def read(data: ConfigDict) -> RawDataset:
         names = sorted(path.relative_to(folder / PHOTOS).as_posix() for path in (folder / PHOTOS).rglob('*.jpg'))
     if not names:
         raise InputError(f'{folder / PHOTOS} contains no .jpg file: {INSTRUCTIONS}.')
-    lists = resample.draw_lists(files[0], names, _chosen(data)) if resampled else _read_lists(data, len(names))
-    raw = RawDataset('zappos50k', _chosen(data), lists.values, *_take(folder, names, lists), notes=lists.notes)
+    lists = resample.draw_lists(files[0], names, chosen) if resampled else _read_lists(data, len(names))
+    raw = RawDataset('zappos50k', chosen, lists.values, *_take(folder, names, lists), notes=lists.notes)
     train, valid, test = ({photo.image_id for photo in raw.photos[split]} for split in SPLITS)
     if shared := len(train & (valid | test)):  # by path, since a list may repeat one; CSN intends none
         raw = raw._replace(notes=(*raw.notes, f'{shared:,} photos of train are also in valid or test'))
