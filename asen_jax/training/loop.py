@@ -78,7 +78,7 @@ def check_config(config: ConfigDict, workdir: Path) -> Trunk:
     _, params, batch_stats = build_shapes(config, num_attributes=2)
     with Checkpoints(workdir, read_only=True) as checkpoints:
         check_start(config, checkpoints)
-        if config.init.workdir or checkpoints.resumable():
+        if config.init.workdir or checkpoints.kind_to_resume():
             return {}, {}
     return read_trunk(config, params, batch_stats)
 
@@ -176,7 +176,7 @@ def start(
     optimizer = make_optimizer(schedule, config.optim.trunk_factor)
     structure, params, batch_stats = build_model(config, len(records.attributes))
     params, batch_stats = params | trunk[0], batch_stats | trunk[1]
-    origin, resumed, meters, kind = {}, 0, Meters.start(), checkpoints.resumable()
+    origin, resumed, meters, kind = {}, 0, Meters.start(), checkpoints.kind_to_resume()
     if kind is None and config.init.workdir:
         params, batch_stats, origin['started_from'] = read_start(config, records.attributes, params)
     state = create_state(params, batch_stats, optimizer)

@@ -30,7 +30,7 @@ def check_start(config: ConfigDict, checkpoints: Checkpoints) -> None:
         raise InputError(
             f'config.init.workdir is {folder}, the folder of this run itself; give the new run another --workdir.'
         )
-    if checkpoints.resumable() is None:
+    if checkpoints.kind_to_resume() is None:
         with Checkpoints(folder, read_only=True) as source:
             _check_source(config, source)
 

@@ -45,16 +45,6 @@ def test_the_network_must_be_that_of_the_import(imported, config):
         loop.train_and_evaluate(config, imported, prepare.prepare(config))
 
 
-def test_a_checkpoint_older_than_a_field_has_the_network_of_its_time(imported, config):
-    for meta in (imported / 'checkpoints').rglob('meta/metadata'):
-        about = json.loads(meta.read_text())
-        del about['config']['model']['projection'], about['checksums'], about['sha256']
-        meta.write_text(json.dumps(about))
-    config.model.asen_v2.projection = 8
-    with pytest.raises(InputError, match=r'was imported with config\.model\.asen_v2\.projection=0, not 8'):
-        loop.train_and_evaluate(config, imported, prepare.prepare(config))
-
-
 def test_attributes_in_another_order_are_refused(imported, config, records):
     config.data.attributes = records.attributes[::-1]
     with pytest.raises(
