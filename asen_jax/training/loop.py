@@ -113,7 +113,7 @@ def start(
     graphdef, params, batch_stats = build_model(config, len(records.attributes))
     params, batch_stats = params | trunk[0], batch_stats | trunk[1]
     optimizer = make_optimizer(config, make_schedule(config, epoch_steps), params)
-    kind, origin, meters = checkpoints.resumable(), {}, Meters.start()
+    kind, origin, meters = checkpoints.kind_to_resume(), {}, Meters.start()
     if kind is None and config.init.workdir:
         params, batch_stats, origin['started_from'] = read_start(config, records.attributes, params, batch_stats)
     state = create_state(params, batch_stats, optimizer)

@@ -22,11 +22,8 @@ from tests.conftest import ROOT
 from tests.golden import recipe
 
 
-@pytest.mark.parametrize('size,kernel_size,stride', [(8, 3, 1), (8, 3, 2), (9, 5, 2), (7, 5, 1), (2, 5, 1)])
-def test_depthwise_is_a_grouped_convolution_with_the_same_gradients(size, kernel_size, stride):
-    rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.normal(size=(3, size, size + 1, 4)), jnp.float32)
-    kernel = jnp.asarray(rng.normal(size=(kernel_size, kernel_size, 4)), jnp.float32)
+def depthwise_cases(size, kernel_size, stride):
+    """Ours and XLA's grouped convolution; each maps (x, kernel, dy) to y and the gradients of x and kernel. And such arguments."""
 
     def grouped(x, kernel):
         return lax.conv_general_dilated(
@@ -39,12 +36,40 @@ def test_depthwise_is_a_grouped_convolution_with_the_same_gradients(size, kernel
             precision='highest',
         )
 
-    expected, transpose = jax.vjp(grouped, x, kernel)
-    found, ours = jax.vjp(lambda x, kernel: depthwise(x, kernel, stride), x, kernel)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-    dy = jnp.asarray(rng.normal(size=found.shape), jnp.float32)
-    for ours_part, expected_part in zip(ours(dy), transpose(dy), strict=True):
-        np.testing.assert_allclose(ours_part, expected_part, rtol=1e-4, atol=1e-4)
+    def with_gradients(convolve):
+        def run(x, kernel, dy):
+            y, transpose = jax.vjp(convolve, x, kernel)
+            return y, *transpose(dy)
+
+        return run
+
+    rng = np.random.default_rng(0)
+    shapes = (3, size, size + 1, 4), (kernel_size, kernel_size, 4), (3, -(-size // stride), -(-(size + 1) // stride), 4)
+    arguments = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+    return with_gradients(lambda x, kernel: depthwise(x, kernel, stride)), with_gradients(grouped), arguments
+
+
+@pytest.mark.parametrize('size,kernel_size,stride', [(8, 3, 1), (8, 3, 2), (9, 5, 2), (7, 5, 1), (2, 5, 1)])
+def test_depthwise_is_a_grouped_convolution_with_the_same_gradients(size, kernel_size, stride):
+    ours, grouped, arguments = depthwise_cases(size, kernel_size, stride)
+    for found, expected in zip(ours(*arguments), grouped(*arguments), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('size,kernel_size,stride', [(32, 3, 1), (32, 5, 2)])
+@pytest.mark.parametrize('wrap', [jax.jit, lambda run: run])
+def test_depthwise_rounds_bfloat16_no_more_than_a_grouped_convolution(size, kernel_size, stride, wrap):
+    *runs, arguments = depthwise_cases(size, kernel_size, stride)
+    arguments = [part.astype(jnp.bfloat16) for part in arguments]
+    exact = runs[1](*[part.astype(jnp.float32) for part in arguments])
+    ours, grouped = (
+        [
+            np.sqrt(np.mean((np.float32(part) - whole) ** 2))
+            for part, whole in zip(wrap(run)(*arguments), exact, strict=True)
+        ]
+        for run in runs
+    )
+    assert (np.array(ours) <= 1.1 * np.array(grouped)).all(), (ours, grouped)
 
 
 def test_no_photo_moves_between_devices():

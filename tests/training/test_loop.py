@@ -249,14 +249,9 @@ def test_steps_compile_once_and_transfer_nothing(cache, config, tmp_path, monkey
     assert [step._cache_size() for step in steps] == [1]
 
 
-def test_how_gradients_are_computed_may_change_even_in_a_run_older_than_these_fields(config, tmp_path):
+def test_how_gradients_are_computed_may_change(config, tmp_path):
     config.train.loss, config.train.batch_size, config.train.num_epochs = 'triplet', 16, 1
     run(config, tmp_path)
-    for meta in (tmp_path / 'checkpoints').rglob('meta/metadata'):
-        about = json.loads(meta.read_text())
-        del about['config']['train']['remat'], about['config']['train']['accumulate_steps']
-        del about['checksums'], about['sha256']
-        meta.write_text(json.dumps(about))
     config.train.num_epochs, config.train.remat, config.train.accumulate_steps = 2, True, 2
     run(config, tmp_path)
     assert arrays_of(tmp_path)[0] == 4
