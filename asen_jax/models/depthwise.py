@@ -35,7 +35,7 @@ def depthwise(x: Float[Array, 'n h w c'], kernel: Float[Array, 'k k c'], stride:
     """
     size, height, width = len(kernel), -(-x.shape[1] // stride), -(-x.shape[2] // stride)
     padded, factors = _pad(x, size, stride).astype(jnp.float32), kernel.astype(jnp.float32)
-    y = jnp.zeros((len(x), height, width, x.shape[3]), jnp.float32)
+    y = jnp.zeros((x.shape[0], height, width, x.shape[3]), jnp.float32)
     for i in range(size):
         for j in range(size):
             y += padded[:, _steps(i, height, stride), _steps(j, width, stride)] * factors[i, j].reshape(1, 1, 1, -1)
