@@ -25,7 +25,7 @@ def run(argv: list[str]) -> int:
 def dispatch(arguments: command_line.Arguments) -> None:
     """Run one mode; imports are where they are needed, since JAX, TFDS, and LanceDB take up to a second each to load."""
     mode, config, workdir, flags = arguments
-    moved = workdir if flags.workdir else None  # the network of a gallery that is no longer where it was
+    workdir_override = workdir if flags.workdir else None  # for a gallery whose network is no longer where it was
     compilation_cache.use_cache(flags.compilation_cache)
     if mode not in ('prepare', 'search'):  # these often need no JAX
         start_devices(arguments)
@@ -41,7 +41,7 @@ def dispatch(arguments: command_line.Arguments) -> None:
             train_and_evaluate(config, workdir, records, trunk)
         case 'eval' | 'report':
             from asen_jax.data.prepared import read_records
-            from asen_jax.evaluation.evaluate import evaluate_network
+            from asen_jax.evaluation.run import evaluate_network
             from asen_jax.network import load_network
             from asen_jax.sharding import make_mesh
             from data_builders import prepare
@@ -71,24 +71,32 @@ def dispatch(arguments: command_line.Arguments) -> None:
             written = export.export(workdir, flags.checkpoint, config.precision, Path(flags.output), flags.format)
             print(f'wrote {", ".join(map(str, written))}')
         case 'embed':
-            from asen_jax.search.embed_files import embed_workdir
+            from asen_jax.embedder import load_with_config
+            from asen_jax.search.embed_files import embed_files
 
-            output = Path(flags.output)
-            embed_workdir(config, workdir, flags.checkpoint, flags.images, output, flags.heatmaps, flags.strict)
+            embedder = load_with_config(config, workdir, flags.checkpoint)
+            print(embed_files(embedder, flags.images, flags.output, flags.heatmaps, flags.strict), flush=True)
         case 'index':
-            from asen_jax.search.indexing import index_workdir
+            from asen_jax.embedder import load_with_config
+            from asen_jax.search.indexing import index_photos
 
-            where = (flags.images, flags.gallery, flags.strict)
-            index_workdir(config, workdir, flags.checkpoint, *where, flags.engine, flags.workers)
+            engine = None
+            if flags.engine == 'ray':
+                from asen_jax.search import ray_engine  # early: Ray may be missing
+
+                engine = ray_engine.make_engine(config, workdir, flags.checkpoint, flags.workers)
+            embedder = load_with_config(config, workdir, flags.checkpoint)
+            print(index_photos(embedder, flags.images, flags.gallery, flags.strict, engine), flush=True)
         case 'search':
             from asen_jax.search.searching import search_gallery
 
             output = Path(flags.output) if flags.output else None
-            search_gallery(flags.gallery, flags.query, flags.attribute, flags.k, flags.where, moved, flags.json, output)
+            asked = flags.query, flags.attribute, flags.k, flags.where
+            search_gallery(flags.gallery, *asked, workdir_override, flags.json, output)
         case 'serve':
             from asen_jax.search.serve import serve
 
-            serve(flags.gallery, flags.host, flags.port, moved)
+            serve(flags.gallery, flags.host, flags.port, workdir_override)
 
 
 def start_devices(arguments: command_line.Arguments) -> None:

@@ -16,12 +16,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jaxtyping import Float, UInt8
+from ml_collections import ConfigDict
 from PIL import Image
 
 from asen_jax.data import images as pictures
 from asen_jax.data.boxes import Box, clip_box
 from asen_jax.data.prefetch import prefetch
 from asen_jax.errors import InputError
+from asen_jax.matching import config_as_trained
 from asen_jax.models.apply import embed_all
 from asen_jax.models.interfaces import Output
 from asen_jax.network import TrainedNetwork, check_finite, load_network
@@ -29,17 +31,17 @@ from asen_jax.sharding import make_mesh
 
 BATCH_SIZE = 64  # photos
 READ_AHEAD = 2  # batches that are decoded while the device works
+HASHED_FIELDS = ('name', 'trunk', 'normalize')  # of config.model; see Embedder.fingerprint
 NUM_THREADS = min(8, os.cpu_count() or 1)  # for decoding
 
 
 class Embedded(NamedTuple):
-    """The result for a batch of photos."""
+    """What became of a photo: vectors, or why it cannot be used."""
 
-    vectors: Float[np.ndarray, 'kept attributes dim']
-    heatmaps: Float[np.ndarray, 'kept attributes h w'] | None
-    kept: list[int]  # positions in the batch of the photos that have a vector
-    broken: dict[int, str]  # position of each other photo -> why it has none
-    extras: Sequence[Any] = ()  # what `keep` made of each photo in `kept`
+    vectors: Float[np.ndarray, 'attributes dim'] | None = None
+    heatmaps: Float[np.ndarray, 'attributes h w'] | None = None
+    extra: Any = None  # what `keep` made of the photo
+    why: str | None = None
 
 
 class Embedder:
@@ -120,12 +122,10 @@ class Embedder:
         heatmaps: bool = False,
         keep: Callable[[Image.Image], Any] | None = None,
     ) -> Generator[Embedded, None, None]:
-        """The result for each batch, in order. A batch has at most `batch_size` pairs of a photo and its box, or None.
+        """The result for each photo, in order. A batch has at most `batch_size` pairs of a photo and its box, or None.
 
-        `keep` is called with each opened photo, in several threads; its results are in `extras`.
-
-        Unreadable photos are reported in `broken`, not raised. While the caller uses a result, the next batch is on the
-        device, and the photos after it are being decoded.
+        Why a photo cannot be used is reported, not raised. `keep` is called with each opened photo, in several threads. While
+        the caller uses the results of a batch, the next one is on the device, and the photos after it are being decoded.
         """
         columns = self._find(attributes)
         pool = ThreadPoolExecutor(NUM_THREADS)
@@ -133,11 +133,16 @@ class Embedder:
             loading = prefetch(
                 ([pool.submit(self._load, *pair, keep) for pair in batch] for batch in batches), READ_AHEAD
             )
-            for output, kept, broken, extras in prefetch(map(self._start, loading), 1):
-                vectors = np.asarray(output.embedding)[kept][:, columns]
-                check_finite(vectors)
-                maps = np.asarray(output.heatmap)[kept][:, columns].astype(np.float32, copy=False) if heatmaps else None
-                yield Embedded(vectors, maps, kept, broken, extras)
+            for output, loaded in prefetch(map(self._start, loading), 1):
+                vectors, maps = np.asarray(output.embedding)[:, columns], [None] * len(loaded)
+                if heatmaps:
+                    maps = np.asarray(output.heatmap)[:, columns].astype(np.float32, copy=False)
+                for place, each in enumerate(loaded):
+                    if isinstance(each, str):
+                        yield Embedded(why=each)
+                        continue
+                    check_finite(vectors[place])
+                    yield Embedded(vectors[place], maps[place], each[1])
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -149,12 +154,16 @@ class Embedder:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A hash of everything that determines a photo's vectors, except the hardware."""
-        meta = self.network.meta
+        """A hash of everything that determines a photo's vectors, except the hardware.
+
+        Of `config.model` it has only HASHED_FIELDS: the paths and shapes of the weights tell the rest, and fields that only
+        training reads do not matter. So a new field leaves galleries valid. One that changes vectors without changing a path or
+        a shape must be hashed as well, but only where it differs from what networks without it do.
+        """
+        model = self.network.meta['config']['model']
         facts = {
-            'step': meta['step'],
             'attributes': self.attributes,
-            'model': meta['config']['model'],
+            'model': {field: model[field] for field in HASHED_FIELDS},
             'size': self.size,
             'fit': self.fit,
             'crop_to_bbox': self.crop_to_bbox,
@@ -162,7 +171,8 @@ class Embedder:
         }
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
         for path, leaf in jax.tree_util.tree_leaves_with_path((self.network.params, self.network.batch_stats)):
-            digest.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
+            array = np.asarray(leaf)
+            digest.update(f'{jax.tree_util.keystr(path)} {array.dtype} {array.shape}'.encode() + array.tobytes())
         return digest.hexdigest()
 
     def _find(self, attributes: str | Sequence[str] | None) -> list[int]:
@@ -184,18 +194,16 @@ class Embedder:
         """The vectors or the heatmaps of all photos in one array."""
         photos = self._pair(images, boxes)
         shape = (self.heatmap_shape or ()) if heatmaps else (self.dim,)
-        result = np.zeros((len(photos), len(self._find(attributes)), *shape), np.float32)
-        starts = range(0, len(photos), self.batch_size)
-        batches = (photos[start : start + self.batch_size] for start in starts)
+        collected = np.zeros((len(photos), len(self._find(attributes)), *shape), np.float32)
+        batches = (photos[start : start + self.batch_size] for start in range(0, len(photos), self.batch_size))
         with contextlib.closing(self.stream(batches, attributes, heatmaps)) as results:
-            for start, embedded in zip(starts, results, strict=True):
-                for position, why in embedded.broken.items():
-                    photo, _ = photos[start + position]
-                    name = os.fspath(photo) if isinstance(photo, str | os.PathLike) else f'images[{start + position}]'
-                    raise InputError(f'{name}: {why}.')
-                part = embedded.vectors if embedded.heatmaps is None else embedded.heatmaps
-                result[start : start + len(part)] = part
-        return result
+            for place, result in enumerate(results):
+                if result.why is not None:
+                    photo, _ = photos[place]
+                    name = os.fspath(photo) if isinstance(photo, str | os.PathLike) else f'images[{place}]'
+                    raise InputError(f'{name}: {result.why}.')
+                collected[place] = result.heatmaps if heatmaps else result.vectors
+        return collected
 
     def _pair(self, images: Iterable, boxes: Iterable | None) -> list[tuple]:
         """Each photo with its box. Rejects a single photo, which would be read as a sequence of letters or rows."""
@@ -247,16 +255,20 @@ class Embedder:
             raise ValueError(f'it is an array {list(photo.shape)} of {photo.dtype}; {wanted}')
         return Image.fromarray(np.asarray(photo))
 
-    def _start(self, futures: Sequence[Future]) -> tuple[Output, list[int], dict[int, str], list[Any]]:
-        """Start a batch on the device, padded with black photos: (its future output, positions kept, broken, extras)."""
-        batch = np.zeros((self.batch_size, self.size, self.size, 3), np.uint8)
-        kept, broken, extras = [], {}, []
-        for position, future in enumerate(futures):
-            loaded = future.result()
-            if isinstance(loaded, str):
-                broken[position] = loaded
-            else:
-                batch[position], extra = loaded
-                kept.append(position)
-                extras.append(extra)
-        return self._embed(batch), kept, broken, extras
+    def _start(self, futures: Sequence[Future]) -> tuple[Output, list]:
+        """Start a batch on the device, with black photos in the places that are left: (its future output, what was loaded)."""
+        batch, loaded = (
+            np.zeros((self.batch_size, self.size, self.size, 3), np.uint8),
+            [each.result() for each in futures],
+        )
+        for place, each in enumerate(loaded):
+            if not isinstance(each, str):
+                batch[place] = each[0]
+        return self._embed(batch), loaded
+
+
+def load_with_config(config: ConfigDict, workdir: Path, which: str) -> Embedder:
+    """The network of a checkpoint with the precision and the batch size of `config`; prints fields that it uses as trained."""
+    embedder = Embedder.load(workdir, which, config.precision, config.eval.batch_size)
+    config_as_trained(embedder.network.meta, config)
+    return embedder

@@ -21,7 +21,6 @@ from ml_collections import ConfigDict
 
 from asen_jax.data.prepared import Records, open_records, read_rows
 from asen_jax.embedder import Embedder
-from asen_jax.evaluation import metrics
 from asen_jax.evaluation.evaluate import evaluate
 from asen_jax.matching import config_as_trained
 from asen_jax.search.gallery import Gallery
@@ -106,21 +105,8 @@ def evaluate_attributes(embedder: Embedder, records: Records) -> dict[str, float
     """precision@10 of each attribute as `--mode eval` computes it."""
     network = embedder.network
     config = config_as_trained(network.meta, ConfigDict(network.meta['config']))
-    vectors = evaluate(config, records, 'test', network.embed_on(make_mesh()), network.meta['step']).vectors
-    query, candidate = read_rows(records, 'test_query'), read_rows(records, 'test_candidate')
-    figures = {}
-    for number, name in enumerate(records.attributes):
-        rows, candidates = query[query[:, 1] == number], metrics.group_candidates(candidate, number)
-        shares = metrics.retrieval_metrics(
-            vectors.of(rows[:, 0], number),
-            vectors.of(candidates.photos, number),
-            rows[:, 2],
-            candidates.values,
-            (K,),
-            vectors.distance,
-        )[f'precision@{K}']
-        figures[name] = float(shares.mean()) if len(shares) else float('nan')
-    return figures
+    evaluation = evaluate(config, records, 'test', network.embed_on(make_mesh()), network.meta['step'])
+    return {name: float(ranked.rankings.precision_at(K).mean()) for name, ranked in evaluation.by_attribute.items()}
 
 
 if __name__ == '__main__':

@@ -200,16 +200,16 @@ def rest(folder: Path) -> dict[str, float]:
         work()
         figures[name] = time.perf_counter() - start
 
-    measure('read what the gallery knows', lambda: indexing._known(gallery))
+    measure('read what the gallery knows', lambda: indexing.read_known(gallery))
     figures['peak memory so far, GB'] = peak_memory() / 1000
     rows = [
         {'path': f'/new/{n}', ID: str(n), SOURCE: '', STATE: '', THUMBNAIL: b'', VECTOR: each, 'color': '', 'shop': ''}
         for n, each in enumerate(draw(np.random.default_rng(3), 4024))
     ]
     gallery.table.create_index(ID, config=BTree())
-    measure('commit 1,024 new photos', lambda: indexing._merge(gallery, rows[:1024]))
-    indexing._merge(gallery, rows[1024:])
-    measure('tidy after 4,024 new photos', lambda: indexing._tidy(gallery))
+    measure('commit 1,024 new photos', lambda: indexing.merge(gallery, rows[:1024]))
+    indexing.merge(gallery, rows[1024:])
+    measure('tidy after 4,024 new photos', lambda: indexing.tidy(gallery))
     for where in ("color = 'color 3'", "shop = 'shop 7'"):
         gallery.search(query, {ATTRIBUTE: 1.0}, K, where)
         measure(f'search with {where}', lambda where=where: gallery.search(query, {ATTRIBUTE: 1.0}, K, where))

@@ -40,7 +40,7 @@ SAME_AP = 1e-4  # largest accepted difference, where sides round products differ
 
 
 class Lists(NamedTuple):
-    """One attribute's queries and candidates, in the order of the arguments of `retrieval_metrics`."""
+    """One attribute's queries and candidates, in the order of the arguments of `rank_candidates`."""
 
     queries: np.ndarray  # [q, dim]
     candidates: np.ndarray  # [c, dim]
@@ -121,8 +121,8 @@ def draw(rng: np.random.Generator, num_queries: int, num_candidates: int, num_va
 
 
 def rank(lists: Lists) -> np.ndarray:
-    """Each query's AP, as an evaluation computes it: with recall and precision at k."""
-    return metrics.retrieval_metrics(*lists)['ap']
+    """Each query's AP, as an evaluation computes it: with the nearest candidates, which recall and precision at k need."""
+    return metrics.rank_candidates(*lists).ap
 
 
 def rank_in_a_loop(lists: Lists) -> np.ndarray:

@@ -168,7 +168,7 @@ def test_records_cannot_be_replaced_while_they_are_evaluated(config, tmp_path, m
 
     evaluated, flags = [], Mock(workdir=None, distributed=False)
     monkeypatch.setattr('asen_jax.network.load_network', Mock())
-    monkeypatch.setattr('asen_jax.evaluation.evaluate.evaluate_network', replace)
+    monkeypatch.setattr('asen_jax.evaluation.run.evaluate_network', replace)
     main.dispatch(command_line.Arguments('eval', config, tmp_path, flags))
     assert evaluated
 

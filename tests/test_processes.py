@@ -16,7 +16,7 @@ import pytest
 from asen_jax import processes, sharding
 from asen_jax.checkpoint import Checkpoints
 from asen_jax.errors import InputError
-from asen_jax.models import build_shapes
+from asen_jax.models.build import build_shapes
 from asen_jax.network import make_embedder
 from tests.conftest import ROOT, make_step
 from tests.test_sharding import make_batch, small_config
@@ -27,18 +27,18 @@ BATCH_SIZE = 16
 def run_on(mesh):
     """The losses of two steps and the sum of each photo's vectors after them."""
     config, rows = small_config(), sharding.local_rows(BATCH_SIZE)
-    structure, *shapes = build_shapes(config, 4)
+    graphdef, *shapes = build_shapes(config, 4)
     rng = np.random.default_rng(0)  # JAX would compile a program for each array
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(leaf.dtype), shapes[0])
     stats = jax.tree.map(lambda leaf: rng.uniform(0.5, 1.5, leaf.shape).astype(leaf.dtype), shapes[1])
-    step, state = make_step(config, structure, params, stats, mesh, steps_per_epoch=100)
+    step, state = make_step(config, graphdef, params, stats, mesh, steps_per_epoch=100)
     losses = []
     for number in range(2):
         batch = {name: part[rows] for name, part in make_batch(number).items()}
         state, metrics = step(state, sharding.put_rows(mesh, batch, BATCH_SIZE))
         losses.append(float(metrics['loss']))
     photos = make_batch(9)['images'][:, 0]
-    vectors, _ = make_embedder(structure, mesh)(state.params, state.batch_stats)(photos)
+    vectors = make_embedder(graphdef, mesh)(state.params, state.batch_stats)(photos).embedding
     return {'losses': losses, 'vectors': np.asarray(vectors).sum(axis=(1, 2)).tolist()}
 
 

@@ -30,10 +30,14 @@ class CachedPhotos:
 
     def __init__(self, path: Path):
         """Raises InputError if a file is damaged."""
-        self.images: UInt8[np.ndarray, 'photos size size 3'] = _open(path)
+        self.images: UInt8[np.ndarray, 'photos size size 3']
         self.boxes: Float[np.ndarray, 'photos attributes 4'] | None = None
-        if _boxes_path(path).exists():
-            self.boxes = _open(_boxes_path(path))
+        try:
+            self.images = np.load(path, mmap_mode='r')
+            if _boxes_path(path).exists():
+                self.boxes = np.load(_boxes_path(path), mmap_mode='r')
+        except (ValueError, EOFError) as error:
+            raise InputError(f'{path} is damaged; delete {path.parent} and run the same command again.') from error
 
     def __getitem__(self, photo: int) -> dict[str, np.ndarray]:
         """`image`, and `boxes` if there are any."""
@@ -52,7 +56,7 @@ def open_cache(
 
     Raises InputError if it cannot be written, and StoppedError after a signal that `stop` received.
     """
-    path = _cache_path(records, split, options)
+    path = cache_path(records, split, options)
     if processes.is_writer() and not path.exists():
         try:
             path.parent.mkdir(exist_ok=True)
@@ -75,7 +79,7 @@ def open_cache(
     return CachedPhotos(path)
 
 
-def _cache_path(records: Records, split: str, options: LoadOptions) -> Path:
+def cache_path(records: Records, split: str, options: LoadOptions) -> Path:
     """The file of a split's photos; its name depends on everything that determines their pixels."""
     facts = [FORMAT, records.fingerprint, split, options.size, options.fit, options.crop_to_bbox, PIL.__version__]
     return Path(records.directory) / FOLDER / f'{split}-{files.sha256_of_json(facts)[:KEY_DIGITS]}.npy'
@@ -83,13 +87,6 @@ def _cache_path(records: Records, split: str, options: LoadOptions) -> Path:
 
 def _boxes_path(path: Path) -> Path:
     return path.with_suffix('.boxes.npy')
-
-
-def _open(path: Path) -> np.ndarray:
-    try:
-        return np.load(path, mmap_mode='r')
-    except (ValueError, EOFError) as error:
-        raise InputError(f'{path} is damaged; delete {path.parent} and run the same command again.') from error
 
 
 def _fill(
@@ -125,7 +122,7 @@ def put_on_devices(photos: UInt8[np.ndarray, 'photos size size 3'], mesh: jax.sh
     Raises InputError if they do not fit the memory of the devices.
     """
     share = -(-len(photos) // mesh.size)
-    _check_memory(share * math.prod(photos.shape[1:]), mesh.local_devices)
+    check_memory(share * math.prod(photos.shape[1:]), mesh.local_devices)
 
     def part(index: Any) -> np.ndarray:
         rows = photos[index[0]]
@@ -136,10 +133,11 @@ def put_on_devices(photos: UInt8[np.ndarray, 'photos size size 3'], mesh: jax.sh
     return jax.make_array_from_callback(shape, sharding.batch_sharding(mesh), part)
 
 
-def _check_memory(needed: int, devices: Iterable[Any]) -> None:
+def check_memory(needed: int, devices: Iterable[Any]) -> None:
+    """Raise InputError if a device has fewer than `needed` bytes for photos; a CPU reports no limit."""
     for device in devices:
         stats: Mapping[str, int] = device.memory_stats() or {}
-        free = FREE_SHARE * stats.get('bytes_limit', math.inf) - stats.get('bytes_in_use', 0)  # a CPU has no limit
+        free = FREE_SHARE * stats.get('bytes_limit', math.inf) - stats.get('bytes_in_use', 0)
         if needed > free:
             raise InputError(
                 f'the train photos take {needed / 1e9:.1f} GB of each device, but {device} has {max(free, 0) / 1e9:.1f} GB for them; '

@@ -8,7 +8,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -30,11 +30,20 @@ class Candidates(NamedTuple):
 
 
 class Rankings(NamedTuple):
-    """Each query's AP and its nearest candidates, nearest first, with whether they are relevant."""
+    """Each query's AP and its `count` nearest candidates, nearest first, with whether they are relevant."""
 
     ap: Float[np.ndarray, ' queries']
     nearest: Int[np.ndarray, 'queries count']  # positions in the list of candidates
     relevant: Bool[np.ndarray, 'queries count']
+
+    def recall_at(self, k: int) -> Float[np.ndarray, ' queries']:
+        """1 where at least one of the first `k` candidates is relevant (as in metric learning), else 0; `k` <= `count`."""
+        return self.relevant[:, :k].any(axis=1).astype(np.float64)
+
+    def precision_at(self, k: int) -> Float[np.ndarray, ' queries']:
+        """The relevant share of the first min(`k`, candidates); `k` <= `count`."""
+        top = self.relevant[:, :k]
+        return top.sum(axis=1) / max(top.shape[1], 1)
 
 
 def group_candidates(rows: Int[np.ndarray, 'rows 3'], attribute: int) -> Candidates:
@@ -103,7 +112,7 @@ def rank_candidates(
     candidates: Float[np.ndarray, 'candidates dim'],
     query_values: Int[np.ndarray, ' queries'],
     candidate_values: Int[np.ndarray, 'candidates most'],
-    count: int,
+    count: int = 10,
     distance: str = 'cosine',
     product: Product | None = None,
 ) -> Rankings:
@@ -168,30 +177,6 @@ def chance_average_precision(
     # the sum of (k-1)/k is N - H_N; with one candidate the second term is empty
     later = (relevant - 1) * (total - harmonic) / (total - 1) if total > 1 else 0.0
     return np.where(relevant > 0, (harmonic + later) / total, 0.0)
-
-
-def retrieval_metrics(
-    queries: Float[np.ndarray, 'queries dim'],
-    candidates: Float[np.ndarray, 'candidates dim'],
-    query_values: Int[np.ndarray, ' queries'],
-    candidate_values: Int[np.ndarray, 'candidates most'],
-    ks: Sequence[int] = (1, 5, 10),
-    distance: str = 'cosine',
-    product: Product | None = None,
-) -> dict[str, Float[np.ndarray, ' queries']]:
-    """AP, recall@k and precision@k of every query of one attribute, as fractions.
-
-    recall@k is 1 where at least one of the first k candidates is relevant (as in metric learning), else 0; precision@k
-    is the relevant share of the first min(k, candidates).
-    """
-    values = query_values, candidate_values
-    ranked = rank_candidates(queries, candidates, *values, count=max(ks, default=0), distance=distance, product=product)
-    figures: dict[str, Any] = {'ap': ranked.ap}
-    for k in ks:
-        top = ranked.relevant[:, :k]
-        figures[f'recall@{k}'] = top.any(axis=1).astype(np.float64)
-        figures[f'precision@{k}'] = top.sum(axis=1) / max(top.shape[1], 1)
-    return figures
 
 
 def summarize(per_query: Mapping[str, Float[np.ndarray, ' queries']]) -> dict:

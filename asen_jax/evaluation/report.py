@@ -3,15 +3,15 @@
 import base64
 import functools
 import io
-import json
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from bokeh.embed import components
 from bokeh.models import ColumnDataSource, FactorRange, HoverTool, LinearColorMapper
-from bokeh.palettes import Category20, Viridis256
+from bokeh.palettes import Category10, Category20, Viridis256
 from bokeh.plotting import figure
 from bokeh.resources import Resources
 from jaxtyping import Float
@@ -19,28 +19,30 @@ from jinja2 import Environment, PackageLoader
 from ml_collections import ConfigDict
 from PIL import Image
 
-from asen_jax.data.batches import eval_batch_size
-from asen_jax.data.prepared import LoadOptions, Records, read_rows
+from asen_jax.data.prepared import LoadOptions, Records
 from asen_jax.evaluation import metrics
+from asen_jax.evaluation.evaluate import AttributeRankings, EmbeddedPhoto, Evaluation, photo_embedder
 from asen_jax.evaluation.figures import overlay_heatmap
-from asen_jax.evaluation.published import PUBLISHED
+from asen_jax.evaluation.published import PUBLISHED, SOURCES
+from asen_jax.evaluation.results import read_metrics
 from asen_jax.evaluation.vectors import Vectors
 from asen_jax.network import Embed
 
 PHOTO_SIDE = 96  # pixels of a photo on the page
 NUM_EXAMPLES = 3  # best and worst queries of each attribute
 NUM_RANKS = 6  # photos shown of a ranking
-NUM_NEIGHBORS = 10  # that vote in the confusion between values
+NUM_NEIGHBORS = 10  # that vote in the confusion between values; an evaluation keeps the nearest 10
 MAX_VALUES = 20  # of an attribute, the most frequent, in the confusion and in the colors of the map
 MAX_ON_MAP = 500  # photos, on all maps together
+FRACTIONS = ('_map', '_accuracy')  # how the names of numbers in metrics.jsonl end that are drawn in percent
 OTHER = 'other values'
 BLUE, GRAY, ORANGE = '#3b76b5', '#9a9a9a', '#d9822b'
 
 
-class Ranked(NamedTuple):
-    """A query and the first photos of its ranking."""
+class Example(NamedTuple):
+    """A query and the first photos of its ranking, as positions in the split."""
 
-    query: int  # positions in the split
+    query: int
     value: str
     ap: float
     nearest: list[int]
@@ -50,39 +52,44 @@ class Ranked(NamedTuple):
 class Sheet(NamedTuple):
     """One attribute's queries with the first photos of their rankings, and which values they confuse."""
 
-    ranked: list[Ranked]  # worst first
+    examples: list[Example]  # worst first
     confusion: Float[np.ndarray, 'values values']  # share of the neighbors of queries with one value that have another
     names: list[str]  # of the values in `confusion`
 
 
 def make_report(
-    config: ConfigDict, records: Records, result: dict, vectors: Vectors, embed: Embed, workdir: Path, meta: dict
+    config: ConfigDict, records: Records, evaluation: Evaluation, embed: Embed, workdir: Path, meta: dict
 ) -> str:
     """The page `report.html` for an evaluation in `workdir`; `embed` is the network that was evaluated, `meta` its metadata."""
-    split = result['split']
-    sheets = {
-        name: rank_attribute(records, split, vectors, number)
-        for number, name in enumerate(records.attributes)
-        if name in result['map']['per_attribute']
-    }
-    show = photo_reader(config, records, split)
-    charts: dict[str, Any] = {'bars': draw_bars(result)} if sheets else {}
-    if curves := draw_curves(workdir):
-        charts['curves'] = curves
-    charts |= {f'confusion {name}': draw_confusion(sheet) for name, sheet in sheets.items() if len(sheet.names) > 1}
-    charts |= draw_maps(records, split, vectors, sheets, show)
+    result, by_attribute, vectors = evaluation
+    options, split = LoadOptions.from_config(config), result['split']
+
+    @functools.cache
+    def show(index: int) -> str:
+        return data_uri(Image.fromarray(options.read_square(records, split, index)))
+
+    sheets = {name: make_sheet(ranked, records.values[ranked.attribute]) for name, ranked in by_attribute.items()}
+    charts: dict[str, Any] = {'bars': draw_bars(result)} if result['map']['per_attribute'] else {}
+    curves = draw_curves(workdir)
+    charts |= curves
+    for name, sheet in sheets.items():
+        if len(sheet.names) > 1:
+            charts[f'confusion {name}'] = draw_confusion(sheet)
+        values, count = records.values[by_attribute[name].attribute], MAX_ON_MAP // len(sheets)
+        charts[f'map {name}'] = draw_map(by_attribute[name], values, sheet.names, vectors, count, show)
     script, pieces = components(charts) if charts else ('', {})
-    examples = {
-        name: (sheet.ranked[::-1][:NUM_EXAMPLES], sheet.ranked[:NUM_EXAMPLES]) for name, sheet in sheets.items()
-    }
     template = Environment(loader=PackageLoader('asen_jax.evaluation'), autoescape=True).get_template('report.html')
     return template.render(
         result=result,
         meta=meta,
         names=list(dict.fromkeys([*result['map']['per_attribute'], *result['triplet_accuracy']['per_attribute']])),
-        published=PUBLISHED.get(result['dataset'], {}),
-        examples=examples,
-        side_by_side=compare_attributes(config, records, sheets, vectors, embed, split, show),
+        published=PUBLISHED.get(result['dataset'], ()),
+        sources=SOURCES,
+        examples={
+            name: (sheet.examples[::-1][:NUM_EXAMPLES], sheet.examples[:NUM_EXAMPLES]) for name, sheet in sheets.items()
+        },
+        curves=list(curves),
+        side_by_side=compare_attributes(evaluation, sheets, photo_embedder(config, records, split, embed)),
         show=show,
         charts=pieces,
         bokeh=Resources(mode='inline', components=['bokeh']).render(),
@@ -90,48 +97,26 @@ def make_report(
     )
 
 
-def rank_attribute(records: Records, split: str, vectors: Vectors, attribute: int) -> Sheet:
-    """The rankings of an attribute's queries, and which values they confuse."""
-    query, candidate = read_rows(records, f'{split}_query'), read_rows(records, f'{split}_candidate')
-    query = query[query[:, 1] == attribute]
-    candidates = metrics.group_candidates(candidate, attribute)
-    ap, nearest, relevant = metrics.rank_candidates(
-        vectors.of(query[:, 0], attribute),
-        vectors.of(candidates.photos, attribute),
-        query[:, 2],
-        candidates.values,
-        count=max(NUM_RANKS, NUM_NEIGHBORS),
-        distance=vectors.distance,
-    )
-    names = records.values[attribute]
-    ranked = [
-        Ranked(
+def make_sheet(ranked: AttributeRankings, values: Sequence[str]) -> Sheet:
+    """What the page shows of an attribute's rankings; `values` are the names of its values."""
+    query, (ap, nearest, relevant) = ranked.query, ranked.rankings
+    examples = [
+        Example(
             int(query[row, 0]),
-            names[query[row, 2]],
+            values[query[row, 2]],
             float(ap[row]),
-            candidates.photos[nearest[row, :NUM_RANKS]].tolist(),
+            ranked.nearest(row, NUM_RANKS),
             relevant[row, :NUM_RANKS].tolist(),
         )
         for row in np.argsort(ap, kind='stable').tolist()
         if ap[row]
     ]
-    frequent = np.argsort(-np.bincount(query[:, 2], minlength=len(names)), kind='stable')[:MAX_VALUES]
+    frequent = np.argsort(-np.bincount(query[:, 2], minlength=len(values)), kind='stable')[:MAX_VALUES]
     shown = np.sort(frequent[np.isin(frequent, query[:, 2])])
-    near = candidates.values[nearest[:, :NUM_NEIGHBORS]]
+    near = ranked.candidates.values[nearest[:, :NUM_NEIGHBORS]]
     shares = (near[..., None] == shown).any(axis=2).mean(axis=1)  # [queries, values]
     confusion = np.stack([shares[query[:, 2] == value].mean(axis=0) for value in shown])
-    return Sheet(ranked, confusion, [names[value] for value in shown.tolist()])
-
-
-def photo_reader(config: ConfigDict, records: Records, split: str) -> Callable[[int], str]:
-    """A function from a photo's position to a small JPEG of what the network sees of it, as a data URI."""
-    options = LoadOptions.from_config(config)
-
-    @functools.cache
-    def show(index: int) -> str:
-        return data_uri(Image.fromarray(options.read_square(records, split, index)))
-
-    return show
+    return Sheet(examples, confusion, [values[value] for value in shown.tolist()])
 
 
 def data_uri(image: Image.Image) -> str:
@@ -142,40 +127,25 @@ def data_uri(image: Image.Image) -> str:
 
 
 def compare_attributes(
-    config: ConfigDict,
-    records: Records,
-    sheets: dict[str, Sheet],
-    vectors: Vectors,
-    embed: Embed,
-    split: str,
-    show: Callable[[int], str],
+    evaluation: Evaluation, sheets: Mapping[str, Sheet], embed_photo: Callable[[int], EmbeddedPhoto]
 ) -> list[dict[str, Any]]:
     """One photo under each attribute: where the network looks, and the nearest candidates.
 
     The photo is the query of the first attribute with the median average precision.
     """
-    if not sheets:
-        return []
-    options = LoadOptions.from_config(config)
-    first = next(iter(sheets.values())).ranked
+    first = next((sheet.examples for sheet in sheets.values()), [])
     if not first:
         return []
     index = first[len(first) // 2].query
-    batch = np.zeros((eval_batch_size(records, split, config), options.size, options.size, 3), np.uint8)
-    batch[0] = options.read_square(records, split, index)
-    output = embed(batch)
-    candidate = read_rows(records, f'{split}_candidate')
-    rows = []
-    for name in sheets:
-        attribute = records.attributes.index(name)
-        photo_list = metrics.group_candidates(candidate, attribute).photos
-        photo_list = photo_list[photo_list != index]
-        query = np.asarray(output.embedding[:1, attribute])
-        scores = metrics.nearness(query, vectors.of(photo_list, attribute), vectors.distance)
-        nearest = photo_list[metrics.sort_by_score(scores)[0, :NUM_RANKS]].tolist()
+    photo, rows = embed_photo(index), []
+    for name, ranked in evaluation.by_attribute.items():
+        others = ranked.candidates.photos[ranked.candidates.photos != index]
+        compared = evaluation.vectors.of(others, ranked.attribute)
+        scores = metrics.nearness(photo.vectors[[ranked.attribute]], compared, evaluation.vectors.distance)
+        nearest = others[metrics.sort_by_score(scores)[0, :NUM_RANKS]].tolist()
         look = None
-        if output.heatmap is not None:
-            look = data_uri(overlay_heatmap(batch[0], np.asarray(output.heatmap[0, attribute])))
+        if photo.heatmaps is not None:
+            look = data_uri(overlay_heatmap(photo.square, photo.heatmaps[ranked.attribute]))
         rows.append({'attribute': name, 'look': look, 'nearest': nearest, 'query': index})
     return rows
 
@@ -198,27 +168,26 @@ def draw_bars(result: dict) -> figure:
     return place_legend(plot)
 
 
-def draw_curves(workdir: Path) -> figure | None:
-    """Triplet accuracy of train and valid, and MAP of valid, by step, as `metrics.jsonl` recorded them; None without records."""
-    try:
-        lines = [json.loads(line) for line in (Path(workdir) / 'metrics.jsonl').read_text().splitlines()]
-    except FileNotFoundError:
-        return None
-    plot = new_figure(height=280, y_range=(0, 100))
-    for name, title, color in (
-        ('valid_map', 'MAP, valid', BLUE),
-        ('valid_triplet_accuracy', 'triplets in order, valid', ORANGE),
-        ('train_triplet_accuracy', 'triplets in order, train', GRAY),
-    ):
-        points = [(line['step'], 100 * line[name]) for line in lines if name in line]
-        if points:
-            steps, numbers = zip(*points, strict=True)
-            plot.line(steps, numbers, color=color, line_width=2, legend_label=title)
-            plot.scatter(steps, numbers, color=color, size=5)
-    if not plot.renderers:
-        return None
-    plot.xaxis.axis_label, plot.yaxis.axis_label = 'step', 'percent'
-    return place_legend(plot)
+def draw_curves(workdir: Path) -> dict[str, figure]:
+    """Every number of `metrics.jsonl` by step: a chart `percent` with all fractions, and a chart for each other number."""
+    path = Path(workdir) / 'metrics.jsonl'
+    lines = read_metrics(path) if path.exists() else []  # an import has none
+    names = dict.fromkeys(name for line in lines for name in line if name != 'step')
+    fractions = [name for name in names if name.endswith(FRACTIONS)]
+    charts = {}
+    for title, drawn in {'percent': fractions, **{name: [name] for name in names if name not in fractions}}.items():
+        plot, factor = (
+            (new_figure(height=280, y_range=(0, 100)), 100) if drawn is fractions else (new_figure(height=180), 1)
+        )
+        for name, color in zip(drawn, itertools.cycle(Category10[10]), strict=False):
+            points = {line['step']: factor * line[name] for line in lines if name in line}
+            curve = {'x': list(points), 'y': list(points.values())}
+            plot.line(**curve, color=color, line_width=2, legend_label=name)
+            plot.scatter(**curve, color=color, size=5)
+        if drawn:
+            plot.xaxis.axis_label = 'step'
+            charts[title] = place_legend(plot)
+    return charts
 
 
 def draw_confusion(sheet: Sheet) -> figure:
@@ -245,37 +214,38 @@ def draw_confusion(sheet: Sheet) -> figure:
     return plot
 
 
-def draw_maps(
-    records: Records, split: str, vectors: Vectors, sheets: dict[str, Sheet], show: Callable[[int], str]
-) -> dict[str, figure]:
-    """The candidates' vectors of each attribute in two dimensions, colored by value, with the photo on hover."""
-    candidate, plots = read_rows(records, f'{split}_candidate'), {}
-    for name, sheet in sheets.items():
-        attribute = records.attributes.index(name)
-        rows = candidate[candidate[:, 1] == attribute]
-        _, first = np.unique(rows[:, 0], return_index=True)
-        shown = np.linspace(0, len(first) - 1, min(len(first), MAX_ON_MAP // len(sheets))).astype(int)  # evenly spaced
-        rows = rows[first][shown]
-        points = project(vectors.of(rows[:, 0], attribute))
-        values = [records.values[attribute][value] for value in rows[:, 2].tolist()]
-        groups = [value if value in sheet.names else OTHER for value in values]
-        colors = dict(zip(sheet.names, Category20[20], strict=False))
-        source = ColumnDataSource(
-            {
-                'x': points[:, 0],
-                'y': points[:, 1],
-                'value': values,
-                'group': groups,
-                'color': [colors.get(value, GRAY) for value in groups],
-                'photo': [show(index) for index in rows[:, 0].tolist()],
-            }
-        )
-        plot = new_figure(height=420)
-        plot.scatter('x', 'y', color='color', size=9, alpha=0.8, source=source, legend_group='group')
-        plot.add_tools(HoverTool(tooltips=f'<img src="@photo" width="{PHOTO_SIDE}" alt=""><br>@value'))
-        plot.axis.visible = plot.grid.visible = False
-        plots[f'map {name}'] = place_legend(plot)
-    return plots
+def draw_map(
+    ranked: AttributeRankings,
+    values: Sequence[str],
+    colored: Sequence[str],
+    vectors: Vectors,
+    count: int,
+    show: Callable[[int], str],
+) -> figure:
+    """The vectors of `count` candidates of an attribute in two dimensions, with the photo on hover.
+
+    Those values that are among `colored` have their own color.
+    """
+    photos = ranked.candidates.photos
+    shown = np.linspace(0, len(photos) - 1, min(len(photos), count)).astype(int)  # evenly spaced
+    points = project(vectors.of(photos[shown], ranked.attribute))
+    names = [values[value] for value in ranked.candidates.values[shown, 0].tolist()]
+    colors = dict(zip(colored, Category20[20], strict=False))
+    source = ColumnDataSource(
+        {
+            'x': points[:, 0],
+            'y': points[:, 1],
+            'value': names,
+            'group': [name if name in colors else OTHER for name in names],
+            'color': [colors.get(name, GRAY) for name in names],
+            'photo': [show(index) for index in photos[shown].tolist()],
+        }
+    )
+    plot = new_figure(height=420)
+    plot.scatter('x', 'y', color='color', size=9, alpha=0.8, source=source, legend_group='group')
+    plot.add_tools(HoverTool(tooltips=f'<img src="@photo" width="{PHOTO_SIDE}" alt=""><br>@value'))
+    plot.axis.visible = plot.grid.visible = False
+    return place_legend(plot)
 
 
 def project(vectors: Float[np.ndarray, 'n dim']) -> Float[np.ndarray, 'n 2']:

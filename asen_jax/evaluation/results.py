@@ -1,4 +1,8 @@
-"""Evaluation results as tables for the user and as JSON files."""
+"""What an evaluation prints, and what `metrics.jsonl` has of it and of training."""
+
+import contextlib
+import json
+from pathlib import Path
 
 KS = (1, 5, 10)  # of recall@k and precision@k
 
@@ -18,6 +22,17 @@ def headline(result: dict) -> dict[str, float]:
         f'{split}_triplet_accuracy': result['triplet_accuracy']['overall'],
     }
     return {name: figure for name, figure in figures.items() if figure is not None}
+
+
+def read_metrics(path: Path) -> list[dict[str, int | float]]:
+    """The lines of a `metrics.jsonl`, without one that a killed run left incomplete and lines that we did not write."""
+    lines = []
+    for text in path.read_text(errors='replace').splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            line = json.loads(text)
+            if isinstance(line['step'], int) and all(isinstance(number, int | float) for number in line.values()):
+                lines.append(line)
+    return lines
 
 
 def format_table(result: dict) -> str:

@@ -25,10 +25,9 @@ class Vectors(NamedTuple):
     distance: str = 'cosine'  # how vectors are compared: config.train.distance
 
     def of(self, index: Int[np.ndarray, ' n'], attribute: int) -> Float[np.ndarray, 'n dim']:
-        """The vectors of the photos `index` under one attribute; raises ValueError if one was not wanted."""
+        """The vectors of the photos `index` under one attribute, all of which were wanted."""
         rows = self.rows[index, attribute]
-        if (rows < 0).any():
-            raise ValueError(f'a vector under attribute {attribute} was never collected')
+        assert (rows >= 0).all()
         return self.vectors[rows]
 
 

@@ -25,9 +25,8 @@ class AsenHead(nnx.Module):
         make, attention = {'numerics': numerics, 'rngs': rngs}, options.asen
         self.spatial = SpatialAttention(trunk_dim, num_attributes, **make) if attention.spatial_attention else None
         self.channel = ChannelAttention(trunk_dim, trunk_dim, **make) if attention.channel_attention else None
-        self.channel_rows = None
-        if self.channel:
-            self.channel_rows = Table(num_attributes, trunk_dim, init=uniform_by_fan_in(num_attributes), rngs=rngs)
+        table = {'init': uniform_by_fan_in(num_attributes), 'rngs': rngs}
+        self.channel_rows = Table(num_attributes, trunk_dim, **table) if self.channel else None
         self.fc = linear(trunk_dim, options.embed_dim, **make)
 
     def project(self, x: Float[Array, 'n h w c'], roles: Roles) -> Projected:
@@ -56,9 +55,8 @@ class AsenV2Head(nnx.Module):
         self.channel = ChannelAttention(trunk_dim, ATTRIBUTE_DIM, **make) if attention.channel_attention else None
         self.channel_fc = linear(ATTRIBUTE_DIM, ATTRIBUTE_DIM, **make) if self.channel else None
         self.hidden_fc = linear(trunk_dim, hidden, **make) if hidden else None
-        self.fc = None
-        if hidden:
-            self.fc = Table(num_attributes, hidden, options.embed_dim, init=uniform_by_fan_in(hidden), rngs=rngs)
+        shape = (num_attributes, hidden, options.embed_dim)
+        self.fc = Table(*shape, init=uniform_by_fan_in(hidden), rngs=rngs) if hidden else None
         self.num_attributes, self.precision = num_attributes, numerics.precision
 
     def project(self, x: Float[Array, 'n h w c'], roles: Roles) -> Projected:
@@ -67,7 +65,7 @@ class AsenV2Head(nnx.Module):
 
     def __call__(self, projected: Projected, condition: Float[Array, '#n e']) -> Output:
         pooled, heatmap = projected.features, None
-        embedded, one_hot = jnp.split(condition, [-self.num_attributes], axis=-1)
+        embedded, one_hot = condition[:, : -self.num_attributes], condition[:, -self.num_attributes :]
         if self.spatial and projected.image is not None:
             pooled, heatmap = self.spatial(projected.features, projected.image, embedded)
         if self.channel and self.channel_fc:
@@ -89,8 +87,8 @@ def recognize_asen(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], i
     table = next((tensors[name] for name in ('mask_fc1.weight', 'mask_fc2.weight') if name in tensors), None)
     if table is None:
         return None
-    fields = {'model.embed_dim': len(tensors['feature_fc.weight'])} if 'feature_fc.weight' in tensors else {}
-    return fields | _attention(tensors), table.shape[1]
+    last = np.shape(tensors.get('feature_fc.weight', ()))
+    return ({'model.embed_dim': last[0]} if len(last) == 2 else {}) | _attention(tensors), table.shape[1]
 
 
 def recognize_asen_v2(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], int] | None:

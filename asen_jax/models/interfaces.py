@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from flax import nnx
@@ -34,12 +34,14 @@ class Projected(NamedTuple):
     image: Float[Array, 'n h w k'] | None = None  # what spatial attention compares with the condition
 
 
+@runtime_checkable  # the tests check it
 class Conditions(Protocol):
     """A module that makes the condition of every attribute: a vector that tells a head which attribute is meant."""
 
     def __call__(self) -> Float[Array, 'a e']: ...
 
 
+@runtime_checkable  # the tests check it
 class Head(Protocol):
     """A module that makes embeddings from a trunk's features."""
 
@@ -52,6 +54,7 @@ class Head(Protocol):
         ...
 
 
+@runtime_checkable  # the tests check it
 class Trunk(Protocol):
     """A module that makes features from pixels; with `roles`, it trains (see layers.py)."""
 
@@ -67,6 +70,7 @@ class Trunk(Protocol):
     ) -> Float[Array, 'n h2 w2 c']: ...
 
 
+@runtime_checkable  # the tests check it
 class Network(Protocol):
     """A module from photos to embeddings. One whose trunk may be frozen also has `features(images)`, and takes these as images."""
 

@@ -16,13 +16,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from asen_jax.embedder import Embedded, Embedder
 from asen_jax.errors import InputError
 from asen_jax.files import check_output, lock, write_atomically, write_json
-from asen_jax.matching import config_as_trained
 from asen_jax.search.listing import TAB, ListedPhoto, file_state, list_photos, slices, write_skipped
 
 CHUNK_SIZE = 1024  # photos
@@ -51,23 +49,6 @@ class Summary(NamedTuple):
         if self.left_out:
             lines.append(self.left_out)
         return '\n'.join([*lines, f'wrote {self.output}'])
-
-
-def embed_workdir(
-    config: ConfigDict,
-    workdir: Path,
-    which: str,
-    images: str,
-    output: Path,
-    heatmaps: bool = False,
-    strict: bool = False,
-) -> Summary:
-    """`--mode embed`: `embed_files` with the checkpoint `which` of a workdir; prints the summary."""
-    embedder = Embedder.load(workdir, which, config.precision, config.eval.batch_size)
-    config_as_trained(embedder.network.meta, config)
-    summary = embed_files(embedder, images, output, heatmaps, strict)
-    print(summary, flush=True)
-    return summary
 
 
 def embed_files(
@@ -108,7 +89,8 @@ def embed_files(
         skipped = [line for part in chunks for line in _read(part, 'skipped').tolist()]
         if paths:
             write_skipped(skipped_file, skipped)
-            _assemble(output, list(chunks), paths, embedder.attributes, heatmaps)
+            used = [part for part in chunks if len(_read(part, 'paths'))]
+            _assemble(output, used, paths, embedder.attributes, heatmaps)
     if not paths:
         raise InputError(f'None of the {len(photos)} photos of {images} can be used; {skipped[0].replace(TAB, ": ")}.')
     return Summary(output, len(paths), len(embedder.attributes), embedder.dim, skipped, num_reused, seconds, left_out)
@@ -173,26 +155,26 @@ def _embed_missing(
     ):
         for part, photos in chunks.items():
             if part in missing:
-                _write_part(part, slices(photos, embedder.batch_size), results, bar)
+                _write_part(part, photos, results, bar)
             for line in _read(part, 'skipped').tolist() if strict else ():
                 raise InputError(f'{line.replace(TAB, ": ")}; fix it, or leave out --strict to skip such photos.')
     return total - num_missing
 
 
-def _write_part(part: Path, batches: Iterable[Sequence[ListedPhoto]], results: Iterator[Embedded], bar: tqdm) -> None:
-    """Save the results of a chunk's batches."""
-    paths, skipped, arrays = [], [], {'embeddings': [], 'heatmaps': []}
-    for batch in batches:
-        result = next(results)
-        paths += [batch[place].path for place in result.kept]
-        skipped += [f'{batch[place].path}{TAB}{why}' for place, why in result.broken.items()]
-        arrays['embeddings'].append(result.vectors)
-        if result.heatmaps is not None:
-            arrays['heatmaps'].append(result.heatmaps)
-        bar.update(len(batch))
-    content: Any = {name: np.concatenate(many) for name, many in arrays.items() if many}
+def _write_part(part: Path, photos: Sequence[ListedPhoto], results: Iterator[Embedded], bar: tqdm) -> None:
+    """Save the results of a chunk's photos."""
+    paths, skipped, vectors, maps = [], [], [], []
+    for photo, result in zip(photos, results, strict=False):  # the others are of the next chunks
+        bar.update()
+        if result.why is not None:
+            skipped.append(f'{photo.path}{TAB}{result.why}')
+            continue
+        paths.append(photo.path)
+        vectors.append(result.vectors)
+        maps += [] if result.heatmaps is None else [result.heatmaps]
+    arrays = {'embeddings': np.array(vectors, np.float32), 'heatmaps': np.array(maps, np.float32)}
     with write_atomically(part) as file:
-        np.savez(file, paths=np.array(paths, np.str_), skipped=np.array(skipped, np.str_), **content)
+        np.savez(file, paths=np.array(paths, np.str_), skipped=np.array(skipped, np.str_), **arrays)
 
 
 def _read(part: Path, name: str) -> np.ndarray:

@@ -28,13 +28,11 @@ Engine = Callable[[Sequence[ListedPhoto]], Iterator[Outcome]]  # embeds photos, 
 
 def embed_here(embedder: Embedder, photos: Sequence[ListedPhoto]) -> Iterator[Outcome]:
     """The engine of this process."""
-    batches = list(slices(photos, embedder.batch_size))
-    stream = embedder.stream([[(photo.path, photo.box) for photo in batch] for batch in batches], keep=make_thumbnail)
-    for batch, result in zip(batches, stream, strict=True):
-        for place, vectors, thumbnail in zip(result.kept, result.vectors, result.extras, strict=True):
-            yield Outcome(batch[place].path, vectors, thumbnail)
-        for place, why in result.broken.items():
-            yield Outcome(batch[place].path, why=why)
+    pairs = [(photo.path, photo.box) for photo in photos]
+    for photo, result in zip(
+        photos, embedder.stream(slices(pairs, embedder.batch_size), keep=make_thumbnail), strict=True
+    ):
+        yield Outcome(photo.path, result.vectors, result.extra, result.why)
 
 
 def make_thumbnail(image: Image.Image) -> bytes:

@@ -4,6 +4,7 @@ import functools
 import itertools
 import re
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,10 @@ from jaxtyping import Float
 from PIL import Image
 
 from asen_jax.data import images
-from asen_jax.embedder import Embedder
+from asen_jax.embedder import Embedded, Embedder
 from asen_jax.errors import InputError
-from asen_jax.search.gallery import ID, STATE, THUMBNAIL, Gallery, photo_id
+from asen_jax.search.gallery import ID, STATE, THUMBNAIL, Gallery, parse_weights, photo_id
 from asen_jax.search.listing import photo_state
-from asen_jax.search.searching import parse_weights
 
 MAX_RESULTS = 200
 MAX_PIXELS = 40_000_000  # of an uploaded photo; decoding takes up to 20 bytes each
@@ -56,17 +56,17 @@ class Finder:
 
     def embed(self, data: bytes) -> Float[np.ndarray, 'attributes dim']:
         """The vectors of an uploaded photo; raises InputError if it cannot be used."""
-        return self._run(decode_upload(data))[0]
+        return self._run(decode_upload(data)).vectors
 
     def search_upload(self, data: bytes, attribute: str, k: int, where: str | None) -> dict[str, Any]:
         """The `k` photos most like an uploaded one; raises InputError if it cannot be used, and as `Gallery.search` does."""
-        weights = self._check(attribute, where)
-        query, heatmaps = self._run(decode_upload(data))
-        return self._search(query, heatmaps, weights, k, where, None)
+        search = self._prepare_search(attribute, k, where)
+        result = self._run(decode_upload(data))
+        return search(result.vectors, result.heatmaps)
 
     def search_photo(self, photo: str, attribute: str, k: int, where: str | None) -> dict[str, Any] | None:
         """The `k` photos most like the one of the gallery with the id `photo`; None if there is no such photo."""
-        weights = self._check(attribute, where)
+        search = self._prepare_search(attribute, k, where)
         row = self.gallery.find(photo, [STATE, *self.gallery.vector_columns])
         if row is None:
             return None
@@ -74,47 +74,40 @@ class Finder:
         # a changed photo, or the part of one that is inside a box, is not what the page shows
         if self.has_heatmaps and row[STATE] == photo_state(path, None):
             [result] = self.embedder.stream([[(path, None)]], heatmaps=True)
-            heatmaps = None if result.broken or result.heatmaps is None else result.heatmaps[0]
-        return self._search(self.gallery.vectors_of(row), heatmaps, weights, k, where, path)
+            heatmaps = result.heatmaps
+        return search(self.gallery.vectors_of(row), heatmaps, path)
 
     def thumbnail(self, photo: str) -> bytes | None:
         """The JPEG of the gallery's photo with the id `photo`; None if there is no such photo."""
         row = self.gallery.find(photo, [THUMBNAIL])
         return None if row is None else row[THUMBNAIL]
 
-    def _check(self, attribute: str, where: str | None) -> dict[str, float]:
-        """The weights of the attributes; raises InputError before anything is computed."""
+    def _prepare_search(self, attribute: str, k: int, where: str | None) -> Callable[..., dict[str, Any]]:
+        """A function of a query's vectors, its heatmaps, and its path; raises InputError before anything is computed."""
         weights = parse_weights(attribute, self.gallery.attributes)
-        self.gallery.check_weights(weights)
         check_condition(where or '')
-        return weights
 
-    def _search(
-        self,
-        query: Float[np.ndarray, 'attributes dim'],
-        heatmaps: Float[np.ndarray, 'attributes h w'] | None,
-        weights: dict[str, float],
-        k: int,
-        where: str | None,
-        without: str | None,
-    ) -> dict[str, Any]:
-        matches = self.gallery.search(query, weights, k, where or None, without)
-        guesses = self.gallery.guess(query, without)
-        numbers = [self.gallery.attributes.index(name) for name in weights]
-        shares = np.array(list(weights.values())) / sum(weights.values())
-        heatmap = None if heatmaps is None else np.tensordot(shares, heatmaps[numbers], 1).round(6).tolist()
-        return {
-            'results': [match.describe() | {ID: photo_id(match.path)} for match in matches],
-            'likely': {name: {'value': guess.value, 'share': guess.share} for name, guess in guesses.items()},
-            'heatmap': heatmap,
-        }
+        def search(
+            query: Float[np.ndarray, 'attributes dim'],
+            heatmaps: Float[np.ndarray, 'attributes h w'] | None,
+            without: str | None = None,
+        ) -> dict[str, Any]:
+            matches = self.gallery.search(query, weights, k, where or None, without)
+            guesses = self.gallery.guess(query, without)
+            numbers = [self.gallery.attributes.index(name) for name in weights]
+            shares = np.array(list(weights.values())) / sum(weights.values())
+            heatmap = None if heatmaps is None else np.tensordot(shares, heatmaps[numbers], 1).round(6).tolist()
+            return {
+                'results': [match.describe() | {ID: photo_id(match.path)} for match in matches],
+                'likely': {name: {'value': guess.value, 'share': guess.share} for name, guess in guesses.items()},
+                'heatmap': heatmap,
+            }
 
-    def _run(
-        self, image: Image.Image
-    ) -> tuple[Float[np.ndarray, 'attributes dim'], Float[np.ndarray, 'attributes h w'] | None]:
-        """The vectors of a photo, and where the network looks."""
+        return search
+
+    def _run(self, image: Image.Image) -> Embedded:
         [result] = self.embedder.stream([[(image, None)]], heatmaps=self.has_heatmaps)
-        return result.vectors[0], None if result.heatmaps is None else result.heatmaps[0]
+        return result
 
     def _read_facts(self, version: int) -> dict[str, Any]:
         del version  # with another one, the table has changed

@@ -32,8 +32,6 @@ MAX_WEIGHT = 1_000_000
 NUM_PROBES = 64  # partitions of an index, of about 4,096 photos each, that are searched
 PRIMARY_KEY = {b'lance-schema:unenforced-primary-key': b'true'}  # two commits cannot add the same photo
 
-Scored = list[tuple[str, float]]  # path and similarity, best first
-
 
 class Match(NamedTuple):
     """A photo that a search found."""
@@ -56,17 +54,17 @@ class Guess(NamedTuple):
 
 
 class Gallery:
-    """An opened gallery. `about` describes the network that made its vectors: `fingerprint`, `attributes`, `workdir`, …"""
+    """An opened gallery. `network_info` describes the network of its vectors: `fingerprint`, `attributes`, `workdir`, …"""
 
     def __init__(self, folder: Path | str, table: Any):
         self.folder, self.table, self._metadata = folder, table, table.schema.metadata
         try:
-            self.about = json.loads(self._metadata[b'asen_jax'])
+            self.network_info = json.loads(self._metadata[b'asen_jax'])
         except (TypeError, KeyError, ValueError) as error:
             raise InputError(
                 f'{folder} contains a LanceDB table that is not a gallery; choose another --gallery.'
             ) from error
-        self.attributes = tuple(self.about['attributes'])
+        self.attributes = tuple(self.network_info['attributes'])
 
     @classmethod
     def open(cls, folder: str | os.PathLike) -> 'Gallery':
@@ -82,13 +80,14 @@ class Gallery:
             raise damage(folder, error) from error
 
     @classmethod
-    def create(cls, folder: str | os.PathLike, about: Mapping[str, Any], dim: int) -> 'Gallery':
-        """An empty gallery for the vectors of the network that `about` describes; replaces one that is there."""
+    def create(cls, folder: str | os.PathLike, network_info: Mapping[str, Any], dim: int) -> 'Gallery':
+        """An empty gallery for the vectors of the network that `network_info` describes; replaces one that is there."""
         fields = [pa.field('path', pa.string(), False, PRIMARY_KEY)]
         fields += [pa.field(name, pa.string()) for name in (ID, SOURCE, STATE)]
         fields.append(pa.field(THUMBNAIL, pa.binary()))
-        fields += [pa.field(VECTOR.format(n), pa.list_(pa.float32(), dim)) for n in range(len(about['attributes']))]
-        schema = pa.schema(fields, metadata={b'asen_jax': json.dumps(about).encode()})
+        vectors = range(len(network_info['attributes']))
+        fields += [pa.field(VECTOR.format(number), pa.list_(pa.float32(), dim)) for number in vectors]
+        schema = pa.schema(fields, metadata={b'asen_jax': json.dumps(network_info).encode()})
         folder = locate(folder)
         return cls(folder, lancedb.connect(folder).create_table(TABLE, schema=schema, mode='overwrite'))
 
@@ -123,15 +122,28 @@ class Gallery:
         `without` a path to leave out. Raises InputError for an unknown attribute, a weight that is not positive, an invalid
         condition, or a damaged gallery.
         """
-        self.check_weights(weights)
+        check_weights(weights, self.attributes)
         self.refresh()
-        found = self._rank(query, weights, k, where, without)
+        numbers = {self.attributes.index(name): weight / sum(weights.values()) for name, weight in weights.items()}
+        count = min(k + (without is not None), max(len(self), 1))
+        with self.reading(where):
+            if len(numbers) > 1:
+                scores = self._scan(numbers, query, count, where)
+            else:
+                [number] = numbers
+                found = self._nearest(number, query[number], count, where)
+                distances = found.column('_distance').to_numpy()  # l2 is squared
+                near = -np.sqrt(distances) if self.network_info['metric'] == 'l2' else 1 - distances
+                scores = dict(zip(found.column('path').to_pylist(), near.tolist(), strict=True))
+        scores.pop(without, None)
         columns = self.metadata_columns
-        rows = {row['path']: row for row in self.rows([path for path, _ in found], columns)}
+        rows = {
+            row['path']: row for row in self.rows(list(scores)[:k], columns)
+        }  # another process may have deleted some
         return [
-            Match(path, score, {name: row[name] for name in columns if row[name]})
-            for path, score in found
-            if (row := rows.get(path))  # another process may have deleted it since
+            Match(path, score, {name: rows[path][name] for name in columns if rows[path][name]})
+            for path, score in scores.items()
+            if path in rows
         ]
 
     def guess(self, query: Float[np.ndarray, 'attributes dim'], without: str | None = None) -> dict[str, Guess]:
@@ -144,7 +156,7 @@ class Gallery:
             if name not in self.metadata_columns:
                 continue
             with self.reading():
-                found = self._search(number, query[number], NUM_CONSIDERED, None, ['path', name])
+                found = self._nearest(number, query[number], NUM_CONSIDERED, None, name)
             cells = zip(found.column('path').to_pylist(), found.column(name).to_pylist(), strict=True)
             voters = [split_cell(cell) for path, cell in cells if cell and path != without][:NUM_VOTERS]
             votes = Counter(value for values in voters for value in set(values))
@@ -197,38 +209,6 @@ class Gallery:
         """The columns of the vectors, in the order of `attributes`."""
         return [VECTOR.format(number) for number in range(len(self.attributes))]
 
-    def check_weights(self, weights: Mapping[str, float]) -> None:
-        """Raise InputError if there is no attribute, one is unknown, or a weight is not positive."""
-        if not weights:
-            raise InputError('No attribute was given; name one.')
-        for name, weight in weights.items():
-            if name not in self.attributes:
-                raise InputError(f'The gallery has no attribute {name!r}; it has {", ".join(self.attributes)}.')
-            if not 0 < weight <= MAX_WEIGHT:
-                raise InputError(
-                    f'The weight of {name} is {weight:g}; it must be positive, and at most {MAX_WEIGHT:,}.'
-                )
-
-    def _rank(
-        self,
-        query: Float[np.ndarray, 'attributes dim'],
-        weights: Mapping[str, float],
-        k: int,
-        where: str | None,
-        without: str | None,
-    ) -> Scored:
-        """The `k` nearest photos under one attribute or several."""
-        total = sum(weights.values())
-        numbers = {self.attributes.index(name): weight / total for name, weight in weights.items()}
-        k = min(k + (without is not None), max(len(self), 1))
-        with self.reading(where):
-            if len(numbers) > 1:
-                found = self._scan(numbers, query, k, where)
-            else:
-                [number] = numbers
-                found = self._nearest(number, query[number], k, where)
-        return [(path, score) for path, score in found if path != without][: k - (without is not None)]
-
     @contextlib.contextmanager
     def reading(self, where: str | None = None) -> Iterator[None]:
         """Turn LanceDB's errors, which are about a condition or about damaged files, into ours."""
@@ -245,31 +225,20 @@ class Gallery:
                 ) from error
             raise damage(self.folder, error) from error
 
-    def _nearest(self, number: int, query: Float[np.ndarray, ' dim'], k: int, where: str | None) -> Scored:
-        """The nearest photos under one attribute, with their similarity."""
-        found = self._search(number, query, k, where, ['path'])
-        distances = found.column('_distance').to_numpy()
-        scores = -np.sqrt(distances) if self.about['metric'] == 'l2' else 1 - distances  # l2 is squared
-        return list(zip(found.column('path').to_pylist(), scores.tolist(), strict=True))
-
-    def _search(
-        self, number: int, query: Float[np.ndarray, ' dim'], k: int, where: str | None, columns: Sequence[str]
+    def _nearest(
+        self, number: int, query: Float[np.ndarray, ' dim'], k: int, where: str | None, *columns: str
     ) -> pa.Table:
-        """The nearest photos under one attribute, by LanceDB."""
+        """The nearest photos under one attribute, by LanceDB, with `path`, `_distance`, and `columns`."""
         search = self.table.search(query, vector_column_name=VECTOR.format(number))
-        search = search.distance_type(self.about['metric']).select([*columns, '_distance']).limit(k)
+        search = search.distance_type(self.network_info['metric']).select(['path', *columns, '_distance']).limit(k)
         # few photos may meet a condition, and an index would miss them
         search = search.bypass_vector_index().where(where) if where else search.nprobes(NUM_PROBES)
         return search.to_arrow()
 
     def _scan(
-        self,
-        weights: Mapping[int, float],
-        query: Float[np.ndarray, 'attributes dim'],
-        k: int,
-        where: str | None,
-    ) -> Scored:
-        """The nearest photos under several attributes: each photo is compared, a batch of rows at a time."""
+        self, weights: Mapping[int, float], query: Float[np.ndarray, 'attributes dim'], k: int, where: str | None
+    ) -> dict[str, float]:
+        """The score of the nearest photos under several attributes: each photo is compared, a batch of rows at a time."""
         search = self.table.search().select(['path', *map(VECTOR.format, weights)])
         if where:
             search = search.where(where)
@@ -280,17 +249,45 @@ class Gallery:
                 vectors = batch.column(VECTOR.format(number)).flatten().to_numpy().reshape(batch.num_rows, -1)
                 scores += weight * self._compare(vectors, query[number])
             best = heapq.nlargest(k, [*best, *zip(scores.tolist(), batch.column('path').to_pylist(), strict=True)])
-        return [(path, score) for score, path in best]
+        return {path: score for score, path in best}
 
     def _compare(
         self, vectors: Float[np.ndarray, 'n dim'], query: Float[np.ndarray, ' dim']
     ) -> Float[np.ndarray, ' n']:
-        match self.about['metric']:
+        match self.network_info['metric']:
             case 'l2':
                 return -np.linalg.norm(vectors - query, axis=1)
             case 'cosine':
                 return vectors @ query / np.maximum(np.linalg.norm(vectors, axis=1) * np.linalg.norm(query), 1e-12)
         return vectors @ query
+
+
+def parse_weights(text: str, attributes: Sequence[str]) -> dict[str, float]:
+    """The weights in `sleeve:2,neckline`; a name without one weighs 1. Raises InputError as `check_weights` does."""
+    if text in attributes:  # a name may contain a comma or a colon
+        return {text: 1.0}
+    weights = {}
+    for part in filter(None, (part.strip() for part in text.split(','))):
+        name, colon, weight = part.rpartition(':')
+        try:
+            weights[name if colon else weight] = float(weight) if colon else 1.0
+        except ValueError as error:
+            raise InputError(
+                f'The attribute {part!r} has no number as its weight; write NAME, or NAME:WEIGHT.'
+            ) from error
+    check_weights(weights, attributes)
+    return weights
+
+
+def check_weights(weights: Mapping[str, float], attributes: Sequence[str]) -> None:
+    """Raise InputError if there is no weight, an attribute is unknown, or a weight is not positive."""
+    if not weights:
+        raise InputError('No attribute was given; name one.')
+    for name, weight in weights.items():
+        if name not in attributes:
+            raise InputError(f'The gallery has no attribute {name!r}; it has {", ".join(attributes)}.')
+        if not 0 < weight <= MAX_WEIGHT:
+            raise InputError(f'The weight of {name} is {weight:g}; it must be positive, and at most {MAX_WEIGHT:,}.')
 
 
 def split_cell(cell: str) -> list[str]:

@@ -3,7 +3,7 @@
 import functools
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,18 +11,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 from lancedb.index import BTree, IvfFlat
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from asen_jax.embedder import Embedder
 from asen_jax.errors import InputError
-from asen_jax.matching import config_as_trained
 from asen_jax.search.engine import Engine, Outcome, embed_here
 from asen_jax.search.gallery import ID, SOURCE, STATE, THUMBNAIL, Gallery, path_conditions, photo_id
 from asen_jax.search.listing import TAB, ListedPhoto, absolute, list_photos, photo_state, slices, write_skipped
 from asen_jax.search.location import file_of, is_gallery, locate, locked, writing
 
-COMMIT_SIZE = 1024  # photos per commit; each commit makes a file, which `_tidy` merges
+COMMIT_SIZE = 1024  # photos per commit; each commit makes a file, which `tidy` merges
 SKIPPED = 'skipped.txt'
 EXACT_UP_TO = 100_000  # rows; below, comparing every photo takes less than a tenth of a second
 KEEP_VERSIONS = timedelta(hours=1)  # for readers that began before a change
@@ -64,33 +62,6 @@ class Listed(NamedTuple):
         return {SOURCE: self.source, STATE: self.state, **cells}
 
 
-def index_workdir(
-    config: ConfigDict,
-    workdir: Path,
-    which: str,
-    images: str,
-    folder: Path | str,
-    strict: bool = False,
-    engine: str = 'local',
-    workers: int | None = None,
-) -> Changes:
-    """`--mode index`: `index_photos` with the checkpoint `which` of a workdir; prints what changed.
-
-    With the engine `ray`, the photos are embedded by that many workers of a Ray cluster.
-    """
-    embed = None
-    if engine == 'ray':
-        from asen_jax.search import ray_engine  # early: Ray may be missing
-
-        checkpoint = ray_engine.Checkpoint(absolute(workdir), which, config.precision, config.eval.batch_size)
-        embed = functools.partial(ray_engine.embed, checkpoint, workers)
-    embedder = Embedder.load(workdir, which, config.precision, config.eval.batch_size)
-    config_as_trained(embedder.network.meta, config)
-    changes = index_photos(embedder, images, folder, strict, embed)
-    print(changes, flush=True)
-    return changes
-
-
 def index_photos(
     embedder: Embedder,
     images: str | os.PathLike,
@@ -116,7 +87,7 @@ def index_photos(
         if new := [name for name in columns if name not in gallery.metadata_columns]:
             gallery.table.add_columns(dict.fromkeys(new, 'cast(null as string)'))
         changes = _synchronize(gallery, embed or functools.partial(embed_here, embedder), listed, skipped, strict)
-        _tidy(gallery)
+        tidy(gallery)
         write_skipped(file_of(folder, SKIPPED), [f'{path}{TAB}{why}' for path, why in changes.skipped.items()])
     if not changes.total:
         path, why = next(iter(changes.skipped.items()))
@@ -155,30 +126,29 @@ def _open_or_create(embedder: Embedder, folder: Path | str) -> Gallery:
     """The gallery in `folder`; raises InputError if its vectors are of another network."""
     config = embedder.network.meta['config']
     cosine, unit = config['train']['distance'] == 'cosine', config['model']['normalize']
-    about = {
+    network_info = {
         'fingerprint': embedder.fingerprint,
         'attributes': list(embedder.attributes),
         'metric': ('dot' if unit else 'cosine') if cosine else 'l2',
         'precision': embedder.precision,
         **embedder.origin,
     }
-    if not is_gallery(folder):
-        return Gallery.create(folder, about, embedder.dim)
-    gallery = Gallery.open(folder)
-    if gallery.about['fingerprint'] == embedder.fingerprint:
-        return gallery
-    if len(gallery):
-        made_by = gallery.about.get('workdir')
-        earlier = f', or with an earlier checkpoint of {made_by}' if made_by else ''
-        raise InputError(f'{folder} was made with another network{earlier}; choose another --gallery.')
-    return Gallery.create(folder, about, embedder.dim)
+    if is_gallery(folder):
+        gallery = Gallery.open(folder)
+        if gallery.network_info['fingerprint'] == embedder.fingerprint:
+            return gallery
+        if len(gallery):
+            made_by = gallery.network_info.get('workdir')
+            earlier = f', or with an earlier checkpoint of {made_by}' if made_by else ''
+            raise InputError(f'{folder} was made with another network{earlier}; choose another --gallery.')
+    return Gallery.create(folder, network_info, embedder.dim)
 
 
 def _synchronize(
     gallery: Gallery, embed: Engine, listed: Mapping[str, Listed], skipped: dict[str, str], strict: bool
 ) -> Changes:
     """Delete, add, and update rows until the gallery's rows of this list are `listed`; completes `skipped`."""
-    known, columns = _known(gallery), gallery.metadata_columns
+    known, columns = read_known(gallery), gallery.metadata_columns
     skipped |= {path: 'cannot be read (No such file or directory)' for path, each in listed.items() if not each.state}
     usable = {path: each for path, each in listed.items() if each.state}
     source = next((each.source for each in listed.values()), None)
@@ -189,15 +159,18 @@ def _synchronize(
     _refuse(skipped, strict)
     _delete(gallery, gone)
     for some in slices(relabeled, COMMIT_SIZE):
-        _merge(gallery, [{'path': path, **usable[path].describe(columns)} for path in some])
+        merge(gallery, [{'path': path, **usable[path].describe(columns)} for path in some])
     unreadable: dict[str, str] = {}
     with tqdm(total=len(outdated), desc='index', unit='photo', disable=None) as bar:
-        for rows, broken in _commits(gallery, embed([usable[path].photo for path in outdated])):
+        outcomes = embed([usable[path].photo for path in outdated])
+        while some := list(itertools.islice(outcomes, COMMIT_SIZE)):
+            broken = {each.path: each.why for each in some if each.why is not None}
             _refuse(broken, strict)
             unreadable |= broken
             _delete(gallery, [path for path in broken if path in known])  # its vectors are of an earlier photo
-            _merge(gallery, [row | usable[row['path']].describe(columns) for row in rows])
-            bar.update(len(rows) + len(broken))
+            rows = [_row(gallery, each) for each in some if each.vectors is not None]
+            merge(gallery, [row | usable[row['path']].describe(columns) for row in rows])
+            bar.update(len(some))
     added = sum(path not in known and path not in unreadable for path in outdated)
     lost = sum(path in known for path in unreadable)
     updated = len(outdated) - len(unreadable) - added
@@ -210,7 +183,7 @@ def _refuse(skipped: Mapping[str, str], strict: bool) -> None:
         raise InputError(f'{path}: {why}; fix it, or leave out --strict to skip such photos.')
 
 
-def _known(gallery: Gallery) -> dict[str, tuple[str | None, ...]]:
+def read_known(gallery: Gallery) -> dict[str, tuple[str | None, ...]]:
     """What the gallery knows of each photo, in the order of `Listed.describe`: source, state, and the CSV's columns.
 
     Equal cells are one object, so that a million photos take less than half a gigabyte.
@@ -223,23 +196,13 @@ def _known(gallery: Gallery) -> dict[str, tuple[str | None, ...]]:
     return known
 
 
-def _commits(gallery: Gallery, outcomes: Iterator[Outcome]) -> Iterator[tuple[list[dict[str, Any]], dict[str, str]]]:
-    """(rows with path, thumbnail, and vectors; path -> why it cannot be used) for COMMIT_SIZE photos at a time."""
-    while some := list(itertools.islice(outcomes, COMMIT_SIZE)):
-        rows = [
-            {
-                'path': each.path,
-                ID: photo_id(each.path),
-                THUMBNAIL: each.thumbnail,
-                **dict(zip(gallery.vector_columns, each.vectors, strict=True)),
-            }
-            for each in some
-            if each.vectors is not None
-        ]
-        yield rows, {each.path: each.why for each in some if each.why is not None}
+def _row(gallery: Gallery, outcome: Outcome) -> dict[str, Any]:
+    """The row of an embedded photo, without what the list says of it."""
+    vectors = dict(zip(gallery.vector_columns, outcome.vectors, strict=True))
+    return {'path': outcome.path, ID: photo_id(outcome.path), THUMBNAIL: outcome.thumbnail, **vectors}
 
 
-def _merge(gallery: Gallery, rows: Sequence[Mapping[str, Any]]) -> None:
+def merge(gallery: Gallery, rows: Sequence[Mapping[str, Any]]) -> None:
     """Add rows, or update the columns that they have, by path, in one commit."""
     if not rows:
         return
@@ -262,13 +225,13 @@ def _delete(gallery: Gallery, paths: Sequence[str]) -> None:
         gallery.table.delete(condition)
 
 
-def _tidy(gallery: Gallery) -> None:
+def tidy(gallery: Gallery) -> None:
     """Merge small files, drop old versions, and index a gallery that is too large to compare every photo."""
     if len(gallery) > EXACT_UP_TO:
         indexed = {column for index in gallery.table.list_indices() for column in index.columns}
         for column in gallery.vector_columns:
             if column not in indexed:
-                gallery.table.create_index(column, config=IvfFlat(distance_type=gallery.about['metric']))
+                gallery.table.create_index(column, config=IvfFlat(distance_type=gallery.network_info['metric']))
         for column in {'path', ID} - indexed:
             gallery.table.create_index(column, config=BTree())
     gallery.table.optimize(cleanup_older_than=KEEP_VERSIONS)

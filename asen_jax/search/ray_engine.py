@@ -7,17 +7,18 @@ import socket
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
+from ml_collections import ConfigDict
 
 from asen_jax.embedder import Embedder
 from asen_jax.errors import InputError
-from asen_jax.search.engine import Outcome, embed_here
-from asen_jax.search.listing import ListedPhoto
+from asen_jax.search.engine import Engine, Outcome, embed_here
+from asen_jax.search.listing import ListedPhoto, absolute
 
 BATCHES_PER_TASK = 4  # a worker decodes the next batch while its device embeds one
 OUTCOMES = pa.schema(
@@ -25,20 +26,11 @@ OUTCOMES = pa.schema(
 )
 
 
-class Checkpoint(NamedTuple):
-    """Where a worker finds the network: the arguments of `Embedder.load`."""
-
-    workdir: str
-    checkpoint: str
-    precision: str
-    batch_size: int
-
-
 class Worker:
-    """An actor with the network of a `Checkpoint`."""
+    """An actor with a network, loaded with the arguments of `Embedder.load`."""
 
-    def __init__(self, checkpoint: Checkpoint):
-        self.embedder = Embedder.load(*checkpoint)
+    def __init__(self, *arguments: Any):
+        self.embedder = Embedder.load(*arguments)
 
     def __call__(self, photos: pa.Table) -> pa.Table:
         """The outcomes of photos, a table with their `path` and `box`."""
@@ -49,29 +41,34 @@ class Worker:
         return pa.Table.from_pylist(rows, schema=OUTCOMES)
 
 
-def embed(checkpoint: Checkpoint, num_workers: int | None, photos: Sequence[ListedPhoto]) -> Iterator[Outcome]:
-    """The outcomes of photos, in any order.
+def make_engine(config: ConfigDict, workdir: Path, which: str, num_workers: int | None) -> Engine:
+    """Workers with the checkpoint `which` of a workdir; by default one per GPU, or per machine without any.
 
-    By default there is one worker per GPU, or per machine without any. Raises InputError if RAY_ADDRESS cannot be reached.
+    The engine raises InputError if RAY_ADDRESS cannot be reached.
     """
-    if not photos:
-        return
-    with cluster(num_workers):
-        num_gpus = int(ray.cluster_resources().get('GPU', 0))
-        boxes = [{'path': photo.path, 'box': photo.box} for photo in photos]
-        num_tasks = -(-len(photos) // (BATCHES_PER_TASK * checkpoint.batch_size))
-        outcomes = ray.data.from_items(boxes, override_num_blocks=num_tasks).map_batches(
-            Worker,
-            fn_constructor_args=[checkpoint],
-            batch_size=None,  # a block
-            batch_format='pyarrow',
-            compute=ray.data.ActorPoolStrategy(size=num_workers or num_gpus or len(ray.nodes())),
-            num_gpus=min(1, num_gpus),
-        )
-        for table in outcomes.iter_batches(batch_size=None, batch_format='pyarrow'):
-            for row in table.to_pylist():  # pyrefly: ignore[missing-attribute]
-                vectors = row.pop('vectors')
-                yield Outcome(vectors=None if vectors is None else np.array(vectors, np.float32), **row)
+    checkpoint = absolute(workdir), which, config.precision, config.eval.batch_size
+
+    def embed(photos: Sequence[ListedPhoto]) -> Iterator[Outcome]:
+        if not photos:
+            return
+        with cluster(num_workers):
+            num_gpus = int(ray.cluster_resources().get('GPU', 0))
+            boxes = [{'path': photo.path, 'box': photo.box} for photo in photos]
+            num_tasks = -(-len(photos) // (BATCHES_PER_TASK * config.eval.batch_size))
+            outcomes = ray.data.from_items(boxes, override_num_blocks=num_tasks).map_batches(
+                Worker,
+                fn_constructor_args=checkpoint,
+                batch_size=None,  # a block
+                batch_format='pyarrow',
+                compute=ray.data.ActorPoolStrategy(size=num_workers or num_gpus or len(ray.nodes())),
+                num_gpus=min(1, num_gpus),
+            )
+            for table in outcomes.iter_batches(batch_size=None, batch_format='pyarrow'):
+                for row in table.to_pylist():  # pyrefly: ignore[missing-attribute]
+                    vectors = row.pop('vectors')
+                    yield Outcome(vectors=None if vectors is None else np.array(vectors, np.float32), **row)
+
+    return embed
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from asen_jax.data import images as pictures
 from asen_jax.errors import InputError
 from asen_jax.evaluation.figures import CELL, Ranking, draw_rankings
 from asen_jax.files import check_output, write_atomically
-from asen_jax.search.gallery import STATE, THUMBNAIL, Gallery, Guess, Match
+from asen_jax.search.gallery import STATE, THUMBNAIL, Gallery, Guess, Match, parse_weights
 from asen_jax.search.listing import absolute, file_state
 from asen_jax.search.location import file_of
 
@@ -37,8 +37,7 @@ def search_gallery(
     results, and needs no network; for another one, the network is that of the gallery's workdir, or of `workdir` if it has moved.
     """
     gallery, path = Gallery.open(folder), absolute(photo)
-    weights = parse_weights(attribute, gallery.attributes)
-    gallery.check_weights(weights)  # before the network is loaded
+    weights = parse_weights(attribute, gallery.attributes)  # before the network is loaded
     known = next(gallery.rows([path], [STATE, THUMBNAIL, *gallery.vector_columns]), None)
     if output:
         check_output(output, ['.jpg', '.jpeg'], itertools.chain([path], gallery.paths()))
@@ -68,30 +67,14 @@ def search_gallery(
     return matches
 
 
-def parse_weights(text: str, attributes: Sequence[str]) -> dict[str, float]:
-    """The weights in `sleeve:2,neckline`; a name without one weighs 1. Raises InputError if a weight is not a number."""
-    if text in attributes:  # a name may contain a comma or a colon
-        return {text: 1.0}
-    weights = {}
-    for part in filter(None, (part.strip() for part in text.split(','))):
-        name, colon, weight = part.rpartition(':')
-        try:
-            weights[name if colon else weight] = float(weight) if colon else 1.0
-        except ValueError as error:
-            raise InputError(
-                f'The attribute {part!r} has no number as its weight; write NAME, or NAME:WEIGHT.'
-            ) from error
-    return weights
-
-
 def load_embedder(gallery: Gallery, workdir: Path | None = None) -> 'asen_jax.Embedder':
     """The network that made the gallery, for one photo at a time; raises InputError if it is missing or has changed."""
-    about = gallery.about
-    if workdir is None and 'workdir' not in about:
+    info = gallery.network_info
+    if workdir is None and 'workdir' not in info:
         raise InputError(f'{gallery.folder} does not say which network made it; name its --workdir.')
-    folder = workdir or Path(about['workdir'])
-    embedder = asen_jax.Embedder.load(folder, about.get('checkpoint', 'best'), about['precision'], batch_size=1)
-    if embedder.fingerprint != about['fingerprint']:
+    folder = workdir or Path(info['workdir'])
+    embedder = asen_jax.Embedder.load(folder, info.get('checkpoint', 'best'), info['precision'], batch_size=1)
+    if embedder.fingerprint != info['fingerprint']:
         raise InputError(
             f'{folder} is not the network that made {gallery.folder}, or was trained further; index into a new gallery.'
         )

@@ -186,18 +186,18 @@ def create_app(finder: Finder, hosts: list[str]) -> FastAPI:
         where: Annotated[str | None, Query(description=CONDITION)] = None,
     ) -> Answer:
         """The photos most like one of the gallery."""
-        return found(await run(finder.search_photo, photo, attribute, k, where))
+        return or_404(await run(finder.search_photo, photo, attribute, k, where))
 
     @app.get('/photos/{photo}/thumbnail', response_class=Response, responses=MISSING | JPEG)
     async def thumbnail(photo: Id) -> Response:
         """A small picture of a photo of the gallery."""
-        picture = found(await to_thread.run_sync(finder.thumbnail, photo))
+        picture = or_404(await to_thread.run_sync(finder.thumbnail, photo))
         return Response(picture, media_type='image/jpeg', headers={'Cache-Control': 'private, max-age=600'})
 
     return app
 
 
-def found(answer: Any) -> Any:
+def or_404(answer: Any) -> Any:
     """`answer`, or status 404 if it is None."""
     if answer is None:
         raise HTTPException(404, 'The gallery has no photo with this id.')

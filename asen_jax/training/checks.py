@@ -32,7 +32,7 @@ def check_config(config: ConfigDict, workdir: Path) -> Trunk:
     groups = Groups(config.optim.groups, params)
     check_photos(config, 'trunk' in params and not groups.trains('trunk'))
     with Checkpoints(workdir, read_only=True) as checkpoints:
-        if check_start(config, checkpoints, params) or checkpoints.resumable():
+        if check_start(config, checkpoints, params) or checkpoints.kind_to_resume():
             return {}, {}
     return read_trunk(config, params, batch_stats)
 

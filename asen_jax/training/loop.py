@@ -20,8 +20,9 @@ from asen_jax.data.cache import CachedPhotos, put_on_devices
 from asen_jax.data.prepared import Records, choose_image_size, has_targets, read_records
 from asen_jax.errors import InputError, NumericsError
 from asen_jax.evaluation import results
-from asen_jax.evaluation.evaluate import evaluate, evaluate_network, rank_examples
+from asen_jax.evaluation.evaluate import evaluate, rank_examples
 from asen_jax.evaluation.figures import draw_rankings
+from asen_jax.evaluation.run import evaluate_network
 from asen_jax.models.build import build_model
 from asen_jax.network import Embed, load_network, make_embedder
 from asen_jax.signals import StopRequest, stopped
@@ -112,7 +113,7 @@ def start(
     graphdef, params, batch_stats = build_model(config, len(records.attributes))
     params, batch_stats = params | trunk[0], batch_stats | trunk[1]
     optimizer = make_optimizer(config, make_schedule(config, epoch_steps), params)
-    kind, origin, meters = checkpoints.resumable(), {}, Meters.start()
+    kind, origin, meters = checkpoints.kind_to_resume(), {}, Meters.start()
     if kind is None and config.init.workdir:
         params, batch_stats, origin['started_from'] = read_start(config, records.attributes, params, batch_stats)
     state = create_state(params, batch_stats, optimizer)
@@ -279,11 +280,11 @@ def finish_epoch(run: Run, state: TrainState, epoch: int, numbers: dict) -> None
         report.append('no valid split: the latest checkpoint counts as the best')
     elif due:
         embed = run.bind(state.params, state.batch_stats)
-        result, vectors = evaluate(config, run.records, 'valid', embed, step)
-        score = results.score(result)
+        evaluation = evaluate(config, run.records, 'valid', embed, step)
+        score = results.score(evaluation.result)
         keep_best(run, state, score)
-        figures = results.headline(result)
-        if rankings := rank_examples(config, run.records, 'valid', embed, vectors):
+        figures = results.headline(evaluation.result)
+        if rankings := rank_examples(config, run.records, embed, evaluation):
             run.tracker.write_picture(step, 'valid_rankings', draw_rankings(rankings))
         run.tracker.write(step, figures)
         report += [f'{name} {number:.4f}' for name, number in figures.items()]

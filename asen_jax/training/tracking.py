@@ -1,6 +1,5 @@
 """The record of a run: `metrics.jsonl` (one JSON object per line) and TensorBoard events."""
 
-import contextlib
 import json
 import math
 import os
@@ -15,6 +14,7 @@ from PIL import Image
 
 from asen_jax import files
 from asen_jax.errors import NumericsError
+from asen_jax.evaluation.results import read_metrics
 
 
 class Meter:
@@ -96,7 +96,8 @@ class Tracker:
     def __init__(self, workdir: Path, start_step: int, is_writer: bool = True):
         self.path = Path(workdir) / 'metrics.jsonl' if is_writer else Path(os.devnull)
         if is_writer and self.path.exists():
-            cut_back(self.path, start_step)
+            kept = [line for line in read_metrics(self.path) if line['step'] <= start_step]
+            files.write_text(self.path, ''.join(json.dumps(line) + '\n' for line in kept))
         self.file = self.path.open('a')
         # an unlimited queue: its thread ends when the disk is full, and a limited one would then block the training
         options = {'max_queue': 0, 'flush_secs': 10, 'write_to_disk': is_writer}
@@ -116,21 +117,11 @@ class Tracker:
 
     def has(self, step: int, prefix: str) -> bool:
         """Whether a number whose name starts with `prefix` was written for `step`."""
-        lines = map(json.loads, self.path.read_text().splitlines())
-        return any(line['step'] == step and any(name.startswith(prefix) for name in line) for line in lines)
+        lines = [line for line in read_metrics(self.path) if line['step'] == step]
+        return any(name.startswith(prefix) for line in lines for name in line)
 
     def close(self) -> None:
         """Flush and close both files."""
         with files.naming(self.path):
             self.board.close()
             self.file.close()
-
-
-def cut_back(path: Path, last_step: int) -> None:
-    """Remove the lines of `path` after `last_step`, one that a killed run left incomplete, and what is no line of ours."""
-    kept = []
-    for line in path.read_text(errors='replace').splitlines():
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            if json.loads(line)['step'] <= last_step:
-                kept.append(line + '\n')
-    files.write_text(path, ''.join(kept))

@@ -1,9 +1,12 @@
 """The model card of an export, in the format of the Hugging Face Hub: data, recipe, results and limits."""
 
+import functools
 import json
 from pathlib import Path
 
+from asen_jax.checkpoint import identity
 from asen_jax.errors import InputError
+from asen_jax.fields import TABLE, Fixed
 from asen_jax.models.registry import network_kind, trunk_kind
 
 DATASETS = {  # name, and the terms that also apply to weights trained on it
@@ -42,16 +45,16 @@ def read_figures(meta: dict, workdir: Path) -> list[dict]:
 
     Raises InputError if one of them is damaged.
     """
-    found = []
+    figures = []
     for path in (Path(workdir) / f'eval_{split}.json' for split in ('test', 'valid')):
         if path.exists():
             try:
                 result = json.loads(path.read_text())
                 _table([result])
-                found += [result] * (result['checkpoint_step'] == meta['step'])
+                figures += [result] * (result['checkpoint_sha256'] == identity(meta))
             except (ValueError, KeyError, TypeError) as error:
                 raise InputError(f'{path} is damaged ({error!r}); delete it, or run --mode eval again.') from error
-    return found
+    return figures
 
 
 def known_dataset(meta: dict) -> str | None:
@@ -86,18 +89,14 @@ def make_card(meta: dict, figures: list[dict], target: str) -> str:
 
 
 def _differences(model: dict) -> str:
-    """What the network lacks of the paper's, and what it has that the paper lacks, which older checkpoints do not know."""
-    lacks = [kind for kind in ('spatial', 'channel') if not model['asen'][f'{kind}_attention']]
-    known = {
-        'features of all its stages': model['efficientnet']['all_stages'],
-        'batch norm of the features': model['feature_bn'],
-        f'a hidden layer and a last layer per attribute, to {model["embed_dim"]} dimensions': model['asen_v2'][
-            'projection'
-        ],
-    }
-    found = [told for told, has in known.items() if has]
-    without = f', without {" and ".join(lacks)} attention' if lacks else ''
-    return without + (f', to which we added {", ".join(found)}' if found else '')
+    """The fields of config.model that determine vectors and are not as published."""
+    changed = []
+    for field in TABLE:
+        group, _, rest = field.name.partition('.')
+        if group == 'model' and field.fixed >= Fixed.VECTORS and rest not in ('name', 'trunk'):
+            value = functools.reduce(lambda tree, part: tree[part], rest.split('.'), model)
+            changed += [f'{rest}={value}'] * (value != field.default)
+    return f'; not as published: {", ".join(changed)}' if changed else ''
 
 
 def _recipe(meta: dict) -> str:

@@ -37,7 +37,7 @@ def check_start(config: ConfigDict, checkpoints: Checkpoints, params: dict) -> b
         raise InputError(
             f'config.init.workdir is {folder}, the folder of this run itself; give the new run another --workdir.'
         )
-    if checkpoints.resumable():
+    if checkpoints.kind_to_resume():
         return True
     with Checkpoints(folder, read_only=True) as source:
         meta = _read_meta(config, source)

@@ -91,17 +91,20 @@ def recognize(tensors: Mapping[str, np.ndarray], file: str) -> tuple[dict[str, A
         raise InputError(
             f'{file} is a checkpoint of ASEN++, which is not implemented yet; import a checkpoint of another network.'
         )
+    for name in NETWORKS:
+        layout, found = network_kind(name).torch, None
+        with contextlib.suppress(IndexError, ValueError):  # a tensor with such a name, but of another number of axes
+            found = layout.recognize(inside) if layout else None
+        if found:
+            break
+    else:
+        raise InputError(f'{file} is not a checkpoint of ASEN, ASEN v2 or CSN: it has no table of their attributes.')
     if empty := [name for name, array in inside.items() if 0 in array.shape]:
         raise InputError(
             f'{file} has an empty tensor {empty[0]!r} with shape {inside[empty[0]].shape}; import a complete checkpoint.'
         )
-    for name in NETWORKS:
-        layout = network_kind(name).torch
-        with contextlib.suppress(IndexError, ValueError):  # a tensor with such a name, but of another number of axes
-            if found := layout.recognize(inside) if layout else None:
-                fields, num_attributes = found
-                return {'model.name': name, **_recognize_trunk(inside, file), **fields}, num_attributes
-    raise InputError(f'{file} is not a checkpoint of ASEN, ASEN v2 or CSN: it has no table of their attributes.')
+    fields, num_attributes = found
+    return {'model.name': name, **_recognize_trunk(inside, file), **fields}, num_attributes
 
 
 def _recognize_trunk(tensors: Mapping[str, np.ndarray], file: str) -> dict[str, Any]:

@@ -8,14 +8,14 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from ml_collections import ConfigDict
 
 from asen_jax.data.images import read_file
 from asen_jax.data.table import Row, Table, split_values
 from asen_jax.errors import InputError
 from data_builders import records
-from data_builders.annotations import pick_attributes, split_names
+from data_builders.annotations import pick_attributes
 from data_builders.catalog.table import RESERVED, product_of, read_labels
 from data_builders.records import SPLITS, Photo, RawDataset
 
@@ -38,7 +38,7 @@ def list_files(data: ConfigDict) -> list[Path]:
 def config_name(data: ConfigDict) -> str:
     """`<folder>-<8 hex digits>`; the digits hash the full path and the chosen attributes, so catalogs never collide."""
     folder = Path(data.manual_dir).expanduser().resolve()
-    chosen = sorted({name.strip() for name in split_names(data.attributes)})
+    chosen = sorted(set(data.attributes))
     readable = re.sub(r'[^A-Za-z0-9_]+', '_', folder.name).strip('_') or 'photos'
     return f'{readable}-{hashlib.sha256(repr((str(folder), chosen)).encode()).hexdigest()[:8]}'
 
@@ -60,8 +60,8 @@ def read(data: ConfigDict) -> RawDataset:
             notes.append(f'no photo is in {split}')
         if split != 'train':
             is_query = choose_queries(rows[split])
-            queries[split] = make_list(photos[split], is_query)
-            candidates[split] = make_list(photos[split], ~is_query)
+            queries[split] = records.label_rows(photos[split], np.flatnonzero(is_query))
+            candidates[split] = records.label_rows(photos[split], np.flatnonzero(~is_query))
     return RawDataset('catalog', attributes, values, photos, queries, candidates, notes=tuple(notes))
 
 
@@ -72,13 +72,13 @@ def column_values(table: Table) -> dict[str, Counter]:
 
 
 def choose_columns(
-    table: Table, values: Mapping[str, Counter], wanted: Sequence[str] | str
+    table: Table, values: Mapping[str, Counter], wanted: Sequence[str]
 ) -> tuple[tuple[str, ...], list[str]]:
     """The columns that are attributes, and notes that say what each column is used for.
 
     They are the `wanted` columns, or without any the columns with 2 to 100 values.
     """
-    if split_names(wanted):
+    if wanted:
         attributes = pick_attributes(wanted, list(values), str(table.path))
         for name in attributes:
             if len(values[name]) < MIN_VALUES:
@@ -141,16 +141,6 @@ def make_photo(table: Table, row: Row, numbers: Mapping[str, Mapping[str, int]])
         path=path,
         where=table.where(row),
     )
-
-
-def make_list(photos: list[Photo], listed: Bool[np.ndarray, ' photos']) -> Int[np.ndarray, 'n 3']:
-    """Every label of the listed photos as (index, attribute, value)."""
-    rows = [
-        (index, attribute, value)
-        for index in np.flatnonzero(listed).tolist()
-        for attribute, value in zip(photos[index].attributes, photos[index].values, strict=True)
-    ]
-    return np.array(rows, np.int32).reshape(-1, 3)
 
 
 def _hash(text: str) -> int:

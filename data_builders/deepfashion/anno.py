@@ -15,7 +15,7 @@ from tqdm import tqdm
 from asen_jax.data.images import read_file
 from asen_jax.errors import InputError
 from data_builders.annotations import Meta, check_relative
-from data_builders.records import Photo
+from data_builders.records import Photo, RawDataset
 
 NAMES, PHOTOS, BOXES = 'list_attr_cloth.txt', 'list_attr_img.txt', 'list_bbox.txt'
 PLACES = ('Anno', 'Anno_coarse', 'Eval', '.')  # below DeepFashion's folder; releases differ
@@ -75,21 +75,19 @@ def name_values(meta: Meta, names: Names) -> Meta:
 def read_photos(path: Path, num_ids: int) -> Iterator[tuple[int, str, list[int]]]:
     """Line number, path and global ids of each photo in list_attr_img.txt, which is too large to hold in memory."""
     for line, text in _rows(path, 'image_name attribute_labels'):
-        words = text.split()
-        count = words.count(b'1')
-        if len(words) != num_ids + 1:
+        name, *entries = text.split()
+        if len(entries) != num_ids:
             raise InputError(
-                f'{path}, line {line}: {len(words) - 1} entries after the path; expected {num_ids}, one for each name '
+                f'{path}, line {line}: {len(entries)} entries after the path; expected {num_ids}, one for each name '
                 f'in {NAMES}.'
             )
-        if count + words.count(b'-1') + words.count(b'0') != num_ids:
-            other = next(word for word in words[1:] if word not in ENTRIES)
-            raise InputError(f'{path}, line {line}: entry {other.decode(errors="replace")!r}; expected -1, 0 or 1.')
-        ids, place = [], 0
-        for _ in range(count):
-            place = words.index(b'1', place + 1)
-            ids.append(place - 1)
-        yield line, _decode(path, line, words[0]), ids
+        if other := set(entries).difference(ENTRIES):
+            raise InputError(f'{path}, line {line}: entry {_show(other.pop())}; expected -1, 0 or 1.')
+        ids, place = [], -1
+        for _ in range(entries.count(b'1')):
+            place = entries.index(b'1', place + 1)
+            ids.append(place)
+        yield line, _decode(path, line, name), ids
 
 
 def rebuild_train(
@@ -149,24 +147,26 @@ def read_boxes(path: Path) -> Boxes:
     return Boxes(path, {name: entry for name, entry in boxes.items() if name not in unclear}, unclear)
 
 
-def add_box(photo: Photo, boxes: Boxes) -> Photo:
-    """`photo` with its box, whose line is added to `where`; unchanged if it has none."""
-    if photo.image_id not in boxes.of:
-        return photo
-    line, box = boxes.of[photo.image_id]
-    return photo._replace(bbox=box, where=f'{photo.where}; {boxes.path}, line {line}')
-
-
-def note_boxes(photos: list[Photo], boxes: Boxes) -> str:
-    """A note on how many of `photos` have a box."""
+def add_boxes(raw: RawDataset, boxes: Boxes) -> RawDataset:
+    """`raw` with the boxes of its photos, whose lines are added to `where`, and a note that counts them."""
+    added = {split: [_add_box(photo, boxes) for photo in photos] for split, photos in raw.photos.items()}
+    photos = [photo for many in added.values() for photo in many]
     boxed = sum(photo.bbox is not None for photo in photos)
-    bare = len(photos) - boxed
-    note = f'{boxes.path.name}: boxes for {boxed:,} photos; {bare:,} have none, so the whole photo is used'
+    note = (
+        f'{boxes.path.name}: boxes for {boxed:,} photos; {len(photos) - boxed:,} have none, so the whole photo is used'
+    )
     unclear = list(dict.fromkeys(photo.image_id for photo in photos if photo.image_id in boxes.unclear))
     if unclear:
         first, second = boxes.unclear[unclear[0]]
         note += f'; {len(unclear):,} of these have two different boxes ({unclear[0]}, lines {first} and {second})'
-    return note
+    return raw._replace(photos=added, notes=(*raw.notes, note))
+
+
+def _add_box(photo: Photo, boxes: Boxes) -> Photo:
+    if photo.image_id not in boxes.of:
+        return photo
+    line, box = boxes.of[photo.image_id]
+    return photo._replace(bbox=box, where=f'{photo.where}; {boxes.path}, line {line}')
 
 
 def _rows(path: Path, columns: str) -> Iterator[tuple[int, bytes]]:

@@ -1,18 +1,15 @@
 """Drawn garments, to try everything without any data; README.md describes them."""
 
 import functools
-import hashlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from jaxtyping import Int
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from asen_jax import files
-from data_builders import annotations, records
+from data_builders import annotations, asen_lists, records
 from data_builders.processes import map_in_processes
 from data_builders.records import Photo, RawDataset
 from data_builders.synthetic.garments import ATTRIBUTES, Garment, draw_garment
@@ -38,9 +35,7 @@ def config_name(data: ConfigDict) -> str:
     """The number and size of the photos, and a hash of the chosen attributes unless all are chosen."""
     name = f'{data.synthetic.num_photos}-photos-{data.synthetic.photo_size}px'
     chosen = annotations.pick_attributes(data.attributes, tuple(ATTRIBUTES), 'synthetic')
-    if len(chosen) == len(ATTRIBUTES):
-        return name
-    return f'{name}-{len(chosen)}-attributes-{hashlib.sha256(repr(sorted(chosen)).encode()).hexdigest()[:8]}'
+    return name if len(chosen) == len(ATTRIBUTES) else f'{name}-{asen_lists.name_choice(chosen)}'
 
 
 def read(data: ConfigDict) -> RawDataset:
@@ -52,8 +47,8 @@ def read(data: ConfigDict) -> RawDataset:
     num_eval = data.synthetic.num_photos // EVAL_SHARE
     splits = {'train': photos[: -2 * num_eval], 'valid': photos[-2 * num_eval : -num_eval], 'test': photos[-num_eval:]}
     num_queries = num_eval // QUERY_SHARE
-    queries = {split: labels_between(splits[split], 0, num_queries) for split in ('valid', 'test')}
-    candidates = {split: labels_between(splits[split], num_queries, num_eval) for split in ('valid', 'test')}
+    queries = {split: records.label_rows(splits[split], range(num_queries)) for split in ('valid', 'test')}
+    candidates = {split: records.label_rows(splits[split], range(num_queries, num_eval)) for split in ('valid', 'test')}
     write_catalog(Path(data.dir).expanduser() / 'synthetic' / 'photos', [*splits['valid'], *splits['test']])
     raw = RawDataset('synthetic', tuple(ATTRIBUTES), ATTRIBUTES, splits, queries, candidates)
     return records.choose_attributes(raw, chosen)
@@ -89,9 +84,3 @@ def make_photo(index: int, garment: Garment) -> Photo:
         values=tuple(ATTRIBUTES[name].index(value) for name, value in garment.labels.items()),
         attribute_boxes=tuple(garment.boxes[name] for name in garment.labels),
     )
-
-
-def labels_between(photos: Sequence[Photo], start: int, stop: int) -> Int[np.ndarray, 'n 3']:
-    """Every label of photos `start` to `stop` as (index, attribute, value)."""
-    labels = records.labels_of(photos[start:stop])
-    return np.stack([labels.photo + start, labels.attribute, labels.value], axis=1).astype(np.int32)

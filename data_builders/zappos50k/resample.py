@@ -24,16 +24,10 @@ from asen_jax.data.triplets import Labels
 from asen_jax.errors import InputError
 from data_builders.records import SPLITS
 
-FAMILIES = {
-    'class': 'Category',
-    'closure': 'Closure',
-    'gender': 'Gender',
-    'heel': 'HeelHeight',
-}  # the prefixes of their columns
+# the prefixes of their columns
+FAMILIES = {'class': 'Category', 'closure': 'Closure', 'gender': 'Gender', 'heel': 'HeelHeight'}
 HEELS = ('Flat', 'Under 1in', '1in - 1 3/4in', '2in - 2 3/4in', '3in - 3 3/4in', '4in - 4 3/4in', '5in & over')
-APART = {
-    'heel': 2
-}  # minimum distance in bins between anchor and negative; any other value will do for the other attributes
+MIN_BIN_DISTANCE = {'heel': 2}  # between anchor and negative; for the other attributes, any other value will do
 SHARES = {'train': 0.7, 'valid': 0.1}  # of the photos; the rest is test
 NUM_TRIPLETS = {'train': 200_000, 'valid': 20_000, 'test': 40_000}  # per attribute
 SEED = 20170721  # never change it: it determines the split and the test triplets behind published figures
@@ -41,11 +35,10 @@ TABLE_HELP = 'take meta-data-bin.csv of UT-Zappos50K (data_builders/zappos50k/RE
 
 
 class Lists(NamedTuple):
-    """Triplet lists, published or resampled, and the photos they index."""
+    """Triplet lists, published or resampled, and labels of the photos they index."""
 
-    names: list[str]  # paths below the folder of photos
     values: Mapping[str, tuple[str, ...]]  # value names by attribute; empty where labels are unknown
-    labels: Labels  # `photo` is an index into `names`
+    labels: Labels  # `photo` is an index into the list of photos
     triplets: Mapping[str, list[Int[np.ndarray, 'n 3']]]  # by split, then attribute: anchor, positive, negative
     notes: tuple[str, ...]
 
@@ -82,7 +75,7 @@ def draw_lists(path: Path, names: list[str], attributes: Sequence[str]) -> Lists
             known = members[value[members] >= 0]
             # seeded by attribute, so that the others that are chosen do not matter
             rng = np.random.default_rng([SEED, number, list(FAMILIES).index(name)])
-            rows = draw(value[known], APART.get(name, 1), NUM_TRIPLETS[split], rng)
+            rows = draw(value[known], MIN_BIN_DISTANCE.get(name, 1), NUM_TRIPLETS[split], rng)
             if not len(rows):
                 raise InputError(
                     f'{path}: the {len(known)} {split} photos with one value of {name} allow no triplet; {TABLE_HELP}, '
@@ -90,7 +83,7 @@ def draw_lists(path: Path, names: list[str], attributes: Sequence[str]) -> Lists
                 )
             triplets[split].append(photo[known[rows]])
     entries = np.concatenate(labels, axis=1).astype(np.int32)
-    return Lists(names, table.values, Labels(*entries), triplets, tuple(notes))
+    return Lists(table.values, Labels(*entries), triplets, tuple(notes))
 
 
 def split_photos(num_photos: int) -> dict[str, Int[np.ndarray, ' photos']]:
@@ -101,18 +94,18 @@ def split_photos(num_photos: int) -> dict[str, Int[np.ndarray, ' photos']]:
 
 
 def draw(
-    values: Int[np.ndarray, ' photos'], apart: int, num_triplets: int, rng: np.random.Generator
+    values: Int[np.ndarray, ' photos'], min_distance: int, num_triplets: int, rng: np.random.Generator
 ) -> Int[np.ndarray, 'triplets 3']:
     """Indices (anchor, positive, negative) of photos with one value each; no rows where no triplet is possible.
 
-    In the order of values, the photos less than `apart` values away from the anchor are one block. The negative is drawn
+    In the order of values, the photos less than `min_distance` values away from the anchor are one block. The negative is drawn
     from the other photos by skipping that block. The `draw_triplets` of training would make values uniform, and has no
     notion of a distance between values.
     """
     order = np.argsort(values, kind='stable')
     ranked = values[order]
     same_start, same_size = _block(ranked, 0)
-    near_start, near_size = _block(ranked, apart - 1)
+    near_start, near_size = _block(ranked, min_distance - 1)
     usable = np.flatnonzero((same_size >= 2) & (near_size < len(values)))
     if not len(usable):
         return np.zeros((0, 3), np.int64)

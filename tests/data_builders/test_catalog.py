@@ -8,7 +8,7 @@ from PIL import Image
 
 from asen_jax.data.prepared import open_records
 from asen_jax.errors import InputError
-from asen_jax.evaluation import evaluate
+from asen_jax.evaluation.evaluate import evaluate, rank_examples
 from configs import common
 from data_builders import prepare
 from data_builders.catalog import catalog_dataset_builder as catalog
@@ -119,9 +119,10 @@ def test_a_photo_with_two_values_is_one_candidate(read, config, tmp_path):
     assert json.loads((prepared / 'prepare.json').read_text())['splits']['test']['candidates'] == 5
     config.data.image_size, config.data.num_workers, config.eval.batch_size = 8, 0, 8
     records = open_records(prepared)
-    result, vectors = evaluate.evaluate(config, records, 'test', embed_colors, step=0)
+    evaluation = evaluate(config, records, 'test', embed_colors, step=0)
+    result = evaluation.result
     assert (result['map']['overall'], result['num_candidates']) == (1, 5)
-    (ranking,) = evaluate.rank_examples(config, records, 'test', embed_colors, vectors)
+    (ranking,) = rank_examples(config, records, embed_colors, evaluation)
     assert ranking.relevant == [True, True, True, True, False]
 
 

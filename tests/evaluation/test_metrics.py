@@ -13,9 +13,9 @@ GOLDEN = Path(__file__).parents[1] / 'golden'
 def test_average_precision_is_that_of_the_original():
     with np.load(GOLDEN / 'map.npz') as golden:
         vectors = golden['queries'], golden['candidates']
-        figures = metrics.retrieval_metrics(*vectors, golden['query_values'], golden['candidate_values'][:, None])
-        np.testing.assert_allclose(figures['ap'], golden['average_precision'], rtol=0, atol=1e-6)
-        np.testing.assert_allclose(figures['ap'].mean(), golden['mean_average_precision'], rtol=0, atol=1e-6)
+        ap = metrics.rank_candidates(*vectors, golden['query_values'], golden['candidate_values'][:, None]).ap
+        np.testing.assert_allclose(ap, golden['average_precision'], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(ap.mean(), golden['mean_average_precision'], rtol=0, atol=1e-6)
 
 
 def test_average_precision_by_hand():
@@ -50,25 +50,24 @@ def test_figures_are_those_of_the_definition(distance, num_candidates):
     for vectors in (rng.normal(size=(420, 16)), rng.integers(-1, 2, (420, 4))):
         queries, candidates = np.split(vectors.astype(np.float32)[: 20 + num_candidates], [20])
         query_values, values = rng.integers(0, 6, 20), rng.integers(-1, 5, (num_candidates, 3))
-        figures = metrics.retrieval_metrics(queries, candidates, query_values, values, (1, 10, 1000), distance)
+        ranked = metrics.rank_candidates(queries, candidates, query_values, values, 1000, distance)
         scores = metrics.nearness(queries, candidates, distance)
         for row, value in enumerate(query_values):
             relevant = (values == value).any(axis=1)[np.argsort(-scores[row], kind='stable')]
             precision = np.cumsum(relevant) / np.arange(1, num_candidates + 1)
-            expected = {'ap': precision[relevant].mean() if relevant.any() else 0}
+            assert ranked.ap[row] == pytest.approx(precision[relevant].mean() if relevant.any() else 0, abs=1e-12)
             for k in (1, 10, 1000):
-                expected[f'recall@{k}'] = relevant[:k].any()
-                expected[f'precision@{k}'] = relevant[:k].sum() / max(min(k, num_candidates), 1)
-            for name, figure in expected.items():
-                np.testing.assert_allclose(figures[name][row], figure, rtol=0, atol=1e-12)
+                assert ranked.recall_at(k)[row] == relevant[:k].any()
+                share = relevant[:k].sum() / max(min(k, num_candidates), 1)
+                assert ranked.precision_at(k)[row] == pytest.approx(share, abs=1e-12)
 
 
 def test_recall_and_precision_at_k():
     query = np.array([[1.0, 0.0]], np.float32)
     candidates = np.array([[0.9, 0], [0.8, 0], [0.7, 0]], np.float32)
-    figures = metrics.retrieval_metrics(query, candidates, np.array([1]), np.array([[0], [1], [1]]), ks=(1, 2, 5))
-    assert [figures[f'recall@{k}'][0] for k in (1, 2, 5)] == [0, 1, 1]
-    np.testing.assert_allclose([figures[f'precision@{k}'][0] for k in (1, 2, 5)], [0, 1 / 2, 2 / 3])
+    ranked = metrics.rank_candidates(query, candidates, np.array([1]), np.array([[0], [1], [1]]))
+    assert [ranked.recall_at(k)[0] for k in (1, 2, 5)] == [0, 1, 1]
+    np.testing.assert_allclose([ranked.precision_at(k)[0] for k in (1, 2, 5)], [0, 1 / 2, 2 / 3])
 
 
 def test_a_photo_with_two_values_is_one_candidate_for_either():
@@ -80,15 +79,15 @@ def test_a_photo_with_two_values_is_one_candidate_for_either():
     assert metrics.count_candidates(rows) == 3  # with photo 4 of the other attribute
     queries = np.array([[1.0, 0.0], [0.0, 1.0]])
     vectors = np.array([[0.7, 0.7], [0.9, 0.0]])
-    figures = metrics.retrieval_metrics(queries, vectors, np.array([0, 1]), candidates.values)
-    assert figures['ap'].tolist() == [1, 1]
-    assert figures['precision@5'].tolist() == [1, 1 / 2]
+    ranked = metrics.rank_candidates(queries, vectors, np.array([0, 1]), candidates.values)
+    assert ranked.ap.tolist() == [1, 1]
+    assert ranked.precision_at(5).tolist() == [1, 1 / 2]
 
 
 def test_an_attribute_without_candidates_has_figures_of_zero():
     candidates = metrics.group_candidates(np.zeros((0, 3), np.int32), 0)
-    figures = metrics.retrieval_metrics(np.ones((1, 2)), np.zeros((0, 2)), np.array([0]), candidates.values)
-    assert all(figure.tolist() == [0] for figure in figures.values())
+    ranked = metrics.rank_candidates(np.ones((1, 2)), np.zeros((0, 2)), np.array([0]), candidates.values)
+    assert ranked.ap == ranked.recall_at(5) == ranked.precision_at(5) == 0
 
 
 @pytest.mark.parametrize(('block', 'chunk', 'sizes'), [(5, 2, [5, 4]), (1 / 2, 1 / 2, [1] * 9)])  # in queries
@@ -96,7 +95,7 @@ def test_queries_are_ranked_alike_in_blocks(block, chunk, sizes, monkeypatch):
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(9, 4)), rng.normal(size=(20, 4))
     values = rng.integers(0, 3, 9), rng.integers(0, 3, (20, 1))
-    whole = metrics.retrieval_metrics(*vectors, *values)
+    whole = metrics.rank_candidates(*vectors, *values)
     monkeypatch.setattr(metrics, 'BLOCK_BYTES', int(block * 20 * 8))
     monkeypatch.setattr(metrics, 'CHUNK_BYTES', int(chunk * 20 * 8))
     multiplied = []
@@ -105,8 +104,8 @@ def test_queries_are_ranked_alike_in_blocks(block, chunk, sizes, monkeypatch):
         multiplied.append(len(queries))
         return queries @ vectors[1].T
 
-    for name, figures in metrics.retrieval_metrics(*vectors, *values, product=product).items():
-        np.testing.assert_array_equal(figures, whole[name])
+    for part, expected in zip(metrics.rank_candidates(*vectors, *values, product=product), whole, strict=True):
+        np.testing.assert_array_equal(part, expected)
     assert multiplied == sizes
 
 

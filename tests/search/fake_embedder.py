@@ -1,6 +1,7 @@
 """An embedder without a network, which is all that the files need to be tested."""
 
 import hashlib
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -18,17 +19,15 @@ class FakeEmbedder(Embedder):
         self.read = []
 
     def stream(self, batches, attributes=None, heatmaps=False):
-        for batch in batches:
-            vectors, kept, broken = np.zeros((len(batch), 1, self.dim), np.float32), [], {}
-            for position, (path, _) in enumerate(batch):
-                if Path(path).name == self.stop_at:
-                    raise KeyboardInterrupt
-                self.read.append(Path(path).name)
-                data = Path(path).read_bytes()
-                if data.startswith(b'broken'):
-                    broken[position] = 'not a photo'
-                else:
-                    kept.append(position)
-                    vectors[position] = np.resize(np.frombuffer(hashlib.sha256(data).digest(), np.uint32), self.dim)
-            vectors = vectors[kept]
-            yield Embedded(vectors, vectors[..., None, :2] if heatmaps else None, kept, broken)
+        for path, _ in itertools.chain.from_iterable(batches):
+            if Path(path).name == self.stop_at:
+                raise KeyboardInterrupt
+            self.read.append(Path(path).name)
+            data = Path(path).read_bytes()
+            if data.startswith(b'broken'):
+                yield Embedded(why='not a photo')
+                continue
+            vectors = np.resize(np.frombuffer(hashlib.sha256(data).digest(), np.uint32), (1, self.dim)).astype(
+                np.float32
+            )
+            yield Embedded(vectors, vectors[..., None, :2] if heatmaps else None)

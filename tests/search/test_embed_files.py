@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import main
 from asen_jax.data.batches import eval_batches
 from asen_jax.data.prepared import open_records
 from asen_jax.embedder import Embedder
 from asen_jax.errors import InputError
 from asen_jax.evaluation.vectors import collect_vectors
 from asen_jax.files import lock
-from asen_jax.search.embed_files import embed_files, embed_workdir
+from asen_jax.search.embed_files import embed_files
 from asen_jax.sharding import make_mesh
 from data_builders import prepare
 from tests.conftest import ROOT, tiny_config
@@ -56,12 +57,19 @@ def outputs(folder):
 
 
 def test_the_mode_writes_what_numpy_would_of_the_embedders_vectors(network, workdir, photos, tmp_path, capsys):
-    output, paths, config = tmp_path / 'new' / 'F.npz', [], tiny_config()
+    output, paths = tmp_path / 'new' / 'F.npz', []
     for number, photo in enumerate(photos):
         paths.append(str(tmp_path / f'{number:02}.png'))
         Image.fromarray(photo).save(paths[-1])
-    config.data.image_size = 64
-    embed_workdir(config, workdir, 'best', str(tmp_path), output, heatmaps=True)
+    command = [
+        'main.py',
+        '--mode=embed',
+        f'--workdir={workdir}',
+        f'--images={tmp_path}',
+        f'--output={output}',
+        '--heatmaps',
+    ]
+    assert main.run([*command, '--config.data.image_size=64']) == 0
     arrays = read(output)
     assert list(arrays) == ['paths', 'attributes', 'embeddings', 'heatmaps']
     assert arrays['paths'].tolist() == paths
@@ -75,8 +83,8 @@ def test_the_mode_writes_what_numpy_would_of_the_embedders_vectors(network, work
     assert first == 'config.data.image_size is 32, as in the training of the checkpoint'
     assert second.startswith('11 photos under 3 attributes, 32 numbers each; 11 photos in ')
     assert others == [f'wrote {output}']
-    with pytest.raises(InputError, match="no checkpoint 'latest'"):
-        embed_workdir(config, workdir, 'latest', str(tmp_path), output)
+    assert main.run([*command, '--checkpoint=latest']) == 2
+    assert "no checkpoint 'latest'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('crop_to_bbox', [True, False])

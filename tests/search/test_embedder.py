@@ -38,10 +38,10 @@ def test_batch_size_and_neighbors_change_nothing(network, photos):
     np.testing.assert_allclose(other.heatmaps(photos), maps, atol=1e-6)
 
 
-def retrained(network, **data):
-    """The network as if it had been trained with other fields of `config.data`."""
+def retrained(network, group='data', **fields):
+    """The network as if it had been trained with other fields of a group of the config."""
     config = network.network.meta['config']
-    meta = network.network.meta | {'config': config | {'data': config['data'] | data}}
+    meta = network.network.meta | {'config': config | {group: config[group] | fields}}
     return Embedder(network.network._replace(meta=meta), make_mesh(), batch_size=8)
 
 
@@ -82,6 +82,30 @@ def test_photos_are_cropped_to_their_boxes_if_the_network_was_trained_so(network
             cropping.embed([photo, photo], boxes=[None, box])
     with pytest.raises(InputError, match='images has 2 photos but boxes has 1; give one box or None per photo'):
         cropping.embed([photo, photo], boxes=[None])
+
+
+def test_the_fingerprint_is_of_what_determines_vectors(network, tmp_path):
+    """Every field of `config.model` was hashed, so that a new one would have made every gallery unusable."""
+    for fields in (
+        {'new': 'x'},
+        {'resnet': {'new': 1}},
+        {'dropout': 0.5},
+        {'bn_per_role': False},
+        {'trunk_bn': 'running'},
+    ):
+        assert retrained(network, 'model', **fields).fingerprint == network.fingerprint
+    later = network.network._replace(meta=network.network.meta | {'step': 7})
+    assert Embedder(later, make_mesh()).fingerprint == network.fingerprint
+    others = [retrained(network, 'model', normalize=False)]
+    for variant, masks in (('csn', 'fixed'), ('csn', 'sections'), ('triplet', 'fixed')):
+        config = tiny_config()
+        variants.set_network(config, variant)
+        config.model.csn.masks = masks
+        others.append(Embedder.load(save_network(tmp_path / f'{variant}-{masks}', config)))
+    params = jax.tree.map(lambda leaf: leaf.reshape(1, *leaf.shape), network.network.params)
+    others += [Embedder(network.network, make_mesh())]
+    others[-1].network = network.network._replace(params=params)
+    assert len({network.fingerprint, *(other.fingerprint for other in others)}) == len(others) + 1
 
 
 def test_a_photo_may_be_a_path_an_image_or_an_array(network, photos, tmp_path):

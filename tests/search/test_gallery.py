@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -18,10 +19,10 @@ import main
 from asen_jax.errors import InputError
 from asen_jax.files import lock
 from asen_jax.search import engine, indexing
-from asen_jax.search.gallery import Gallery
+from asen_jax.search.gallery import Gallery, check_weights, parse_weights
 from asen_jax.search.indexing import index_photos
 from asen_jax.search.location import DamageError
-from asen_jax.search.searching import parse_weights, search_gallery
+from asen_jax.search.searching import search_gallery
 from tests.conftest import ROOT
 from tests.search.conftest import ATTRIBUTES
 
@@ -121,20 +122,14 @@ def test_a_stopped_run_continues_without_losing_or_doubling_a_photo(network, lis
     (folder / 'photos.lance/data').mkdir(parents=True)  # of a first commit that was killed
     (folder / 'photos.lance/data/torn.lance').write_bytes(b'torn')
     monkeypatch.setattr(indexing, 'COMMIT_SIZE', 2)
-    merge, merged = indexing._merge, []
 
-    def stop_at_third(gallery, rows):
-        if len(merged) == 2:
-            raise KeyboardInterrupt
-        merged.append(len(rows))
-        merge(gallery, rows)
+    def stop_after_five(photos):
+        yield from itertools.islice(engine.embed_here(network, photos), 5)
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(network, 'batch_size', 2)
-    monkeypatch.setattr(indexing, '_merge', stop_at_third)
     with pytest.raises(KeyboardInterrupt):
-        index_photos(network, listed, folder)
+        index_photos(network, listed, folder, embed=stop_after_five)
     assert content(folder).keys() == {'0.png', '1.png', '2.png', '3.png'}
-    monkeypatch.setattr(indexing, '_merge', merge)
     assert counts(index_photos(network, listed, folder)) == (2, 0, 0, 0)
     assert len(content(folder)) == 6
 
@@ -226,15 +221,14 @@ def test_an_attribute_may_have_a_comma_or_a_colon_in_its_name():
 def test_photos_that_change_during_a_search_are_left_out(network, listed, tmp_path, monkeypatch):
     index_photos(network, listed, tmp_path / 'gallery')
     gallery, query = Gallery.open(tmp_path / 'gallery'), network.embed([tmp_path / '0.png'])[0]
-    rank = Gallery._rank
+    rows = Gallery.rows
 
-    def rank_and_change(*args):
-        found = rank(*args)
+    def change_and_read(*args):
         gallery.table.delete(f"path = '{tmp_path / '0.png'}'")
         gallery.table.update(f"path = '{tmp_path / '1.png'}'", {'color': None})
-        return found
+        return rows(*args)
 
-    monkeypatch.setattr(Gallery, '_rank', rank_and_change)
+    monkeypatch.setattr(Gallery, 'rows', change_and_read)
     assert len(gallery.search(query, {'color': 1.0}, 6)) == 5
     assert gallery.guess(query)['color'].num_voters == 3
 
@@ -242,18 +236,16 @@ def test_photos_that_change_during_a_search_are_left_out(network, listed, tmp_pa
 def test_a_gallery_that_was_made_again_is_not_searched_as_the_old_one(network, listed, tmp_path):
     index_photos(network, listed, tmp_path / 'gallery')
     gallery, query = Gallery.open(tmp_path / 'gallery'), network.embed([tmp_path / '0.png'])[0]
-    Gallery.create(tmp_path / 'gallery', gallery.about | {'attributes': ATTRIBUTES[::-1]}, network.dim)
+    Gallery.create(tmp_path / 'gallery', gallery.network_info | {'attributes': ATTRIBUTES[::-1]}, network.dim)
     with pytest.raises(DamageError, match='was rebuilt since it was opened'):
         gallery.search(query, {'color': 1.0}, 6)
 
 
-def test_weights_are_checked(network, listed, tmp_path):
-    index_photos(network, listed, tmp_path / 'gallery')
-    gallery = Gallery.open(tmp_path / 'gallery')
+def test_weights_are_checked():
     with pytest.raises(InputError, match=f"no attribute 'collr'; it has {', '.join(ATTRIBUTES)}"):
-        gallery.check_weights({'collr': 1.0})
+        check_weights({'collr': 1.0}, ATTRIBUTES)
     with pytest.raises(InputError, match='must be positive'):
-        gallery.check_weights({ATTRIBUTES[0]: 0.0})
+        check_weights({ATTRIBUTES[0]: 0.0}, ATTRIBUTES)
     with pytest.raises(
         InputError, match=r"The attribute 'a:b' has no number as its weight; write NAME, or NAME:WEIGHT"
     ):
@@ -320,9 +312,8 @@ def test_vectors_are_compared_as_in_training(network, listed, tmp_path, monkeypa
 
 def scaled(results):
     """Each photo's vectors, scaled by another number."""
-    for result in results:
-        factors = 1 + np.arange(len(result.vectors), dtype=np.float32)
-        yield result._replace(vectors=result.vectors * factors[:, None, None])
+    for number, result in enumerate(results):
+        yield result._replace(vectors=result.vectors * np.float32(1 + number))
 
 
 def test_a_large_gallery_gets_an_index_for_each_attribute_even_after_a_kill(network, listed, tmp_path, monkeypatch):
@@ -339,8 +330,8 @@ def test_a_large_gallery_gets_an_index_for_each_attribute_even_after_a_kill(netw
 
 
 def test_with_an_index_a_condition_that_few_photos_meet_finds_them(tmp_path):
-    about = {'fingerprint': '', 'attributes': ['color'], 'metric': 'l2'}
-    gallery, vectors = Gallery.create(tmp_path, about, 8), np.random.default_rng(0).normal(size=(2000, 8))
+    network_info = {'fingerprint': '', 'attributes': ['color'], 'metric': 'l2'}
+    gallery, vectors = Gallery.create(tmp_path, network_info, 8), np.random.default_rng(0).normal(size=(2000, 8))
     rows = [{'path': str(number), 'gallery_vector_0': vector} for number, vector in enumerate(vectors.tolist())]
     gallery.table.add(rows)
     gallery.table.create_index('gallery_vector_0', config=indexing.IvfFlat('l2', num_partitions=200))

@@ -135,11 +135,11 @@ def test_back_returns_to_an_uploaded_photo_and_more_can_be_shown(browser, shop):
 
 
 @pytest.mark.parametrize(
-    ('link', 'told'), [('?photo=x', 'does not name a photo'), (f'?photo={"0" * 16}', 'no photo with this id')]
+    ('link', 'says'), [('?photo=x', 'does not name a photo'), (f'?photo={"0" * 16}', 'no photo with this id')]
 )
-def test_links_to_no_photo_are_explained(browser, address, link, told):
+def test_links_to_no_photo_are_explained(browser, address, link, says):
     browser.get(f'{address}/{link}')
-    wait(browser, lambda: told in status(browser))
+    wait(browser, lambda: says in status(browser))
     assert [line['message'] for line in browser.get_log('browser') if '404' not in line['message']] == []
 
 

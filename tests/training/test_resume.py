@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from asen_jax.checkpoint import Checkpoints
 from asen_jax.errors import InputError
-from asen_jax.models import build_model
+from asen_jax.models.build import build_model
 from asen_jax.training import loop
 from asen_jax.weights import torch_names
 from asen_jax.weights.importing import import_checkpoint
