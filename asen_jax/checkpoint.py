@@ -199,11 +199,9 @@ class Checkpoints:
 
 def abstract_like(tree: Any, shardings: Any) -> Any:
     """The shapes and dtypes of `tree` with the given shardings, so that a checkpoint from 8 devices loads on one, and vice versa."""
-
-    def describe(leaf, sharding):
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    return jax.tree.map(describe, tree, shardings)
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree, shardings
+    )
 
 
 def checksum(tree: Any) -> tuple[str, list[str]]:

@@ -104,7 +104,7 @@ class Tracker:
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         """Add one line, and one TensorBoard point per number."""
-        with files.naming(self.path):
+        with files.errors_name(self.path):
             self.file.write(json.dumps({'step': step, **numbers}) + '\n')
             self.file.flush()
         for name, number in numbers.items():
@@ -121,13 +121,13 @@ class Tracker:
 
     def close(self) -> None:
         """Flush and close both files."""
-        with files.naming(self.path):
+        with files.errors_name(self.path):
             self.board.close()
             self.file.close()
 
 
 def cut_back(path: Path, last_step: int) -> None:
-    """Remove the lines of `path` after `last_step`, one that a killed run left incomplete, and what is no line of ours."""
+    """Remove the lines of `path` after `last_step`, one that a killed run left incomplete, and lines that we did not write."""
     kept = []
     for line in path.read_text(errors='replace').splitlines():
         with contextlib.suppress(ValueError, KeyError, TypeError):
