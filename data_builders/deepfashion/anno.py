@@ -4,7 +4,6 @@ Errors name the file and the line.
 """
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -12,10 +11,10 @@ import numpy as np
 from jaxtyping import Int
 from tqdm import tqdm
 
-from asen_jax.data.images import read_file
+from asen_jax.data.boxes import Box
 from asen_jax.errors import InputError
 from data_builders.annotations import Meta, check_relative
-from data_builders.records import Photo, RawDataset
+from data_builders.records import Photo, RawDataset, photo_in
 
 NAMES, PHOTOS, BOXES = 'list_attr_cloth.txt', 'list_attr_img.txt', 'list_bbox.txt'
 PLACES = ('Anno', 'Anno_coarse', 'Eval', '.')  # below DeepFashion's folder; releases differ
@@ -34,7 +33,7 @@ class Boxes(NamedTuple):
     """Garment boxes by photo path, 0-based and half-open; a photo with two different boxes has none."""
 
     path: Path
-    of: dict[str, tuple[int, tuple[float, float, float, float]]]  # line, box
+    of: dict[str, tuple[int, Box]]  # line, box
     unclear: dict[str, tuple[int, int]]  # the two lines
 
 
@@ -66,10 +65,8 @@ def read_names(path: Path, meta: Meta) -> Names:
 
 def name_values(meta: Meta, names: Names) -> Meta:
     """`meta` with DeepFashion's names of the values."""
-    values = {}
-    for number, attribute in enumerate(meta.attributes):
-        values[attribute] = tuple(names.names[i] for i in np.flatnonzero(names.attribute == number))
-    return meta._replace(values=values)
+    ids = {name: np.flatnonzero(names.attribute == number) for number, name in enumerate(meta.attributes)}
+    return meta._replace(values={name: tuple(names.names[i] for i in of) for name, of in ids.items()})
 
 
 def read_photos(path: Path, num_ids: int) -> Iterator[tuple[int, str, list[int]]]:
@@ -103,9 +100,8 @@ def rebuild_train(
         elif not ids:
             bare += 1
         else:
-            file = folder / name
-            labels = tuple(names.attribute[ids].tolist()), tuple(rank[ids].tolist())
-            photos.append(Photo(name, partial(read_file, file), *labels, path=file, where=f'{path}, line {line}'))
+            labels = list(zip(names.attribute[ids].tolist(), rank[ids].tolist(), strict=True))
+            photos.append(photo_in(folder, name, labels, f'{path}, line {line}'))
     if absent := held_out - found:
         raise InputError(
             f'{path}: {len(absent):,} of the {len(held_out):,} photos of valid and test are missing from it (one is '
