@@ -14,9 +14,12 @@ from asen_jax.data import images
 from asen_jax.data.cache import CachedPhotos, open_cache
 from asen_jax.data.prepared import LoadOptions, Records, read_labels, read_record, read_rows
 from asen_jax.data.triplets import TripletIndex, draw_triplets, make_index
-from asen_jax.data.workers import load_batches
+from asen_jax.data.workers import map_in_processes
 from asen_jax.errors import InputError
 from asen_jax.signals import StopRequest
+
+READ_THREADS = 2  # batches loaded at the same time in one process
+READ_AHEAD = 4  # batches; Grain's default of 500 fills up the memory
 
 Element = dict[str, Any]  # arrays and NumPy scalars
 
@@ -264,3 +267,16 @@ def eval_batches(
 def _num_workers(photos: Photos | CachedPhotos | None, config: ConfigDict) -> int:
     """None for arrays in memory or mapped, which are read faster than another process could hand them over."""
     return config.data.num_workers if isinstance(photos, Photos) else 0
+
+
+def load_batches(dataset: grain.MapDataset, num_workers: int) -> Generator[dict[str, np.ndarray]]:
+    """The batches of a dataset, loaded ahead by `num_workers` processes or, with 0, by threads of this one."""
+    if num_workers:
+        yield from map_in_processes(dataset.__getitem__, len(dataset), num_workers)
+        return
+    options = grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=READ_AHEAD)
+    iterator = iter(dataset.to_iter_dataset(options))
+    try:
+        yield from iterator
+    finally:
+        iterator.close()

@@ -4,14 +4,12 @@ import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool
 from ml_collections import ConfigDict
 
-from asen_jax.data.images import read_file
 from asen_jax.data.table import Row, Table, split_values
 from asen_jax.errors import InputError
 from data_builders import records
@@ -131,16 +129,8 @@ def make_photo(table: Table, row: Row, numbers: Mapping[str, Mapping[str, int]])
         for attribute, (column, number_of) in enumerate(numbers.items())
         for value in split_values(row.cells[column])
     ]
-    path = table.path.parent / row.cells['path']
-    return Photo(
-        image_id=row.cells['path'],
-        read=partial(read_file, path),
-        attributes=tuple(attribute for attribute, _ in labels),
-        values=tuple(value for _, value in labels),
-        bbox=table.box(row),
-        path=path,
-        where=table.where(row),
-    )
+    photo = records.photo_in(table.path.parent, row.cells['path'], labels, table.where(row))
+    return photo._replace(bbox=table.box(row))
 
 
 def _hash(text: str) -> int:
