@@ -137,13 +137,13 @@ def compare_attributes(
     if not first:
         return []
     index = first[len(first) // 2].query
-    photo, rows = embed_photo(index), []
+    photo, distance, rows = embed_photo(index), evaluation.vectors.distance, []
     for name, ranked in evaluation.by_attribute.items():
-        others = ranked.candidates.photos[ranked.candidates.photos != index]
-        compared = evaluation.vectors.of(others, ranked.attribute)
-        scores = metrics.nearness(photo.vectors[[ranked.attribute]], compared, evaluation.vectors.distance)
-        nearest = others[metrics.sort_by_score(scores)[0, :NUM_RANKS]].tolist()
-        look = None
+        others = ranked.candidates.photos != index
+        photos, values = ranked.candidates.photos[others], ranked.candidates.values[others]
+        vectors = photo.vectors[[ranked.attribute]], evaluation.vectors.of(photos, ranked.attribute)
+        rankings = metrics.rank_candidates(*vectors, np.zeros(1, int), values, NUM_RANKS, distance)
+        nearest, look = photos[rankings.nearest[0]].tolist(), None
         if photo.heatmaps is not None:
             look = data_uri(overlay_heatmap(photo.square, photo.heatmaps[ranked.attribute]))
         rows.append({'attribute': name, 'look': look, 'nearest': nearest, 'query': index})

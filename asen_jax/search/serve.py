@@ -165,8 +165,8 @@ def create_app(finder: Finder, hosts: list[str]) -> FastAPI:
     @app.post('/embed', responses=BUSY | LARGE)
     async def embed(photo: UploadFile) -> Embedding:
         """A photo's vector under each attribute."""
-        vectors = await run(lambda: finder.embed(photo.file.read()))
-        return Embedding(attributes=list(finder.gallery.attributes), embeddings=vectors.tolist())
+        result = await run(lambda: finder.embed(photo.file.read()))
+        return Embedding(attributes=list(finder.gallery.attributes), embeddings=result.vectors.tolist())
 
     @app.post('/search', responses=BUSY | LARGE)
     async def search(
