@@ -13,7 +13,7 @@ from asen_jax import sharding
 from asen_jax.data import images
 from asen_jax.data.cache import CachedPhotos, open_cache
 from asen_jax.data.prepared import LoadOptions, Records, read_labels, read_record, read_rows
-from asen_jax.data.triplets import TripletIndex, draw_triplets, make_index
+from asen_jax.data.triplets import Labels, TripletIndex, draw_triplets, make_index
 from asen_jax.data.workers import map_in_processes
 from asen_jax.errors import InputError
 from asen_jax.signals import StopRequest
@@ -29,12 +29,7 @@ class PhotoLabels:
 
     def __init__(self, records: Records):
         """Raises InputError if the records have no labels."""
-        labels = read_labels(records, 'train')
-        if not len(labels.photo):
-            raise InputError(
-                f'{records.directory} has triplets but no labels, which config.train.loss needs; '
-                'set config.train.loss=triplet.'
-            )
+        labels = _train_labels(records, 'which config.train.loss needs; set config.train.loss=triplet.')
         order = np.argsort(labels.photo, kind='stable')
         self.photo, self.attribute, self.value = (part[order] for part in labels)
         self.shape = len(records.attributes), max(map(len, records.values))
@@ -160,12 +155,14 @@ class TripletSource:
 
 def make_train_index(records: Records) -> TripletIndex:
     """The index from which training draws its triplets; raises InputError if the train photos have no labels."""
+    return make_index(_train_labels(records, 'from which new triplets are drawn; set config.data.triplets=fixed.'))
+
+
+def _train_labels(records: Records, need: str) -> Labels:
     labels = read_labels(records, 'train')
     if not len(labels.photo):
-        raise InputError(
-            f'{records.directory} has triplets but no labels, from which new triplets are drawn; set config.data.triplets=fixed.'
-        )
-    return make_index(labels)
+        raise InputError(f'{records.directory} has triplets but no labels, {need}')
+    return labels
 
 
 def check_triplets(config: ConfigDict) -> None:

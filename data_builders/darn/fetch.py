@@ -236,32 +236,26 @@ def _fetch_one(session: requests.Session, timeout: float, url: str, path: Path) 
     """Write the photo at `url` to `path` once it is whole and known to decode."""
     try:
         with session.get(url, timeout=timeout, stream=True) as response:
-            status = response.status_code
+            status, data, deadline = response.status_code, bytearray(), time.monotonic() + BODY_TIMEOUTS * timeout
             if status != 200:
                 raise LostError(f'HTTP {status}', failures=int(status in (429, 503)))
-            data = _read_body(response, time.monotonic() + BODY_TIMEOUTS * timeout)
+            while part := response.raw.read1(65536, decode_content=True):
+                data += part
+                if len(data) > MAX_BYTES:
+                    raise LostError(TOO_LARGE)
+                if time.monotonic() > deadline:
+                    raise TimeoutError
     except ERRORS as error:
         why = _describe(error)
         raise LostError(why, failures=int(why not in FINAL)) from error
     try:
         with DECODING:
-            decode(data)
+            decode(bytes(data))
     except ValueError as error:  # the page that a shop shows in place of a photo
         raise LostError(NOT_AN_IMAGE) from error
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.write_atomically(path) as file:
         file.write(data)
-
-
-def _read_body(response: requests.Response, deadline: float) -> bytes:
-    data = bytearray()
-    while part := response.raw.read1(65536, decode_content=True):
-        data += part
-        if len(data) > MAX_BYTES:
-            raise LostError(TOO_LARGE)
-        if time.monotonic() > deadline:
-            raise TimeoutError
-    return bytes(data)
 
 
 def _describe(error: BaseException) -> str:
