@@ -13,10 +13,8 @@ if __name__ == '__main__' and STARTED and sys.platform == 'linux' and 'GLIBC_TUN
     # glibc reads its settings only when a program starts, so this one starts again, as the same process.
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | HUGE_PAGES)
 
-import command_line
-import compilation_cache
-import console
 from asen_jax.signals import handle_ctrl_c
+from cli import command_line, compilation_cache, console
 
 
 def run(argv: list[str]) -> int:
@@ -103,13 +101,13 @@ def dispatch(arguments: command_line.Arguments) -> None:
 
 def start_devices(arguments: command_line.Arguments) -> None:
     """Set up the CPU, and join the other processes of the run, before JAX counts its devices."""
-    from asen_jax import sharding
+    from asen_jax import processes, sharding
 
     config, flags = arguments.config, arguments.flags
     sharding.set_up_cpu(config.mesh.cpu_devices)
     if flags.distributed:
-        sharding.start_processes(flags.coordinator, flags.num_processes, flags.process_id)
-        if not sharding.is_writer():
+        processes.start_processes(flags.coordinator, flags.num_processes, flags.process_id)
+        if not processes.is_writer():
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # one process is enough to tell the user
 
 

@@ -1,8 +1,8 @@
-"""Checkpoints of a workdir, each saved whole or not at all: `latest`, which resume reads, and `best` by valid score.
+"""Checkpoints of a workdir, saved atomically: `latest`, which resume reads, and `best` by valid score.
 
 Each has its own Orbax manager, because one manager refuses to save a step twice. A checkpoint has the items params, batch_stats
 and opt_state, which can be restored one by one, and meta (JSON: step, score, config, attributes, values, ...). The meta holds
-checksums of the arrays and of itself, so that damage is noticed.
+the version of this format, and checksums of the arrays and of itself, so that damage is noticed.
 """
 
 import contextlib
@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from asen_jax import files, sharding
+from asen_jax import files, processes
 from asen_jax.errors import InputError, NumericsError
 
+FORMAT = 3  # of a checkpoint; another one is refused
 KINDS = ('best', 'latest')
 ADVICE = 'use another checkpoint, or train again with a lower config.optim.learning_rate'  # for a diverged network
 Loaded = TypeVar('Loaded')
@@ -42,9 +44,16 @@ class Checkpoints:
         for kind in KINDS:
             if not read_only:
                 (self.root / kind).mkdir(parents=True, exist_ok=True)
-            if sharding.agree((self.root / kind).is_dir()):  # a manager is made by all processes or by none
-                with _quiet() if read_only else contextlib.nullcontext():
-                    self.managers[kind] = ocp.CheckpointManager(self.root / kind, options=_options(kind, read_only))
+            options = ocp.CheckpointManagerOptions(
+                # several processes: one manager may still be saving when the other begins
+                multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=kind),
+                preservation_policy=ocp.checkpoint_managers.LatestN(1),
+                cleanup_tmp_directories=not read_only,
+                read_only=read_only,
+            )
+            if processes.agree((self.root / kind).is_dir()):  # a manager is made by all processes or by none
+                with _quiet():
+                    self.managers[kind] = ocp.CheckpointManager(self.root / kind, options=options)
 
     def __enter__(self) -> 'Checkpoints':
         return self
@@ -54,20 +63,23 @@ class Checkpoints:
             if kind:  # the first error is the cause
                 stack.enter_context(contextlib.suppress(InputError))
             for manager in self.managers.values():  # each is closed, even if another cannot be
-                stack.callback(self._close, manager)
-
-    def _close(self, manager: ocp.CheckpointManager) -> None:
-        with self._writing():
-            manager.close()
+                stack.enter_context(self._writing())
+                stack.callback(manager.close)
 
     def save(self, kind: str, arrays: Mapping[str, Any], meta: dict[str, Any]) -> None:
         """Start to save the trees `arrays` and `meta` under its `step`, in place of what `kind` holds.
 
         Raises NumericsError if an array is not finite.
         """
-        step = meta['step']
-        checksums = {name: checksum(tree, f'{name} after step {step}') for name, tree in arrays.items()}
-        meta = json.loads(json.dumps({**meta, 'checksums': checksums}))
+        step, checksums = meta['step'], {}
+        arrays = {
+            name: tree for name, tree in arrays.items() if jax.tree.leaves(tree)
+        }  # Orbax refuses a tree without any
+        for name, tree in arrays.items():
+            checksums[name], broken = checksum(tree)
+            if broken:
+                raise NumericsError(f'{name} after step {step}: {broken[0]} is not finite')
+        meta = json.loads(json.dumps({**meta, 'format': FORMAT, 'checksums': checksums}))
         trees = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
         items = ocp.args.Composite(**trees, meta=ocp.args.JsonSave({**meta, 'sha256': files.sha256_of_json(meta)}))
         with self._writing():
@@ -88,7 +100,7 @@ class Checkpoints:
         steps = {kind: manager.latest_step() for kind, manager in self.managers.items()}
         return {kind: step for kind, step in steps.items() if step is not None}
 
-    def resumable(self) -> str | None:
+    def kind_to_resume(self) -> str | None:
         """The kind of checkpoint from which a run resumes: `latest`, or `best` if that is gone; None if there is neither."""
         return next((kind for kind in ('latest', 'best') if kind in self.steps()), None)
 
@@ -118,11 +130,15 @@ class Checkpoints:
         return self.read(which, self.meta_of)
 
     def meta_of(self, place: Place) -> dict[str, Any]:
-        """The metadata of the checkpoint in a place; raises InputError if it is damaged."""
+        """The metadata of the checkpoint in a place; raises InputError if it is damaged, or of another version."""
         meta = self._restore(place, {'meta': ocp.args.JsonRestore()})['meta']
-        digest = meta.pop('sha256', None) if isinstance(meta, dict) else ''
-        known = digest is not None or 'checksums' in meta  # older checkpoints have neither
-        if (known and digest != files.sha256_of_json(meta)) or meta.get('step') != place.step:
+        if meta.get('format') != FORMAT:
+            raise InputError(
+                f'{self._folder(place)} was written by another version of asen_jax; '
+                'train again with another --workdir, or import the PyTorch file again.'
+            )
+        digest = meta.pop('sha256', None)
+        if digest != files.sha256_of_json(meta) or meta['step'] != place.step:
             raise self._damage(place, 'meta does not match its checksum')
         return meta
 
@@ -133,18 +149,15 @@ class Checkpoints:
     def arrays_of(self, place: Place, like: Mapping[str, Any]) -> dict[str, Any]:
         """The items named in `like`, with the shapes, dtypes and shardings of its trees (see `abstract_like`).
 
-        Raises InputError if they are damaged, and NumericsError if one is not finite.
+        Raises InputError if they are damaged.
         """
-        known = self.meta_of(place).get('checksums', {})
-        arrays = self._restore(place, {name: ocp.args.StandardRestore(tree) for name, tree in like.items()})
+        checksums = self.meta_of(place)['checksums']
+        saved = {name: tree for name, tree in like.items() if name in checksums or jax.tree.leaves(tree)}
+        arrays = self._restore(place, {name: ocp.args.StandardRestore(tree) for name, tree in saved.items()})
         for name, tree in arrays.items():
-            try:
-                found = checksum(tree, f'{self._folder(place)}/{name}')
-            except NumericsError as error:  # saved by an older version
-                raise NumericsError(f'{error}; {ADVICE}') from error
-            if found != known.get(name, found):
+            if checksum(tree)[0] != checksums[name]:
                 raise self._damage(place, f'{name} does not match its checksum')
-        return arrays
+        return {**like, **arrays}  # trees without arrays were not saved
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -168,7 +181,7 @@ class Checkpoints:
             with _quiet():
                 return dict(self.managers[place.kind].restore(place.step, args=ocp.args.Composite(**items)))
         except Exception as error:  # Orbax raises a bare Exception for a truncated file
-            sharding.await_peer_error()  # or another process has ended, which says nothing about the checkpoint
+            processes.await_peer_error()  # or another process has ended, which says nothing about the checkpoint
             reason = re.split(r'\. See |\n', str(error).strip())[0]  # without the description of the store
             raise self._damage(place, reason[:120]) from error
 
@@ -191,18 +204,16 @@ def identity(meta: Mapping[str, Any]) -> str:
 
 def abstract_like(tree: Any, shardings: Any) -> Any:
     """The shapes and dtypes of `tree` with the given shardings, so that a checkpoint from 8 devices loads on one, and vice versa."""
-
-    def describe(leaf, sharding):
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    return jax.tree.map(describe, tree, shardings)
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree, shardings
+    )
 
 
-def checksum(tree: Any, title: str) -> str:
-    """A hash of all arrays of `tree` and their paths, which does not depend on how they are sharded.
+def checksum(tree: Any) -> tuple[str, list[str]]:
+    """A hash of all arrays of `tree` and their paths, which does not depend on how they are sharded; and the paths of those that are not finite.
 
-    Each array counts with the sum, modulo 2^64, of its 32-bit words, each times a number that follows from its position: so the
-    sums of shards, and of processes, add up. Raises NumericsError, which names `title`, if a number is not finite.
+    Each array counts with the sum, modulo 2^64, of its numbers, read as integers, each times a factor that follows from its
+    position. So the sums of shards, and of processes, add up.
     """
     leaves = {
         jax.tree_util.keystr(path, simple=True, separator='/'): leaf
@@ -210,43 +221,38 @@ def checksum(tree: Any, title: str) -> str:
     }
     facts = np.array([_inspect(leaf) for leaf in leaves.values()], np.uint64)  # rows (sum, whether not finite)
     # as 32-bit numbers, since JAX has no others
-    facts = sharding.gather(facts.view(np.uint32)).view(np.uint64).sum(axis=0, dtype=np.uint64)
-    for name, broken in zip(leaves, facts[:, 1], strict=True):
-        if broken:
-            raise NumericsError(f'{title}: {name} is not finite')
-    return files.sha256_of_json(sorted(zip(leaves, facts[:, 0].tolist(), strict=True)))
+    facts = processes.gather(facts.view(np.uint32)).view(np.uint64).sum(axis=0, dtype=np.uint64)
+    broken = [name for name, not_finite in zip(leaves, facts[:, 1], strict=True) if not_finite]
+    return files.sha256_of_json(sorted(zip(leaves, facts[:, 0].tolist(), strict=True))), broken
 
 
 def _inspect(array: Any) -> tuple[int, bool]:
     """The sum of `checksum` over the shards that this process holds, and whether they hold a number that is not finite."""
-    total, finite = 0, True
-    for shard in jax.numpy.asarray(array).addressable_shards:
+    array, total, finite = jnp.asarray(array), 0, True
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        array = jax.random.key_data(array)
+    for shard in array.addressable_shards:
         if shard.replica_id:
             continue
         part = np.asarray(shard.data)
         finite = finite and bool(np.isfinite(part).all())
-        position = np.ones((), np.uint64)
-        for size, part_of_axis in zip(array.shape, shard.index, strict=True):
-            position = position[..., None] * np.uint64(size) + np.arange(size, dtype=np.uint64)[part_of_axis]
-        position *= np.uint64(0x9E3779B97F4A7C15)  # 2^64 divided by the golden ratio: spreads them over all bits
-        weight = position ^ (position >> np.uint64(29))
-        total += int((part.view(np.uint32) * weight).sum(dtype=np.uint64))
+        sums = part.view(f'u{part.itemsize}')
+        for axis in reversed(range(array.ndim)):  # the factor of a position is a product, one factor for each axis
+            sums = np.einsum('...i,i', sums, _factors(axis, array.shape[axis])[shard.index[axis]])
+        total += int(sums)
     return total % 2**64, not finite
 
 
-def _options(kind: str, read_only: bool) -> ocp.CheckpointManagerOptions:
-    return ocp.CheckpointManagerOptions(
-        # several processes: one manager may still be saving when the other begins
-        multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=kind),
-        preservation_policy=ocp.checkpoint_managers.LatestN(1),
-        cleanup_tmp_directories=not read_only,
-        read_only=read_only,
-    )
+def _factors(axis: int, length: int) -> np.ndarray:
+    """Numbers that differ by axis and position, spread over all bits; odd, so that no bit of what they multiply is lost."""
+    numbers = np.arange(1, length + 1, dtype=np.uint64) + np.uint64(axis << 32)
+    numbers *= np.uint64(0x9E3779B97F4A7C15)  # 2^64 divided by the golden ratio
+    return numbers ^ (numbers >> np.uint64(29)) | np.uint64(1)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what Orbax logs of a manager opened for reading, and of an error that it also raises."""
+    """Silence what Orbax logs of a manager that it opens, and of an error that it also raises."""
     logger = logging.getLogger('absl')
     level = logger.level
     logger.setLevel(logging.CRITICAL)

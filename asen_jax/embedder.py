@@ -23,8 +23,10 @@ from asen_jax.data import images as pictures
 from asen_jax.data.boxes import Box, clip_box
 from asen_jax.data.prefetch import prefetch
 from asen_jax.errors import InputError
-from asen_jax.models import embed_all
-from asen_jax.network import TrainedNetwork, check_finite, config_as_trained, load_network
+from asen_jax.matching import config_as_trained
+from asen_jax.models.apply import embed_all
+from asen_jax.models.interfaces import Output
+from asen_jax.network import TrainedNetwork, check_finite, load_network
 from asen_jax.sharding import make_mesh
 
 BATCH_SIZE = 64  # photos
@@ -60,11 +62,12 @@ class Embedder:
         self.batch_size = -(-batch_size // mesh.size) * mesh.size  # every device gets an equal share
         self._embed = network.embed_on(mesh)
         batch = jax.ShapeDtypeStruct((self.batch_size, self.size, self.size, 3), np.uint8)
-        vectors, heatmaps = jax.eval_shape(
-            functools.partial(embed_all, network.structure), network.params, network.batch_stats, batch
+        output = jax.eval_shape(
+            functools.partial(embed_all, network.graphdef), network.params, network.batch_stats, batch
         )
-        self.dim = vectors.shape[-1]
-        self.heatmap_shape = None if heatmaps is None else heatmaps.shape[2:]  # (h, w); None without attention
+        self.dim = output.embedding.shape[-1]
+        # (h, w); None without attention
+        self.heatmap_shape = None if output.heatmap is None else output.heatmap.shape[2:]
         self._image_lock = threading.Lock()
 
     @classmethod
@@ -124,9 +127,9 @@ class Embedder:
             loading = prefetch(
                 ([pool.submit(self._load, *pair, keep) for pair in batch] for batch in batches), READ_AHEAD
             )
-            for (vectors, maps), loaded in prefetch(map(self._start, loading), 1):
-                vectors = np.asarray(vectors)
-                maps = np.asarray(maps, np.float32) if heatmaps else [None] * len(loaded)
+            for output, loaded in prefetch(map(self._start, loading), 1):
+                vectors = np.asarray(output.embedding)
+                maps = np.asarray(output.heatmap, np.float32) if heatmaps else [None] * len(loaded)
                 for place, each in enumerate(loaded):
                     if isinstance(each, str):
                         yield Embedded(why=each)
@@ -247,7 +250,7 @@ class Embedder:
             raise ValueError(f'it is an array {list(photo.shape)} of {photo.dtype}; {wanted}')
         return Image.fromarray(np.asarray(photo))
 
-    def _start(self, futures: Sequence[Future]) -> tuple[tuple, list]:
+    def _start(self, futures: Sequence[Future]) -> tuple[Output, list]:
         """Start a batch on the device, filled up with black photos: (its future output, what `_load` returned)."""
         loaded = [each.result() for each in futures]
         batch = np.zeros((self.batch_size, self.size, self.size, 3), np.uint8)

@@ -1,44 +1,39 @@
-"""A trained network: its structure, its arrays, and what its checkpoint records about it."""
+"""A trained network: its graph, its arrays, and what its checkpoint records about it."""
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from flax import nnx
 from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
 from asen_jax import sharding
 from asen_jax.checkpoint import ADVICE, Checkpoints, Place, abstract_like
 from asen_jax.errors import NumericsError
-from asen_jax.models import Structure, build_shapes, embed_all
+from asen_jax.models.apply import embed_all
+from asen_jax.models.build import build_shapes
+from asen_jax.models.interfaces import Output
 
-# uint8 photos [n, h, w, 3] -> (vectors [n, attributes, dim], attention maps [n, attributes, h, w] or None)
-Embed = Callable[
-    [UInt8[np.ndarray, 'n h w 3']], tuple[Float[jax.Array, 'n a d'], Float[jax.Array, 'n a h16 w16'] | None]
-]
-
-# Fields that decide how photos become vectors and how vectors are compared: a checkpoint is used as it was trained.
-TRAINED_FIELDS = ('data.image_size', 'data.fit', 'data.crop_to_bbox', 'model.normalize', 'train.distance')
-
-# Fields of config.model that only training reads, so that weights fit whatever their value.
-TRAINING_ONLY = ('bn_per_role', 'trunk_bn', 'dropout')
+# uint8 photos [n, h, w, 3] -> each photo under every attribute: `embedding` [n, a, d], `heatmap` [n, a, h, w] or None
+Embed = Callable[[UInt8[np.ndarray, 'n h w 3']], Output]
 
 
 class TrainedNetwork(NamedTuple):
     """A network and the metadata of its checkpoint (`step`, `config`, `attributes`, `values`, ...)."""
 
-    structure: Structure
+    graphdef: nnx.GraphDef
     params: dict
     batch_stats: dict
     meta: dict[str, Any]
 
     def embed_on(self, mesh: jax.sharding.Mesh) -> Embed:
         """The network as one compiled function on the devices of `mesh`."""
-        return make_embedder(self.structure, mesh)(self.params, self.batch_stats)
+        return make_embedder(self.graphdef, mesh)(self.params, self.batch_stats)
 
 
 def load_network(
@@ -54,19 +49,19 @@ def load_network(
     def load(place: Place) -> TrainedNetwork:
         meta = source.meta_of(place)
         meta['config']['precision'] = precision or meta['config']['precision']
-        structure, *shapes = build_shapes(ConfigDict(meta['config']), len(meta['attributes']))
+        graphdef, *shapes = build_shapes(ConfigDict(meta['config']), len(meta['attributes']))
         like = dict(zip(('params', 'batch_stats'), shapes, strict=True))
         restored = source.arrays_of(place, abstract_like(like, sharding.state_shardings(like, mesh)))
-        return TrainedNetwork(structure, restored['params'], restored['batch_stats'], meta)
+        return TrainedNetwork(graphdef, restored['params'], restored['batch_stats'], meta)
 
     with contextlib.nullcontext() if source is checkpoints else source:
         return source.read(which, load)
 
 
-def make_embedder(structure: Structure, mesh: jax.sharding.Mesh) -> Callable[[dict, dict], Embed]:
-    """`embed_all`, compiled once for all arrays of this structure: bind(params, batch_stats) returns the `Embed` for them."""
+def make_embedder(graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh) -> Callable[[dict, dict], Embed]:
+    """`embed_all`, compiled once for all arrays of this graph: bind(params, batch_stats) returns the `Embed` for them."""
     whole = sharding.replicated(mesh)  # so that each process can read the vectors
-    compiled = jax.jit(functools.partial(embed_all, structure), out_shardings=whole)
+    compiled = jax.jit(functools.partial(embed_all, graphdef), out_shardings=whole)
 
     def bind(params: dict, batch_stats: dict) -> Embed:
         params = jax.device_put(params, whole)  # gathered once, not for each batch
@@ -84,41 +79,3 @@ def check_finite(vectors: Float[np.ndarray, '*n d']) -> None:
     finite = np.isfinite(vectors).all(axis=-1)
     if not finite.all():
         raise NumericsError(f'{(~finite).sum():,} of {finite.size:,} vectors are not finite; {ADVICE}')
-
-
-def config_as_trained(meta: dict, config: ConfigDict) -> ConfigDict:
-    """`config` with the fields that a checkpoint fixes; prints each one that the caller had set differently."""
-    config = config.copy_and_resolve_references()
-    trained = ConfigDict(meta['config'])
-    for group, field in (name.split('.') for name in TRAINED_FIELDS):
-        if config[group][field] != trained[group][field]:
-            if field != 'image_size' or config.data.image_size:  # 0 asks for the size that training chose
-                print(f'config.{group}.{field} is {trained[group][field]!r}, as in the training of the checkpoint')
-            config[group][field] = trained[group][field]
-    return config
-
-
-def attribute_names(config: ConfigDict, meta: dict, in_data: Sequence[str], workdir: Path) -> list[str]:
-    """The names of a network's attributes, in its order.
-
-    A network that was imported without names takes those of `config.data.attributes`, which are then in the network's order.
-    Failing that it is assumed to have the order of the data, and a notice says so.
-    """
-    known = meta['attributes']
-    if meta.get('fingerprint') or known != unnamed_attributes(len(known)):
-        return known
-    if len(config.data.attributes) == len(known):
-        return list(config.data.attributes)
-    if len(in_data) == len(known):
-        pairs = ', '.join(f'{ours} = {theirs}' for ours, theirs in zip(known, in_data, strict=True))
-        print(
-            f'{workdir} does not know the names of its attributes; assuming the order of the data: {pairs}. '
-            'If the checkpoint has another order, give its names in that order: --config.data.attributes=NAME,NAME,...'
-        )
-        return list(in_data)
-    return known
-
-
-def unnamed_attributes(count: int) -> list[str]:
-    """The attribute names of a network that was imported without any."""
-    return [f'attribute_{number}' for number in range(count)]

@@ -31,10 +31,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from safetensors.numpy import load_file
 
-import console
 import main as entry
 from asen_jax.errors import InputError
 from benchmarks.soak import SAVES, SMALL, STEPS, compare
+from cli import console
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = (

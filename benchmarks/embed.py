@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 
 from asen_jax.checkpoint import Checkpoints
-from asen_jax.models import build_model
+from asen_jax.models.build import build_model
 from asen_jax.search.embed_files import CHUNK_SIZE
 from configs import catalog
 

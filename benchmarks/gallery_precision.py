@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from asen_jax.data.prepared import Records, open_records, read_rows
 from asen_jax.embedder import Embedder
 from asen_jax.evaluation.evaluate import evaluate
-from asen_jax.network import config_as_trained
+from asen_jax.matching import config_as_trained
 from asen_jax.search.gallery import Gallery
 from asen_jax.search.indexing import index_photos
 from asen_jax.sharding import make_mesh

@@ -18,7 +18,8 @@ import torch
 import torch_asen
 from torch_asen import NUM_ATTRIBUTES, Batch
 
-from asen_jax.models import build_model, embed_triplets
+from asen_jax.models.apply import embed_triplets
+from asen_jax.models.build import build_model
 from asen_jax.training import losses
 from asen_jax.weights.torch_names import fill_from_torch, flatten, our_path
 from configs import fashionai

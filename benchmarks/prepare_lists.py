@@ -177,10 +177,10 @@ def check_dialects(raw: Path) -> Iterator[str]:
     """DeepFashion's label files are global, its lists local: every listed label must be among those of its photo."""
     folder, agreed = raw / 'DeepFashion', 0
     source = asen_lists.Source(folder, annotations.read_meta(raw / 'meta.json', 'DeepFashion'))
-    asked = {split: asen_lists.read_asked(source, split) for split in ('valid', 'test')}
-    rows = {s: labels.read_rows(folder / f'label_{s}.txt', len(asked[s].photos), source.meta) for s in asked}
+    lists = asen_lists.read_eval_lists(source)
+    rows = {s: labels.read_rows(folder / f'label_{s}.txt', len(lists[s].names), source.meta) for s in lists}
     attribute_of_id = labels.infer_attributes(list(rows.values()), source.meta, 'use the published label files.')
-    for split, part in asked.items():
+    for split, part in lists.items():
         if not rows[split].is_global:
             yield f'DeepFashion {split}: label_{split}.txt was read as local'
         given = set(zip(*(c.tolist() for c in labels.to_labels(rows[split], attribute_of_id)), strict=True))
@@ -192,9 +192,9 @@ def check_dialects(raw: Path) -> Iterator[str]:
 def check_random_vectors(raw: Path) -> Iterator[str]:
     """The MAP of random vectors on FashionAI's test lists must be close to chance."""
     source = asen_lists.Source(raw / 'FashionAI', annotations.read_meta(raw / 'meta.json', 'FashionAI'))
-    asked, rng, figures = asen_lists.read_asked(source, 'test'), np.random.default_rng(0), {}
+    lists, rng, figures = asen_lists.read_eval_lists(source)['test'], np.random.default_rng(0), {}
     for number, name in enumerate(source.meta.attributes):
-        query, candidate = (rows[rows[:, 1] == number] for rows in (asked.query, asked.candidate))
+        query, candidate = (rows[rows[:, 1] == number] for rows in (lists.query, lists.candidate))
         vectors = [rng.normal(size=(len(rows), 64)).astype(np.float32) for rows in (query, candidate)]
         vectors = [part / np.linalg.norm(part, axis=1, keepdims=True) for part in vectors]
         figures[name] = rank_candidates(*vectors, query[:, 2], candidate[:, 2:]).ap

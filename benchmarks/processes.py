@@ -19,8 +19,8 @@ os.environ.update(JAX_PLATFORMS='cpu', TF_CPP_MIN_LOG_LEVEL='2')
 import jax
 import numpy as np
 
-from asen_jax import sharding
-from asen_jax.models import build_model
+from asen_jax import processes, sharding
+from asen_jax.models.build import build_model
 from asen_jax.training.optimizer import make_optimizer, make_schedule
 from asen_jax.training.step import create_state, make_train_step
 from configs import fashionai
@@ -32,12 +32,12 @@ def measure(model_axis: int) -> float:
     """The shortest time of a step in milliseconds."""
     config = fashionai.get_config('asen_v2')
     config.model.trunk, config.model.resnet.width = 'resnet18', 16
-    mesh, optimizer = sharding.make_mesh(model_axis), make_optimizer(make_schedule(config, 100))
-    structure, *arrays = build_model(config, 8)
+    graphdef, *arrays = build_model(config, 8)
+    mesh, optimizer = sharding.make_mesh(model_axis), make_optimizer(config, make_schedule(config, 100), arrays[0])
     state = create_state(*arrays, optimizer)
     places = sharding.state_shardings(state, mesh)
     state = jax.device_put(state, places)
-    step = make_train_step(structure, optimizer, config.train, places, mesh, seed=0)
+    step = make_train_step(graphdef, optimizer, config.train, places, mesh, seed=0)
     rng = np.random.default_rng(0)
     batch = {'images': rng.integers(0, 256, (BATCH_SIZE, 3, SIZE, SIZE, 3), np.uint8)}
     batch['attribute'] = rng.integers(0, 8, BATCH_SIZE, np.int32)
@@ -55,11 +55,11 @@ def work(num_processes: int, model_axis: int, port: int, number: int) -> None:
     """Be one process of a measurement; the first one prints the time."""
     sharding.set_up_cpu(2 // num_processes)
     if num_processes > 1:
-        sharding.start_processes(f'localhost:{port}', num_processes, number)
+        processes.start_processes(f'localhost:{port}', num_processes, number)
     milliseconds = measure(model_axis)
-    if sharding.is_writer():
+    if processes.is_writer():
         print(milliseconds)
-    sharding.end_process(0)
+    processes.end_process(0)
 
 
 def run(*setting: int) -> float:

@@ -32,7 +32,8 @@ from timing import hardware
 
 from asen_jax import files, sharding
 from asen_jax.evaluation import metrics
-from asen_jax.models import build_model, embed_all
+from asen_jax.models.apply import embed_all
+from asen_jax.models.build import build_model
 from asen_jax.training.optimizer import make_optimizer, make_schedule
 from asen_jax.training.step import create_state, make_train_step
 from configs import fashionai
@@ -101,15 +102,15 @@ def rank(setting: Setting) -> tuple[float, float]:
 def train(setting: Setting) -> tuple[float, float]:
     """Seconds and memory per device of a training step."""
     config, mesh = make_config(setting), sharding.make_mesh(devices=jax.devices()[: setting.devices])
-    structure, params, stats = build_model(config, setting.attributes)
-    optimizer = make_optimizer(make_schedule(config, steps_per_epoch=1000))
+    graphdef, params, stats = build_model(config, setting.attributes)
+    optimizer = make_optimizer(config, make_schedule(config, steps_per_epoch=1000), params)
     state = create_state(params, stats, optimizer)
     places = sharding.state_shardings(state, mesh)
     state = jax.device_put(state, places)
     images = np.random.default_rng(0).integers(0, 256, (setting.batch, 3, setting.size, setting.size, 3), np.uint8)
     batch = {'images': images, 'attribute': np.arange(setting.batch, dtype=np.int32) % setting.attributes}
     batch = jax.device_put(batch, sharding.batch_sharding(mesh))
-    step = make_train_step(structure, optimizer, config.train, places, mesh, config.seed).lower(state, batch).compile()
+    step = make_train_step(graphdef, optimizer, config.train, places, mesh, config.seed).lower(state, batch).compile()
 
     def call() -> None:
         nonlocal state
@@ -120,9 +121,9 @@ def train(setting: Setting) -> tuple[float, float]:
 
 def evaluate(setting: Setting) -> tuple[float, float]:
     """Seconds and memory of the vectors of 12 photos under all attributes."""
-    structure, params, stats = build_model(make_config(setting), setting.attributes)
+    graphdef, params, stats = build_model(make_config(setting), setting.attributes)
     images = np.zeros((12, setting.size, setting.size, 3), np.uint8)
-    compiled = jax.jit(functools.partial(embed_all, structure)).lower(params, stats, images).compile()
+    compiled = jax.jit(functools.partial(embed_all, graphdef)).lower(params, stats, images).compile()
     return time_calls(lambda: jax.block_until_ready(compiled(params, stats, images))), planned_memory(compiled)
 
 

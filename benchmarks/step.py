@@ -144,7 +144,7 @@ def our_side(
     import jax
 
     from asen_jax import sharding
-    from asen_jax.models import build_model
+    from asen_jax.models.build import build_model
     from asen_jax.network import make_embedder
     from asen_jax.training.optimizer import make_optimizer, make_schedule
     from asen_jax.training.step import create_state, make_train_step
@@ -157,7 +157,7 @@ def our_side(
     mesh = sharding.make_mesh(devices=jax.devices()[:num_devices])
     model, params, stats = build_model(config, NUM_ATTRIBUTES)
     params, stats = fill_from_torch(config.model.name, params, stats, weights)
-    optimizer = make_optimizer(make_schedule(config, steps_per_epoch=1000))
+    optimizer = make_optimizer(config, make_schedule(config, steps_per_epoch=1000), params)
     state = create_state(params, stats, optimizer)
     places = sharding.state_shardings(state, mesh)
     state = jax.device_put(state, places)

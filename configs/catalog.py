@@ -43,7 +43,7 @@ def get_config(variant: str = 'asen_v2') -> ConfigDict:
 
 
 def set_pretrained(config: ConfigDict) -> None:
-    """Train a head on the features of an EfficientNet-Lite0 that stays as it is.
+    """Train a head on the features of a frozen EfficientNet-Lite0.
 
     With a few thousand photos, that is better than fine-tuning for the same time (docs/results.md): large photos and large
     batches cost little once the features are known.
@@ -60,7 +60,8 @@ def set_pretrained(config: ConfigDict) -> None:
         config.model.asen.channel_attention = False
         config.model.asen_v2.projection = 512
     config.optim.learning_rate = 1e-3
-    config.optim.trunk_factor = 0.0
+    config.optim.groups = ('trunk:0',)
+    config.train.precompute_features = True
     config.optim.decay_rate = 0.7
     config.train.temperature = 0.25
     config.train.batch_size = 96

@@ -3,9 +3,10 @@
 from ml_collections import ConfigDict
 
 from asen_jax.errors import InputError
+from asen_jax.models.registry import NETWORKS
 from configs import common
 
-VARIANTS = ('asen', 'asen_v2', 'csn', 'triplet', 'no_spatial', 'no_channel')
+VARIANTS = (*NETWORKS, 'no_spatial', 'no_channel')
 
 
 def for_dataset(name: str, variant: str) -> ConfigDict:
@@ -31,6 +32,6 @@ def set_network(config: ConfigDict, variant: str) -> None:
     """Choose the network of `variant` and leave the rest of the recipe alone."""
     if variant not in VARIANTS:
         raise InputError(f'No variant {variant!r}: write one of {", ".join(VARIANTS)} after the colon of --config.')
-    config.model.name = variant if variant in ('asen_v2', 'csn', 'triplet') else 'asen'
+    config.model.name = variant if variant in NETWORKS else 'asen'
     config.model.asen.spatial_attention = variant != 'no_spatial'
     config.model.asen.channel_attention = variant != 'no_channel'

@@ -47,8 +47,7 @@ def _set_csn_original(config: ConfigDict) -> None:
     config.model.csn.masks = 'fixed'
     config.model.normalize = False
     config.train.distance = 'euclidean'
-    config.train.embedding_norm = 5e-3
-    config.train.mask_norm = 5e-4
+    config.train.loss = 'triplet,embedding_norm:5e-3,mask_norm:5e-4'
     config.train.batch_size = 256
     config.train.num_epochs = 200
     config.optim.decay_rate = 0.985

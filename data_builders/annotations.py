@@ -4,17 +4,18 @@ import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
+from asen_jax.data.table import read_text
 from asen_jax.data.triplets import Labels
 from asen_jax.errors import InputError
 
 COLUMNS = ('index', 'attribute', 'value')
+MAX_DIGITS = 9  # of a number, so that it fits into int32
 MAX_PATH, MAX_NAME = 4000, 255  # Linux allows 4,096 bytes with the folder
-TAKE_META = 'use the meta.json that comes with the ASEN lists.'
 
 
 class Meta(NamedTuple):
@@ -23,20 +24,41 @@ class Meta(NamedTuple):
     attributes: tuple[str, ...]
     values: dict[str, tuple[str, ...]]
 
+    @property
+    def counts(self) -> Int[np.ndarray, ' attributes']:
+        """The number of values of each attribute."""
+        return np.array([len(self.values[name]) for name in self.attributes])
+
+
+class Entries(NamedTuple):
+    """The labels in a list, and the line of each."""
+
+    path: Path
+    line: Int[np.ndarray, ' n']
+    table: Int[np.ndarray, 'n 3']  # index, attribute, value
+
+    def check(self, column: int, limit: int | Int[np.ndarray, ' n'], place: str) -> None:
+        """Refuse a number that is not below the `limit` of its column, which `place` sets."""
+        limits = np.broadcast_to(limit, len(self.table))
+        for row in np.flatnonzero(self.table[:, column] >= limits)[:1]:
+            raise InputError(
+                f'{self.path}, line {self.line[row]}: {COLUMNS[column]} {self.table[row, column]}, but the last {place} is '
+                f'{limits[row] - 1}; use the lists and the meta.json of the same release.'
+            )
+
+    def check_all(self, meta: Meta) -> Int[np.ndarray, 'n 3']:
+        """`table`; refuses an attribute or value beyond meta.json, where both are counted from 0."""
+        self.check(1, len(meta.attributes), 'in meta.json')
+        self.check(2, meta.counts[self.table[:, 1]], 'of that attribute in meta.json')
+        return self.table
+
 
 def read_lines(path: Path) -> list[str]:
     """The stripped lines of a list, at least one.
 
     Lines may end in CR LF, the last may lack a newline, and blank lines at the end are ignored.
     """
-    try:
-        text = path.read_bytes().decode('utf-8-sig')
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b'\n') + 1
-        raise InputError(f'{path}, line {line}: not UTF-8 text; save the file as UTF-8.') from error
-    except OSError as error:
-        raise InputError(f'{path} cannot be read ({error.strerror}); check that the file exists.') from error
-    lines = [line.strip() for line in text.split('\n')]  # not splitlines: only a line feed ends a line
+    lines = [line.strip() for line in read_text(path).split('\n')]  # not splitlines: only a line feed ends a line
     while lines and not lines[-1]:
         lines.pop()
     if not lines:
@@ -69,132 +91,72 @@ def check_relative(name: str, where: str) -> None:
 
 def read_label_train(path: Path, num_photos: int, meta: Meta) -> Labels:
     """Lines `index (attribute value)+`, all counted from 0; a photo may have several labels, also of one attribute."""
-    expected = '"index attribute value ..."'
-    triples, lines = [], []
-    for line, (index, *pairs) in enumerate(_read_numbers(path, expected), 1):
-        if not pairs or len(pairs) % 2:
-            raise _wrong_count(path, line, 1 + len(pairs), expected)
-        for attribute, value in zip(pairs[::2], pairs[1::2], strict=True):
-            triples.append((index, attribute, value))
-            lines.append(line)
-    return Labels(*_check_triples(path, triples, lines, num_photos, meta).T)
+    return Labels(*read_pairs(path, num_photos).check_all(meta).T)
 
 
 def read_triples(path: Path, num_photos: int, meta: Meta) -> Int[np.ndarray, 'n 3']:
     """Lines `index attribute value` of a query or candidate list, in the list's order."""
-    expected = '"index attribute value"'
-    triples = _read_numbers(path, expected)
-    for line, triple in enumerate(triples, 1):
-        if len(triple) != 3:
-            raise _wrong_count(path, line, len(triple), expected)
-    return _check_triples(path, triples, range(1, len(triples) + 1), num_photos, meta)
+    table = read_numbers(path, '"index attribute value"')
+    entries = Entries(path, np.arange(1, len(table) + 1), table)
+    entries.check(0, num_photos, 'in the list of file names')
+    return entries.check_all(meta)
+
+
+def read_pairs(path: Path, num_photos: int) -> Entries:
+    """Lines `index (attribute value)+`, of which only the index is checked."""
+    entries = []
+    for line, (index, *pairs) in enumerate(_parse(path, '"index attribute value ..."'), 1):
+        entries += [(line, index, *pair) for pair in zip(pairs[::2], pairs[1::2], strict=True)]
+    table = np.array(entries, np.int32)
+    found = Entries(path, table[:, 0], table[:, 1:])
+    found.check(0, num_photos, 'in the list of file names')
+    return found
+
+
+def read_numbers(path: Path, expected: str) -> Int[np.ndarray, 'lines 3']:
+    """The three whole numbers of each line."""
+    return np.array(_parse(path, expected, most=3), np.int32)
+
+
+def _parse(path: Path, expected: str, most: float = np.inf) -> list[list[int]]:
+    """The whole numbers of each line: three or more, and always an odd number of them."""
+    rows = []
+    for line, text in enumerate(read_lines(path), 1):
+        words = text.split()
+        if not all(word.isdecimal() and len(word) <= MAX_DIGITS for word in words):
+            raise InputError(
+                f'{path}, line {line}: {text[:80]!r} is not all whole numbers of up to {MAX_DIGITS} digits; expected {expected}.'
+            )
+        if not 3 <= len(words) <= most or len(words) % 2 == 0:
+            raise InputError(f'{path}, line {line}: {len(words)} numbers; expected {expected}.')
+        rows.append(list(map(int, words)))
+    return rows
 
 
 def read_meta(path: Path, dataset: str) -> Meta:
     """`dataset`'s attributes and their numbers of values in meta.json, with value names if it has ATTRIBUTES_VALUES."""
     try:
-        content = json.loads('\n'.join(read_lines(path)))
+        part = json.loads('\n'.join(read_lines(path)))[dataset]
+        attributes, counts, names = part['ATTRIBUTES'], part['ATTRIBUTES_NUM'], part.get('ATTRIBUTES_VALUES', {})
+        values = {name: tuple(map(str, names.get(name, range(counts[name])))) for name in attributes}
+        usable = len(values) == len(attributes) and all(0 < len(values[name]) == counts[name] for name in values)
     except json.JSONDecodeError as error:
         raise InputError(f'{path}, line {error.lineno}: not JSON ({error.msg}); download the file again.') from error
-    part = content.get(dataset) if isinstance(content, dict) else None
-    if not isinstance(part, dict) or not part.get('ATTRIBUTES') or not isinstance(part.get('ATTRIBUTES_NUM'), dict):
-        raise InputError(f'{path}: {dataset} has no ATTRIBUTES and ATTRIBUTES_NUM; {TAKE_META}')
-    attributes, names = part['ATTRIBUTES'], part.get('ATTRIBUTES_VALUES')
-    if not isinstance(attributes, list) or not all(isinstance(name, str) for name in attributes):
-        raise InputError(f'{path}: ATTRIBUTES of {dataset} is not a list of names; {TAKE_META}')
-    if len(set(attributes)) < len(attributes):
-        raise InputError(f'{path}: ATTRIBUTES of {dataset} has a name twice; {TAKE_META}')
-    values = {}
-    for attribute in attributes:
-        count = part['ATTRIBUTES_NUM'].get(attribute)
-        if type(count) is not int or count < 1:
-            raise InputError(
-                f'{path}: ATTRIBUTES_NUM of {dataset} has {count!r} for {attribute!r}; write its number of values.'
-            )
-        values[attribute] = _value_names(names, attribute, count)
+    except (AttributeError, KeyError, TypeError):
+        usable = False
+    if not usable:
+        raise InputError(
+            f'{path}: {dataset} needs ATTRIBUTES, a list of different names, and ATTRIBUTES_NUM, the number of values of each '
+            '(with ATTRIBUTES_VALUES, of their names); use the meta.json that comes with the ASEN lists.'
+        )
     return Meta(tuple(attributes), values)
 
 
-def require_files(paths: Sequence[Path], instructions: str) -> None:
-    """Refuse to start without the dataset's lists; the error is `instructions`."""
-    for path in paths:
-        if not path.is_file():
-            raise InputError(f'{path} is missing: {instructions}')
-
-
-def split_names(names: Sequence[str] | str) -> list[str]:
-    """The names that `data.attributes` holds, as a sequence or separated by commas."""
-    return [name.strip() for name in names.split(',') if name.strip()] if isinstance(names, str) else list(names)
-
-
-def pick_attributes(wanted: Sequence[str] | str, known: Sequence[str], where: str) -> tuple[str, ...]:
+def pick_attributes(wanted: Sequence[str], known: Sequence[str], where: str) -> tuple[str, ...]:
     """The attributes that `data.attributes` names, in the order of `known`; all of them if it names none."""
-    wanted = split_names(wanted)
     for name in wanted:
         if name not in known:
-            close = difflib.get_close_matches(str(name), known, 1)
+            close = difflib.get_close_matches(name, known, 1)
             hint = f' (did you mean {close[0]!r}?)' if close else ''
             raise InputError(f'data.attributes: no attribute {name!r} in {where}{hint}; it has {", ".join(known)}.')
     return tuple(name for name in known if name in wanted) if wanted else tuple(known)
-
-
-def is_whole(word: str) -> bool:
-    """Whether `word` is a whole number."""
-    try:
-        int(word)
-    except ValueError:
-        return False
-    return True
-
-
-def _value_names(names: Any, attribute: str, count: int) -> tuple[str, ...]:
-    """The attribute's names in ATTRIBUTES_VALUES, or numbers where it does not have `count` of them."""
-    given = names.get(attribute) if isinstance(names, dict) else None
-    named = isinstance(given, list) and len(given) == count
-    return tuple(map(str, given if named else range(count)))
-
-
-def _read_numbers(path: Path, expected: str) -> list[list[int]]:
-    """The whole numbers of each line, at least one per line."""
-    rows = []
-    for line, text in enumerate(read_lines(path), 1):
-        words = text.split()
-        if not words:
-            raise _wrong_count(path, line, 0, expected)
-        try:
-            rows.append(list(map(int, words)))
-        except ValueError as error:
-            word = next(word for word in words if not is_whole(word))
-            raise InputError(f'{path}, line {line}: {word!r} is not a whole number; expected {expected}.') from error
-    return rows
-
-
-def _wrong_count(path: Path, line: int, count: int, expected: str) -> InputError:
-    return InputError(f'{path}, line {line}: {count} numbers; expected {expected}.')
-
-
-def _check_triples(
-    path: Path, triples: Sequence[Sequence[int]], lines: Sequence[int], num_photos: int, meta: Meta
-) -> Int[np.ndarray, 'n 3']:
-    """`triples` as an array; refuses an index beyond the file names, and an attribute or value beyond meta.json."""
-    counts = np.array([len(meta.values[name]) for name in meta.attributes])
-    try:
-        table = np.array(triples, np.int64)
-    except OverflowError:
-        large = np.array(triples, object)
-        table = np.where(np.abs(large) < 2**62, large, -1).astype(np.int64)  # -1 is out of every range
-
-    def check(column: int, limit: int | Int[np.ndarray, ' n'], source: str) -> None:
-        limits = np.broadcast_to(limit, len(table))
-        wrong = (table[:, column] < 0) | (table[:, column] >= limits)
-        if wrong.any():
-            row = int(wrong.argmax())
-            raise InputError(
-                f'{path}, line {lines[row]}: {COLUMNS[column]} {triples[row][column]}, but {source} ends at '
-                f'{limits[row] - 1} (counted from 0); use the lists and the meta.json of one release.'
-            )
-
-    check(0, num_photos, 'the list of file names')
-    check(1, len(counts), 'the list in meta.json')
-    check(2, counts[table[:, 1]], 'that attribute in meta.json')
-    return table.astype(np.int32)

@@ -2,8 +2,7 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,13 +10,18 @@ import numpy as np
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from asen_jax.data.images import read_file
 from asen_jax.data.triplets import Labels
+from asen_jax.errors import InputError
 from data_builders import annotations, records
 from data_builders.annotations import Meta
-from data_builders.records import Photo, RawDataset
+from data_builders.records import Photo, RawDataset, photo_in
 
 TRAIN_LISTS = ('filenames_train.txt', 'label_train.txt')
+EVAL_SPLITS = ('valid', 'test')
+INSTRUCTIONS = (
+    'data_builders/{name}/README.md says what to download and where each file goes (meta.json in the folder '
+    '--config.data.manual_dir, lists and photos in {folder}/ below it{other}).'
+)
 
 
 class Source(NamedTuple):
@@ -27,12 +31,18 @@ class Source(NamedTuple):
     meta: Meta
 
 
-class Asked(NamedTuple):
-    """The valid or test split: its photos, and the two lists that point to them."""
+class EvalLists(NamedTuple):
+    """The lists of valid or test: photos, and the labels that make some of them queries and the others candidates."""
 
-    photos: list[Photo]
+    names_file: Path
+    names: list[str]
     query: Int[np.ndarray, 'n 3']
     candidate: Int[np.ndarray, 'm 3']
+
+    @property
+    def labels(self) -> Labels:
+        """The labels that the lists give photos, each once."""
+        return Labels(*np.unique(np.concatenate([self.query, self.candidate]), axis=0).T)
 
 
 def dataset_folder(data: ConfigDict, dataset: str) -> Path:
@@ -41,13 +51,11 @@ def dataset_folder(data: ConfigDict, dataset: str) -> Path:
 
 
 def list_files(data: ConfigDict, dataset: str, train: Sequence[Path] | None = None) -> list[Path]:
-    """meta.json and the lists of all splits; `train` replaces the published train lists."""
+    """The files that describe the dataset: meta.json and the lists of all splits; `train` replaces the published train lists."""
     folder = dataset_folder(data, dataset)
     train = [folder / name for name in TRAIN_LISTS] if train is None else train
-    asked = [
-        folder / f'{kind}_{split}.txt' for split in ('valid', 'test') for kind in ('filenames', 'query', 'candidate')
-    ]
-    return [folder.parent / 'meta.json', *train, *asked]
+    kinds = ('filenames', 'query', 'candidate')
+    return [folder.parent / 'meta.json', *train, *(folder / f'{k}_{split}.txt' for split in EVAL_SPLITS for k in kinds)]
 
 
 def has_train_lists(data: ConfigDict, dataset: str) -> bool:
@@ -55,16 +63,27 @@ def has_train_lists(data: ConfigDict, dataset: str) -> bool:
     return all((dataset_folder(data, dataset) / name).is_file() for name in TRAIN_LISTS)
 
 
+def require_files(paths: Sequence[Path], instructions: str) -> None:
+    """Refuse to start without the dataset's lists; the error is `instructions`."""
+    for path in paths:
+        if not path.is_file():
+            raise InputError(f'{path} is missing: {instructions}')
+
+
 def config_name(data: ConfigDict) -> str:
     """'all', or a name for the chosen attributes in any order."""
-    chosen = sorted({name.strip() for name in annotations.split_names(data.attributes)})
-    if not chosen:
-        return 'all'
-    return f'{len(chosen)}-attributes-{hashlib.sha256(repr(chosen).encode()).hexdigest()[:8]}'
+    return name_choice(data.attributes) or 'all'
 
 
-def open_source(data: ConfigDict, dataset: str) -> Source:
-    """Read `dataset`'s part of meta.json."""
+def name_choice(attributes: Sequence[str]) -> str:
+    """A name for chosen attributes in any order; '' for none, which stands for all."""
+    digits = hashlib.sha256(repr(sorted(set(attributes))).encode()).hexdigest()[:8]
+    return f'{len(set(attributes))}-attributes-{digits}' if attributes else ''
+
+
+def open_source(data: ConfigDict, dataset: str, files: Sequence[Path], instructions: str) -> Source:
+    """Read `dataset`'s part of meta.json; without one of `files`, the error is `instructions`."""
+    require_files(files, instructions)
     folder = dataset_folder(data, dataset)
     return Source(folder, annotations.read_meta(folder.parent / 'meta.json', dataset))
 
@@ -77,31 +96,26 @@ def read_train(source: Source) -> list[Photo]:
     return make_photos(source.folder, names, labels, names_file)
 
 
-def read_asked(source: Source, split: str, labels: Labels | None = None) -> Asked:
-    """The valid or test split; without `labels`, a photo has those that the query and candidate lists give it."""
-    names_file = source.folder / f'filenames_{split}.txt'
-    names = annotations.read_filenames(names_file)
-    query, candidate = (
-        annotations.read_triples(source.folder / f'{kind}_{split}.txt', len(names), source.meta)
-        for kind in ('query', 'candidate')
-    )
-    if labels is None:
-        labels = Labels(*np.unique(np.concatenate([query, candidate]), axis=0).T)
-    return Asked(make_photos(source.folder, names, labels, names_file), query, candidate)
+def read_eval_lists(source: Source) -> dict[str, EvalLists]:
+    """The lists of valid and test."""
+    lists = {}
+    for split in EVAL_SPLITS:
+        names_file, *files = (source.folder / f'{kind}_{split}.txt' for kind in ('filenames', 'query', 'candidate'))
+        names = annotations.read_filenames(names_file)
+        lists[split] = EvalLists(
+            names_file, names, *(annotations.read_triples(path, len(names), source.meta) for path in files)
+        )
+    return lists
 
 
-def make_photos(folder: Path, names: list[str], labels: Labels, names_file: Path) -> list[Photo]:
+def make_photos(folder: Path, names: Sequence[str], labels: Labels, names_file: Path) -> list[Photo]:
     """The photos of one split with their labels, in the order of the list."""
     labels_of = defaultdict(dict)  # a dict, since a list may repeat a label
     for photo, attribute, value in zip(*(column.tolist() for column in labels), strict=True):
         labels_of[photo][attribute, value] = None
-    photos = []
-    for index, name in enumerate(names):
-        attributes, values = zip(*labels_of[index], strict=True) if labels_of[index] else ((), ())
-        path = folder / name
-        where = f'{names_file}, line {index + 1}'
-        photos.append(Photo(name, partial(read_file, path), attributes, values, path=path, where=where))
-    return photos
+    return [
+        photo_in(folder, name, labels_of[index], f'{names_file}, line {index + 1}') for index, name in enumerate(names)
+    ]
 
 
 def assemble(
@@ -109,20 +123,25 @@ def assemble(
     name: str,
     source: Source,
     train: list[Photo],
-    valid: Asked,
-    test: Asked,
-    notes: tuple[str, ...] = (),
+    lists: Mapping[str, EvalLists],
+    labels: Mapping[str, Labels] = records.NO_ENTRIES,
+    notes: Sequence[str] = (),
 ) -> RawDataset:
-    """The three splits, with the attributes that `data.attributes` names."""
-    meta_file = str(source.folder.parent / 'meta.json')
-    chosen = annotations.pick_attributes(data.attributes, source.meta.attributes, meta_file)
+    """The three splits, with the attributes that `data.attributes` names.
+
+    Photos of valid and test have the labels that their lists give them, or those of the split in `labels`.
+    """
+    photos = {'train': train}
+    for split, part in lists.items():
+        photos[split] = make_photos(source.folder, part.names, labels.get(split, part.labels), part.names_file)
     raw = RawDataset(
         dataset=name,
         attributes=source.meta.attributes,
         values=source.meta.values,
-        photos={'train': train, 'valid': valid.photos, 'test': test.photos},
-        queries={'valid': valid.query, 'test': test.query},
-        candidates={'valid': valid.candidate, 'test': test.candidate},
-        notes=notes,
+        photos=photos,
+        queries={split: part.query for split, part in lists.items()},
+        candidates={split: part.candidate for split, part in lists.items()},
+        notes=tuple(notes),
     )
-    return records.choose_attributes(raw, chosen)
+    meta_file = str(source.folder.parent / 'meta.json')
+    return records.choose_attributes(raw, annotations.pick_attributes(data.attributes, raw.attributes, meta_file))

@@ -1,7 +1,7 @@
 """Decodes every photo of a source once, so that training never meets a broken one."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -16,11 +16,11 @@ from data_builders.records import Photo, RawDataset, keep_photos
 PHOTOS_AT_A_TIME = 512  # submitted to the threads together: bounds the work wasted after the first broken photo
 
 
-class Look(NamedTuple):
+class CheckedPhoto(NamedTuple):
     """A photo with its width and height, or with the reason why it cannot be used."""
 
     photo: Photo
-    size: tuple[int, int] | None
+    size: tuple[int, int] | None = None
     why: str = ''  # 'missing' or 'broken: ...'
 
 
@@ -35,9 +35,10 @@ def check_photos(raw: RawDataset, missing: str = 'error', broken: str = 'error')
         _refuse_missing(raw)
     boxed = any(photo.bbox is not None for photos in raw.photos.values() for photo in photos)
     checked, keep, skipped = {split: [] for split in raw.photos}, {split: [] for split in raw.photos}, []
-    for split, (photo, size, why) in _look_at_photos(raw):
+    for split, (photo, size, why) in _check_all(raw):
         if why:
-            _refuse_unless_skipped(raw, photo, why, policies)
+            if policies[kind := why.split(':')[0]] != 'skip':
+                raise InputError(f'{_name(photo)} is {why}; {_remedy(raw, kind)}')
             skipped.append({'image_id': photo.image_id, 'why': why, 'path': str(photo.path or '')})
         checked[split].append(photo if why else _with_box(photo, size, boxed))
         keep[split].append(not why)
@@ -48,26 +49,26 @@ def check_photos(raw: RawDataset, missing: str = 'error', broken: str = 'error')
     return _note_skipped(keep_photos(raw._replace(photos=checked), keep), raw, skipped)
 
 
-def _look_at_photos(raw: RawDataset) -> Iterator[tuple[str, Look]]:
+def _check_all(raw: RawDataset) -> Iterator[tuple[str, CheckedPhoto]]:
     """Each photo with its split, in order."""
     progress = tqdm(total=sum(map(len, raw.photos.values())), desc='Checking', unit='photo', disable=None)
     with ThreadPoolExecutor(os.cpu_count()) as pool, progress as bar:
         for split, photos in raw.photos.items():
             for start in range(0, len(photos), PHOTOS_AT_A_TIME):
-                for look in pool.map(_look, photos[start : start + PHOTOS_AT_A_TIME]):
-                    yield split, look
+                for checked in pool.map(_check, photos[start : start + PHOTOS_AT_A_TIME]):
+                    yield split, checked
                     bar.update()
 
 
-def _look(photo: Photo) -> Look:
+def _check(photo: Photo) -> CheckedPhoto:
     try:
-        return Look(photo, decode(photo.read()).size)
+        return CheckedPhoto(photo, decode(photo.read()).size)
     except (FileNotFoundError, NotADirectoryError):
-        return Look(photo, None, 'missing')
+        return CheckedPhoto(photo, why='missing')
     except OSError as error:
-        return Look(photo, None, f'broken: cannot be read ({error.strerror or error})')
+        return CheckedPhoto(photo, why=f'broken: cannot be read ({error.strerror or error})')
     except ValueError as error:
-        return Look(photo, None, f'broken: {error}')
+        return CheckedPhoto(photo, why=f'broken: {error}')
 
 
 def _refuse_missing(raw: RawDataset) -> None:
@@ -77,12 +78,6 @@ def _refuse_missing(raw: RawDataset) -> None:
     if absent:
         count = f' ({len(absent):,} of {len(photos):,} photos are)' if len(absent) > 1 else ''
         raise InputError(f'{_name(absent[0])} is missing{count}; {_remedy(raw, "missing")}')
-
-
-def _refuse_unless_skipped(raw: RawDataset, photo: Photo, why: str, policies: Mapping[str, str]) -> None:
-    kind = why.split(':')[0]
-    if policies[kind] != 'skip':
-        raise InputError(f'{_name(photo)} is {why}; {_remedy(raw, kind)}')
 
 
 def _remedy(raw: RawDataset, kind: str) -> str:

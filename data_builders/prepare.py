@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -28,6 +28,7 @@ from data_builders.checks import check_photos
 from data_builders.records import FORMAT, RawDataset, with_triplets, write_arrays
 from data_builders.report import describe
 
+REPLACED = 'replaced'  # the old records, between the two moves that replace them
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 logger = logging.getLogger(__name__)
 
@@ -46,12 +47,12 @@ def read_source(config: ConfigDict) -> Source:
     Complete records are also used when the raw files are gone. Raises InputError if a list is missing or malformed.
     """
     target, module = prepared_path(config), load_builder(config.data.name)
-    usable, reason = _judge(target, module, config.data)
-    if usable or reason:
+    usable, reason = _can_reuse(target, module, config.data)
+    if reason:
         logger.info('%s the records in %s: %s.', 'Using' if usable else 'Rebuilding', target, reason)
     if usable:
         return Source(target, config.data, None)
-    with _naming_when_full(target.parent):
+    with _full_disk_names(target.parent):
         return Source(target, config.data, module.read(config.data))
 
 
@@ -65,13 +66,15 @@ def build_records(source: Source) -> Path:
     if raw is None:
         return target
     module = load_builder(data.name)
-    with _naming_when_full(target.parent), _lock(target.parent), _leaving_nothing(target):
-        if not _judge(target, module, data)[0]:  # the other process may have built them
-            with _unread(target):
+    with _full_disk_names(target.parent), _lock(target.parent), _removing_leftovers(target):
+        if not _can_reuse(target, module, data)[0]:  # the other process may have built them
+            with _lock_out_readers(target):
                 raw = with_triplets(check_photos(raw, data.missing, data.broken))
                 built = _write_records(module, raw, target)
                 _write_files(raw, built, _description(module, data))
-                _move(built, target)
+                if target.exists():
+                    target.rename(target.parent / REPLACED)
+                built.rename(target)
     return target
 
 
@@ -92,33 +95,27 @@ def load_builder(name: str) -> ModuleType:
     return importlib.import_module(f'data_builders.{name}.{name}_dataset_builder')
 
 
-def _judge(target: Path, module: ModuleType, data: ConfigDict) -> tuple[bool, str]:
+def _can_reuse(target: Path, module: ModuleType, data: ConfigDict) -> tuple[bool, str]:
     """Whether the records can be used as they are, and why or why not; no reason if there are none."""
-    if not (target / REPORT).is_file():
+    report = target / REPORT
+    if not report.is_file():
         return False, ''
     try:
         open_records(target)
     except InputError:
         return False, 'they are damaged'
-    content = json.loads((target / REPORT).read_text())
+    content = json.loads(report.read_text())
     if not all(path.is_file() for path in module.list_files(data)):
         return True, 'the raw files are missing, but the records are complete'
-    # photos left out under data.missing=skip must not stay out unnoticed under 'error', nor once the files are there
-    allowed = all(data[entry['why'].split(':')[0]] == 'skip' for entry in content['skipped'])
-    if not allowed or _any_fixed(content['skipped'], (target / REPORT).stat().st_mtime):
-        return False, 'photos were skipped that are required or repaired now'
-    if content.get('description') != _description(module, data):
+    for entry in content['skipped']:
+        # photos left out under data.missing=skip must not stay out unnoticed under 'error', nor once the files are there
+        kind, path = entry['why'].split(':')[0], Path(entry['path'])
+        fixed = path.is_file() and (kind == 'missing' or path.stat().st_mtime > report.stat().st_mtime)
+        if data[kind] != 'skip' or fixed:
+            return False, 'photos were skipped that are required or repaired now'
+    if content['description'] != _description(module, data):
         return False, 'their description has changed'
     return True, 'their description has not changed'
-
-
-def _any_fixed(skipped: Sequence[dict], since: float) -> bool:
-    """Whether a missing photo has appeared, or the file of a broken one has changed after `since`."""
-    for entry in skipped:
-        path = Path(entry['path'])
-        if entry['path'] and path.is_file() and (entry['why'] == 'missing' or path.stat().st_mtime > since):
-            return True
-    return False
 
 
 def _description(module: ModuleType, data: ConfigDict) -> str:
@@ -134,8 +131,7 @@ def _write_records(module: ModuleType, raw: RawDataset, target: Path) -> Path:
     with _quiet_tfds():
         builder = module.Builder(raw=raw, data_dir=target.parent / 'incomplete', config=config)
         builder.download_and_prepare(file_format='array_record')
-    if not builder.is_prepared():  # TFDS takes an existing empty directory for finished records
-        raise RuntimeError(f'TFDS wrote no records to {builder.data_path}')
+    assert builder.is_prepared()  # TFDS takes an existing empty directory for finished records
     return Path(builder.data_path)
 
 
@@ -150,7 +146,6 @@ def _write_files(raw: RawDataset, built: Path, description: str) -> None:
     content = describe(raw) | {
         'description': description,
         'fingerprint': files.sha256_of_json([description, left_out]),
-        'files': {path.name: path.stat().st_size for path in sorted(built.iterdir())},
         'checksums': {path.name: checksum(path) for path in sorted(built.iterdir())},
     }
     files.write_json(built / REPORT, content | {'checksum': checksum_of_report(content)})
@@ -181,7 +176,7 @@ def _lock(home: Path) -> contextlib.AbstractContextManager[None]:
     return files.lock(path, f'Another process is preparing {home}; waiting for it.', wait=True)
 
 
-def _unread(target: Path) -> contextlib.AbstractContextManager[None]:
+def _lock_out_readers(target: Path) -> contextlib.AbstractContextManager[None]:
     """A lock that keeps runs from reading the records in `target`, if there are any; raises InputError if one reads them now."""
     if not target.exists():
         return contextlib.nullcontext()
@@ -193,7 +188,7 @@ def _unread(target: Path) -> contextlib.AbstractContextManager[None]:
 
 
 @contextlib.contextmanager
-def _naming_when_full(home: Path) -> Iterator[None]:
+def _full_disk_names(home: Path) -> Iterator[None]:
     """Turn the errors of a full disk into one sentence that names `home`."""
     try:
         yield
@@ -207,27 +202,19 @@ def _naming_when_full(home: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _leaving_nothing(target: Path) -> Iterator[None]:
-    """Remove what builds leave behind, before and after."""
-    _clear_leftovers(target)
+def _removing_leftovers(target: Path) -> Iterator[None]:
+    """Remove what builds leave behind, before and after; one interrupted between its two moves gets its old records back."""
+
+    def clear() -> None:
+        replaced = target.parent / REPLACED
+        if replaced.exists() and not target.exists():
+            replaced.rename(target)
+        for path in (replaced, *target.parent.glob('incomplete*')):
+            if path.exists():
+                shutil.rmtree(path)
+
+    clear()
     try:
         yield
     finally:
-        _clear_leftovers(target)
-
-
-def _move(built: Path, target: Path) -> None:
-    """Put the new records in place of the old ones."""
-    if target.exists():
-        target.rename(target.parent / 'replaced')
-    built.rename(target)
-
-
-def _clear_leftovers(target: Path) -> None:
-    """Remove what an interrupted build left behind; one interrupted between its two moves gets its old records back."""
-    replaced = target.parent / 'replaced'
-    if replaced.exists() and not target.exists():
-        replaced.rename(target)
-    for path in (replaced, *target.parent.glob('incomplete*')):
-        if path.exists():
-            shutil.rmtree(path)
+        clear()

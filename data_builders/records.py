@@ -1,7 +1,7 @@
 """What all builders share: the photos and lists that they read from a source, and the records made from them."""
 
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +12,7 @@ from jaxtyping import Int
 from tqdm import tqdm
 
 from asen_jax import files
+from asen_jax.data.images import read_file
 from asen_jax.data.triplets import Labels, draw_triplets, make_index
 from asen_jax.errors import InputError
 
@@ -22,6 +23,8 @@ TRIPLETS_SEED = 20200207  # of the triplets drawn here; config.seed must not cha
 MAX_TRIPLETS = {'train': 100_000, 'valid': 10_000, 'test': 10_000}
 TRIPLETS_PER_LABEL = 10
 MAX_NAMED = 8  # values that a note names
+LABEL_FIELDS = ('index', 'attribute', 'value')  # of a query or candidate
+TRIPLET_FIELDS = ('anchor', 'positive', 'negative', 'attribute')
 NO_ENTRIES = types.MappingProxyType({})
 
 
@@ -51,30 +54,43 @@ class RawDataset(NamedTuple):
     notes: tuple[str, ...] = ()  # remarks for the user
     skipped: tuple[dict, ...] = ()  # {'image_id', 'why', 'path'} of photos left out
     caveat: str = ''  # a remark that must accompany every figure from these records
-    dropped: Mapping[str, dict] = (
-        NO_ENTRIES  # {split: {'queries', 'candidates'}}: how many were dropped with those photos
-    )
+    dropped: Mapping[str, dict] = NO_ENTRIES  # {split: {'queries', 'candidates'}}: how many were dropped with them
+
+    @property
+    def lists(self) -> dict[str, Int[np.ndarray, 'n fields']]:
+        """The lists that have rows, by the name of their split in the records: `valid_query`, `train_triplets`, ..."""
+        kinds = {'query': self.queries, 'candidate': self.candidates, 'triplets': self.triplets}
+        named = {f'{split}_{kind}': lists.get(split, ()) for split in SPLITS for kind, lists in kinds.items()}
+        return {name: np.asarray(rows, np.int32) for name, rows in named.items() if len(rows)}
+
+
+def photo_in(folder: Path, name: str, labels: Collection[tuple[int, int]], where: str) -> Photo:
+    """The photo at `folder/name`, which is listed at `where`, with its labels (attribute, value)."""
+    attributes, values = zip(*labels, strict=True) if labels else ((), ())
+    path = folder / name
+    return Photo(name, partial(read_file, path), attributes, values, path=path, where=where)
 
 
 def keep_photos(raw: RawDataset, keep: Mapping[str, Sequence[bool]]) -> RawDataset:
     """Leave out photos and the list entries that point to them, and renumber the other entries."""
-    position = {split: np.where(keep[split], np.cumsum(keep[split]) - 1, -1) for split in raw.photos}
-
-    def remap(lists, columns):
-        kept = {}
-        for split, rows in lists.items():
-            moved = np.array(rows, np.int32)
-            moved[:, columns] = position[split][moved[:, columns]]
-            kept[split] = moved[(moved[:, columns] >= 0).all(axis=1)]
-        return kept
-
+    new = {split: np.where(kept, np.cumsum(kept) - 1, -1) for split, kept in keep.items()}
     photos = {split: [p for p, k in zip(many, keep[split], strict=True) if k] for split, many in raw.photos.items()}
     return raw._replace(
         photos=photos,
-        queries=remap(raw.queries, [0]),
-        candidates=remap(raw.candidates, [0]),
-        triplets=remap(raw.triplets, [0, 1, 2]),
+        queries=_renumber(raw.queries, [0], new),
+        candidates=_renumber(raw.candidates, [0], new),
+        triplets=_renumber(raw.triplets, [0, 1, 2], new),
     )
+
+
+def _renumber(lists: Mapping[str, np.ndarray], columns: list[int], new: Mapping[str, np.ndarray]) -> dict:
+    """The rows with the `new` numbers of their split in these columns, without those that get -1."""
+    kept = {}
+    for split, rows in lists.items():
+        rows = np.array(rows, np.int32)
+        rows[:, columns] = new[split][rows[:, columns]]
+        kept[split] = rows[(rows[:, columns] >= 0).all(axis=1)]
+    return kept
 
 
 def choose_attributes(raw: RawDataset, chosen: Sequence[str]) -> RawDataset:
@@ -82,7 +98,7 @@ def choose_attributes(raw: RawDataset, chosen: Sequence[str]) -> RawDataset:
     if tuple(chosen) == tuple(raw.attributes):
         return raw
     number = {raw.attributes.index(name): new for new, name in enumerate(chosen)}
-    table = np.array([number.get(old, -1) for old in range(len(raw.attributes))], np.int32)
+    new = dict.fromkeys(SPLITS, np.array([number.get(old, -1) for old in range(len(raw.attributes))]))
 
     def narrow(photo: Photo) -> Photo:
         kept = [i for i, attribute in enumerate(photo.attributes) if attribute in number]
@@ -90,19 +106,13 @@ def choose_attributes(raw: RawDataset, chosen: Sequence[str]) -> RawDataset:
         attributes = tuple(number[photo.attributes[i]] for i in kept)
         return photo._replace(attributes=attributes, values=tuple(photo.values[i] for i in kept), attribute_boxes=boxes)
 
-    def renumber(lists, column):
-        moved = {split: np.array(rows, np.int32) for split, rows in lists.items()}
-        for rows in moved.values():
-            rows[:, column] = table[rows[:, column]]
-        return {split: rows[rows[:, column] >= 0] for split, rows in moved.items()}
-
     raw = raw._replace(
         attributes=tuple(chosen),
         values={name: raw.values[name] for name in chosen},
         photos={split: [narrow(photo) for photo in photos] for split, photos in raw.photos.items()},
-        queries=renumber(raw.queries, 1),
-        candidates=renumber(raw.candidates, 1),
-        triplets=renumber(raw.triplets, 3),
+        queries=_renumber(raw.queries, [1], new),
+        candidates=_renumber(raw.candidates, [1], new),
+        triplets=_renumber(raw.triplets, [3], new),
     )
     before = sum(map(len, raw.photos.values()))
     raw = keep_photos(raw, {split: [bool(p.attributes) for p in photos] for split, photos in raw.photos.items()})
@@ -111,12 +121,19 @@ def choose_attributes(raw: RawDataset, chosen: Sequence[str]) -> RawDataset:
     return raw._replace(notes=(*raw.notes, note))
 
 
+def label_rows(photos: Sequence[Photo], indices: Iterable[int]) -> Int[np.ndarray, 'n 3']:
+    """Every label of the photos at `indices`, as (index, attribute, value)."""
+    rows = (
+        (index, *label)
+        for index in indices
+        for label in zip(photos[index].attributes, photos[index].values, strict=True)
+    )
+    return np.fromiter(rows, np.dtype((np.int32, 3)))
+
+
 def labels_of(photos: Sequence[Photo]) -> Labels:
     """Every label of a split, one entry each."""
-    photo = np.repeat(np.arange(len(photos)), [len(p.attributes) for p in photos])
-    attribute = [a for p in photos for a in p.attributes]
-    value = [v for p in photos for v in p.values]
-    return Labels(photo.astype(np.int32), np.array(attribute, np.int32), np.array(value, np.int32))
+    return Labels(*label_rows(photos, range(len(photos))).T)
 
 
 def with_triplets(raw: RawDataset) -> RawDataset:
@@ -155,102 +172,71 @@ class RecordsBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     """Writes the records of a source that has been read and checked; `data_builders.prepare` calls it.
 
     Every dataset has a subclass `Builder`, which gives the records their name and version.
+
+    TFDS has one set of features for all splits, none of them optional. So every record has all fields, and those that
+    belong to another kind of record are empty: b'' and '', no labels, -1, zeros. Box fields exist only if the source
+    has boxes. Read with `decoders={'image': tfds.decode.SkipDecoding()}`, because the lists' b'' cannot be decoded.
     """
 
     VERSION = tfds.core.Version('1.0.0')
 
     def __init__(self, *, raw: RawDataset, **kwargs):
         self._raw = raw  # set first: TFDS's constructor calls _info
+        self._empty = {
+            'image': b'',
+            'image_id': '',
+            'attributes': np.zeros(0, np.int32),
+            'values': np.zeros(0, np.int32),
+        }
+        self._empty |= dict.fromkeys({*LABEL_FIELDS, *TRIPLET_FIELDS}, -1)
+        photos = [photo for many in raw.photos.values() for photo in many]
+        if any(photo.bbox is not None for photo in photos):
+            self._empty['bbox'] = np.zeros(4, np.float32)
+        if any(photo.attribute_boxes is not None for photo in photos):
+            self._empty['attribute_boxes'] = np.zeros((0, 4), np.float32)
         super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        info = builder_info(self, self._raw)
+        raw = self._raw
+        features = {name: tfds.features.Scalar(dtype=np.int32) for name in (*LABEL_FIELDS, *TRIPLET_FIELDS)}
+        features |= {name: tfds.features.Tensor(shape=(None,), dtype=np.int32) for name in ('attributes', 'values')}
+        features |= {'image': tfds.features.Image(shape=(None, None, 3)), 'image_id': tfds.features.Text()}
+        features['bbox'] = tfds.features.Tensor(shape=(4,), dtype=np.float32)
+        features['attribute_boxes'] = tfds.features.Tensor(shape=(None, 4), dtype=np.float32)
+        metadata = {
+            'dataset': raw.dataset,
+            'attributes': list(raw.attributes),
+            'values': {name: list(raw.values[name]) for name in raw.attributes},
+            'dropped': {split: dict(counts) for split, counts in raw.dropped.items()},
+        }
+        info = self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict({name: features[name] for name in self._empty}),
+            metadata=tfds.core.MetadataDict(metadata),
+            disable_shuffling=True,
+        )
         info.initialize_from_bucket = lambda: None  # it would leave an empty folder in TMPDIR
         return info
 
-    def _shard_iterators_per_split(self, dl_manager) -> Mapping[str, list[Callable[[], Iterator]]]:
-        return shard_iterators(self._raw)
+    def _shard_iterators_per_split(self, dl_manager) -> dict[str, list[Iterator]]:
+        """Photos are read one by one, as they are written."""
+        splits = {split: (photos, _photo_fields) for split in SPLITS if (photos := self._raw.photos.get(split))}
+        splits |= {
+            name: (rows, _list_fields) for name, rows in self._raw.lists.items()
+        }  # TFDS cannot read an empty one
+        total = sum(len(rows) for rows, _ in splits.values())
+        bar = tqdm(total=total, desc='Writing', unit='record', disable=None)
 
+        def shard(start: int, rows: Sequence, fields: Callable) -> Iterator[tuple[int, dict]]:
+            for index in range(start, min(start + EXAMPLES_PER_SHARD, len(rows))):
+                yield index, self._empty | fields(index, rows[index])
+                bar.update()
+            if bar.n == bar.total:
+                bar.close()
 
-def builder_info(builder: tfds.core.DatasetBuilder, raw: RawDataset) -> tfds.core.DatasetInfo:
-    """The records' features, with the names of attributes and values as metadata.
-
-    TFDS has one set of features for all splits, none of them optional. So every record has all fields, and those that
-    belong to another kind of record are empty: b'' and '', no labels, -1, zeros. Box fields exist only if the source
-    has boxes. Read with `decoders={'image': tfds.decode.SkipDecoding()}`, because the lists' b'' cannot be decoded.
-    """
-    features = {
-        'image': tfds.features.Image(shape=(None, None, 3)),
-        'image_id': tfds.features.Text(),
-        'attributes': tfds.features.Tensor(shape=(None,), dtype=np.int32),
-        'values': tfds.features.Tensor(shape=(None,), dtype=np.int32),
-    }
-    scalars = ('index', 'attribute', 'value', 'anchor', 'positive', 'negative')
-    features |= {name: tfds.features.Scalar(dtype=np.int32) for name in scalars}
-    boxes, attribute_boxes = _has_boxes(raw)
-    if boxes:
-        features['bbox'] = tfds.features.Tensor(shape=(4,), dtype=np.float32)
-    if attribute_boxes:
-        features['attribute_boxes'] = tfds.features.Tensor(shape=(None, 4), dtype=np.float32)
-    metadata = {
-        'dataset': raw.dataset,
-        'attributes': list(raw.attributes),
-        'values': {name: list(raw.values[name]) for name in raw.attributes},
-        'dropped': {split: dict(counts) for split, counts in raw.dropped.items()},
-    }
-    return builder.dataset_info_from_configs(
-        features=tfds.features.FeaturesDict(features), metadata=tfds.core.MetadataDict(metadata), disable_shuffling=True
-    )
-
-
-def shard_iterators(raw: RawDataset) -> dict[str, list[Callable[[], Iterator]]]:
-    """The generators of the shards of each split that has records; photos are read one by one, as they are written."""
-    empty = {'image': b'', 'image_id': '', 'attributes': np.zeros(0, np.int32), 'values': np.zeros(0, np.int32)}
-    empty |= dict.fromkeys(('index', 'attribute', 'value', 'anchor', 'positive', 'negative'), -1)
-    boxes, attribute_boxes = _has_boxes(raw)
-    if boxes:
-        empty['bbox'] = np.zeros(4, np.float32)
-    if attribute_boxes:
-        empty['attribute_boxes'] = np.zeros((0, 4), np.float32)
-
-    label = partial(_list_fields, ('index', 'attribute', 'value'))
-    triplet = partial(_list_fields, ('anchor', 'positive', 'negative', 'attribute'))
-    splits = {split: (raw.photos.get(split, ()), _photo_fields) for split in SPLITS}
-    for split in SPLITS:
-        splits[f'{split}_query'] = raw.queries.get(split, ()), label
-        splits[f'{split}_candidate'] = raw.candidates.get(split, ()), label
-        splits[f'{split}_triplets'] = raw.triplets.get(split, ()), triplet
-    total = sum(len(rows) for rows, _ in splits.values())
-    bar = tqdm(total=total, desc='Writing', unit='record', disable=None)
-    return {
-        split: [partial(_shard, rows, start, fields, empty, bar) for start in range(0, len(rows), EXAMPLES_PER_SHARD)]
-        for split, (rows, fields) in splits.items()
-        if len(rows)  # TFDS can write an empty split, but not read it
-    }
-
-
-def write_arrays(raw: RawDataset, path: Path) -> None:
-    """Write all labels as `<split>_photo`, `_attribute`, `_value`, and lists as `<split>_query`, `_candidate`, `_triplets`.
-
-    They repeat the records because they are fast to read: 440,000 triplets take a moment here, and most of a minute there.
-    """
-    arrays = {}
-    for split in SPLITS:
-        for name, column in labels_of(raw.photos.get(split, ()))._asdict().items():
-            arrays[f'{split}_{name}'] = column
-        for name, lists in (('query', raw.queries), ('candidate', raw.candidates), ('triplets', raw.triplets)):
-            if len(lists.get(split, ())):
-                arrays[f'{split}_{name}'] = np.asarray(lists[split], np.int32)
-    with files.write_atomically(path) as file:
-        np.savez(file, **arrays)
-
-
-def _shard(rows: Sequence, start: int, fields: Callable, empty: dict, bar: tqdm) -> Iterator[tuple[int, dict]]:
-    for index in range(start, min(start + EXAMPLES_PER_SHARD, len(rows))):
-        yield index, {**empty, **fields(index, rows[index])}
-        bar.update()
-    if bar.n == bar.total:
-        bar.close()
+        return {
+            split: [partial(shard, start, *part) for start in range(0, len(part[0]), EXAMPLES_PER_SHARD)]
+            for split, part in splits.items()
+        }
 
 
 def _photo_fields(index: int, photo: Photo) -> dict:
@@ -269,12 +255,19 @@ def _photo_fields(index: int, photo: Photo) -> dict:
     return fields
 
 
-def _list_fields(names: Sequence[str], index: int, row: Int[np.ndarray, ' n']) -> dict:
-    del index  # the row's own position; its field `index` is the photo's
-    return dict(zip(names, map(int, row), strict=True))
+def _list_fields(_: int, row: Int[np.ndarray, ' fields']) -> dict:
+    """The fields of a list's row, whose own position is in no field: `index` is the photo's."""
+    return dict(zip(LABEL_FIELDS if len(row) == 3 else TRIPLET_FIELDS, row.tolist(), strict=True))
 
 
-def _has_boxes(raw: RawDataset) -> tuple[bool, bool]:
-    """Whether any photo has a box for its garment, and whether any has boxes for its labels."""
-    photos = [photo for many in raw.photos.values() for photo in many]
-    return any(p.bbox is not None for p in photos), any(p.attribute_boxes is not None for p in photos)
+def write_arrays(raw: RawDataset, path: Path) -> None:
+    """Write all labels as `<split>_photo`, `_attribute`, `_value`, and lists as `<split>_query`, `_candidate`, `_triplets`.
+
+    They repeat the records because they are fast to read: 440,000 triplets take a moment here, and most of a minute there.
+    """
+    arrays = {}
+    for split in SPLITS:
+        for name, column in labels_of(raw.photos.get(split, ()))._asdict().items():
+            arrays[f'{split}_{name}'] = column
+    with files.write_atomically(path) as file:
+        np.savez(file, **arrays, **raw.lists)

@@ -75,10 +75,10 @@ def records(config):
     return open_records(prepare.prepare(config))
 
 
-def make_step(config, structure, params, batch_stats, mesh, steps_per_epoch):
+def make_step(config, graphdef, params, batch_stats, mesh, steps_per_epoch):
     """A train step on `mesh`, and the state before its first call."""
-    optimizer = make_optimizer(make_schedule(config, steps_per_epoch))
+    optimizer = make_optimizer(config, make_schedule(config, steps_per_epoch), params)
     state = create_state(params, batch_stats, optimizer)
     shardings = sharding.state_shardings(state, mesh)
-    step = make_train_step(structure, optimizer, config.train, shardings, mesh, config.seed)
+    step = make_train_step(graphdef, optimizer, config.train, shardings, mesh, config.seed)
     return step, jax.device_put(state, shardings)

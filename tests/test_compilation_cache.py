@@ -6,11 +6,12 @@ import sys
 
 import pytest
 
-import compilation_cache
+from cli import compilation_cache
 from tests.conftest import ROOT
 
 PROGRAM = """
-import compilation_cache, sys
+import sys
+from cli import compilation_cache
 compilation_cache.use_cache(sys.argv[1] == 'on')
 import jax
 compiled = []

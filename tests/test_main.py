@@ -14,10 +14,10 @@ from unittest.mock import Mock
 import pytest
 from PIL import Image
 
-import command_line
 import main
 from asen_jax import files
 from asen_jax.errors import InputError
+from cli import command_line
 from tests.conftest import ROOT
 from tests.training.test_loop import arrays_of, assert_same_arrays
 
@@ -134,7 +134,7 @@ UNUSABLE = {
     '': 'data/meta.json is missing: data_builders/fashionai/README.md says',
     f'{CATALOG[0]} {CATALOG[1]} --config.data.manual_dir=empty': 'empty is empty: it has no labels.csv',
     f'{" ".join(CATALOG)} --config.data.attributes=colour': "'colour'",
-    '--workdir=file': 'file/config.json: Not a directory.',
+    '--workdir=file': 'file/config.json cannot be read (Not a directory); choose another --workdir.',
 }
 
 
@@ -208,6 +208,49 @@ def test_a_full_disk_is_named_even_if_the_system_does_not(monkeypatch, capsys):
     assert capsys.readouterr().err == 'main.py: v.npz or the output: No space left on device.\n'
     assert main.run(['main.py', '--workdir=w']) == 2
     assert capsys.readouterr().err == 'main.py: w or the output: No space left on device.\n'
+
+
+FIXABLE = {
+    'runs/mine/metrics.jsonl': errno.EACCES,
+    'runs': errno.ENOTDIR,  # could not be created for runs/mine
+    'link/a.jpg': errno.EACCES,
+    'elsewhere/a.jpg': errno.EACCES,  # what link/a.jpg is
+    'v.npz.parts/.lock': errno.EACCES,
+    '/tmp/other': errno.ENOSPC,
+}
+BUGS = [
+    FileNotFoundError(errno.ENOENT, 'No such file or directory', str(ROOT / 'asen_jax' / 'gone.html')),
+    PermissionError(errno.EACCES, 'Permission denied', 'data_builders/other.json'),
+    OSError(errno.EBADF, 'Bad file descriptor'),
+    TimeoutError('no answer'),
+]
+EMBED = ('main.py', '--mode=embed', '--images=link', '--output=v.npz', '--workdir=runs/mine')
+
+
+@pytest.fixture
+def fail_with(monkeypatch, tmp_path):
+    """Lets every mode raise an error, in an empty folder; returns the exit status."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'elsewhere').mkdir()
+    (tmp_path / 'link').symlink_to('elsewhere')
+
+    def fail(error):
+        monkeypatch.setattr(main, 'dispatch', Mock(side_effect=error))
+        return main.run(list(EMBED))
+
+    return fail
+
+
+@pytest.mark.parametrize('path,number', FIXABLE.items())
+def test_an_error_about_a_file_of_the_command_is_one_sentence(fail_with, capsys, path, number):
+    assert fail_with(OSError(number, os.strerror(number), path)) == 2
+    assert capsys.readouterr().err == f'main.py: {path}: {os.strerror(number)}.\n'
+
+
+@pytest.mark.parametrize('error', BUGS, ids=repr)
+def test_an_error_about_any_other_file_is_a_bug(fail_with, capsys, error):
+    assert fail_with(error) == 1
+    assert 'Traceback' in capsys.readouterr().err
 
 
 def test_ctrl_c_exits_with_130(monkeypatch, capsys):

@@ -13,10 +13,10 @@ import jax
 import numpy as np
 import pytest
 
-from asen_jax import sharding
+from asen_jax import processes, sharding
 from asen_jax.checkpoint import Checkpoints
 from asen_jax.errors import InputError
-from asen_jax.models import build_shapes
+from asen_jax.models.build import build_shapes
 from asen_jax.network import make_embedder
 from tests.conftest import ROOT, make_step
 from tests.test_sharding import make_batch, small_config
@@ -27,18 +27,18 @@ BATCH_SIZE = 16
 def run_on(mesh):
     """The losses of two steps and the sum of each photo's vectors after them."""
     config, rows = small_config(), sharding.local_rows(BATCH_SIZE)
-    structure, *shapes = build_shapes(config, 4)
+    graphdef, *shapes = build_shapes(config, 4)
     rng = np.random.default_rng(0)  # JAX would compile a program for each array
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(leaf.dtype), shapes[0])
     stats = jax.tree.map(lambda leaf: rng.uniform(0.5, 1.5, leaf.shape).astype(leaf.dtype), shapes[1])
-    step, state = make_step(config, structure, params, stats, mesh, steps_per_epoch=100)
+    step, state = make_step(config, graphdef, params, stats, mesh, steps_per_epoch=100)
     losses = []
     for number in range(2):
         batch = {name: part[rows] for name, part in make_batch(number).items()}
         state, metrics = step(state, sharding.put_rows(mesh, batch, BATCH_SIZE))
         losses.append(float(metrics['loss']))
     photos = make_batch(9)['images'][:, 0]
-    vectors, _ = make_embedder(structure, mesh)(state.params, state.batch_stats)(photos)
+    vectors = make_embedder(graphdef, mesh)(state.params, state.batch_stats)(photos).embedding
     return {'losses': losses, 'vectors': np.asarray(vectors).sum(axis=(1, 2)).tolist()}
 
 
@@ -56,19 +56,19 @@ def save_both(workdir):
 def process(port, number, workdir):
     """What each of the two processes does; the second one then kills itself."""
     with pytest.raises(InputError, match='cannot be started'):
-        sharding.start_processes()  # no cluster to detect
-    sharding.HEARTBEAT_SECONDS = 5  # a busy machine delays signs of life by seconds
-    sharding.start_processes(f'localhost:{port}', 2, number)
+        processes.start_processes()  # no cluster to detect
+    processes.HEARTBEAT_SECONDS = 5  # a busy machine delays signs of life by seconds
+    processes.start_processes(f'localhost:{port}', 2, number)
     mesh = sharding.make_mesh(2, [device for device in jax.devices() if device.id % 2048 == 0])
-    found = {'writer': sharding.is_writer(), 'agreed': sharding.agree(7 * number), 'saved': save_both(Path(workdir))}
+    found = {'writer': processes.is_writer(), 'agreed': processes.agree(7 * number), 'saved': save_both(Path(workdir))}
     print(json.dumps(found | run_on(mesh)), flush=True)
     if number == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     try:
         while True:
-            sharding.agree(1)
+            processes.agree(1)
     except Exception:
-        sharding.await_peer_error()
+        processes.await_peer_error()
         os._exit(1)
 
 
@@ -83,9 +83,9 @@ def pair(tmp_path):
     """Two processes of a run."""
     command = [sys.executable, '-m', 'tests.test_processes', free_port()]
     options = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True, 'cwd': ROOT}
-    processes = [subprocess.Popen([*command, str(number), str(tmp_path / 'run')], **options) for number in range(2)]
-    yield processes
-    for one in processes:
+    pair = [subprocess.Popen([*command, str(number), str(tmp_path / 'run')], **options) for number in range(2)]
+    yield pair
+    for one in pair:
         one.kill()
         one.communicate()
 
@@ -101,25 +101,70 @@ def test_two_processes_work_like_one_and_a_survivor_ends_with_a_sentence(pair, t
         # rounding moves these losses by up to 1.2e-5 (jax 0.10 and 0.11); other photos would move them by 1e-3 and more
         np.testing.assert_allclose(found['losses'], expected['losses'], rtol=0, atol=5e-5)
         np.testing.assert_allclose(found['vectors'], expected['vectors'], rtol=0, atol=1e-4)
-        assert one.returncode == (4, -signal.SIGKILL)[number]
+        assert one.returncode == (4, 128 + signal.SIGKILL)[number]
         if number == 0:
             assert errors.endswith(
                 'another process of this run has ended, or this one has crashed (see above); run the same command again to resume.\n'
             )
 
 
+START = 'import signal, sys; from asen_jax import processes; processes.START_SECONDS = 1; processes.start_processes({}, {}, 0)'
+# a thread of the C library aborts, while this one keeps the GIL
+ABORT = """
+import ctypes
+library = ctypes.PyDLL(None)
+library.pthread_create(ctypes.byref(ctypes.c_void_p()), None, library.abort, None)
+library.sleep(60)
+"""
+SIGNAL = """
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+print('ready', flush=True)
+while True:
+    signal.pause()
+"""
+
+
+def start_alone(code, num_processes=1):
+    """A process that starts as the first of `num_processes`, and then runs `code`."""
+    code = START.format(f'"localhost:{free_port()}"', num_processes) + code
+    options = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True, 'cwd': ROOT}
+    return subprocess.Popen([sys.executable, '-c', code], **options)
+
+
+@pytest.mark.parametrize(
+    ('num_processes', 'status', 'sentence'),
+    [(1, 4, 'run the same command again to resume.'), (2, 2, 'its own number from 0 to N-1.')],
+)
+def test_an_abort_of_any_thread_ends_with_a_sentence(num_processes, status, sentence):
+    with start_alone(ABORT, num_processes) as one:
+        try:
+            _, errors = one.communicate(timeout=30)
+        finally:
+            one.kill()
+    assert one.returncode == status and errors.endswith(f'{sentence}\n')
+
+
+@pytest.mark.parametrize(('number', 'status'), [(signal.SIGTERM, 7), (signal.SIGKILL, -signal.SIGKILL)])
+def test_signals_reach_the_process_that_works(number, status):
+    with start_alone(SIGNAL) as one:
+        assert one.stdout.readline() == 'ready\n'
+        one.send_signal(number)
+        one.communicate(timeout=30)  # returns when nobody can write any more
+    assert one.returncode == status
+
+
 def test_a_coordinator_that_cannot_be_used_is_refused():
     with pytest.raises(InputError, match=r"'somewhere' is not the HOST:PORT"):
-        sharding.start_processes('somewhere', 2, 0)
+        processes.start_processes('somewhere', 2, 0)
     with socket.create_server(('', 0)) as taken, pytest.raises(InputError, match='choose another port'):
-        sharding.start_processes(f'localhost:{taken.getsockname()[1]}', 2, 0)
+        processes.start_processes(f'localhost:{taken.getsockname()[1]}', 2, 0)
 
 
 def test_one_process_agrees_with_itself_writes_and_exits_as_usual():
-    assert sharding.agree(7) == 7 and sharding.is_writer()
-    sharding.await_peer_error()
+    assert processes.agree(7) == 7 and processes.is_writer()
+    processes.await_peer_error()
     with pytest.raises(SystemExit, match='3'):
-        sharding.end_process(3)
+        processes.end_process(3)
 
 
 SMALL = '--config.data.synthetic.num_photos=100 --config.data.synthetic.photo_size=32 --config.data.image_size=32 --config.data.num_triplets=32'
@@ -133,12 +178,12 @@ def train(folder, workdir, num_processes, *arguments):
     if num_processes > 1:
         command += ['--distributed', f'--coordinator=localhost:{free_port()}', f'--num_processes={num_processes}']
     environment = os.environ | {'XLA_FLAGS': '--xla_backend_optimization_level=0'}  # compiles fast; no fake devices
-    processes = []
+    started = []
     for number in range(num_processes):
         which = [f'--process_id={number}'] * (num_processes > 1)
-        processes.append(subprocess.Popen([*command, *which], cwd=folder, env=environment, stdout=subprocess.PIPE))
-    outputs = [one.communicate(timeout=300)[0] for one in processes]
-    assert [one.returncode for one in processes] == [0] * num_processes
+        started.append(subprocess.Popen([*command, *which], cwd=folder, env=environment, stdout=subprocess.PIPE))
+    outputs = [one.communicate(timeout=300)[0] for one in started]
+    assert [one.returncode for one in started] == [0] * num_processes
     assert [b'overall' in output for output in outputs] == [True] + [False] * (num_processes - 1)
     lines = [json.loads(line) for line in (folder / workdir / 'metrics.jsonl').read_text().splitlines()]
     timings = {'train_triplets_per_second', 'train_step_seconds', 'train_data_wait_seconds'}

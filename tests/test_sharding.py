@@ -11,7 +11,7 @@ import pytest
 from asen_jax import sharding
 from asen_jax.checkpoint import Checkpoints, abstract_like
 from asen_jax.errors import InputError
-from asen_jax.models import build_model, build_shapes
+from asen_jax.models.build import build_model, build_shapes
 from asen_jax.network import make_embedder
 from asen_jax.training.optimizer import make_optimizer, make_schedule
 from asen_jax.training.step import create_state
@@ -97,8 +97,9 @@ def test_the_longest_axis_that_divides_evenly_is_sharded():
 
 def test_each_device_holds_an_eighth_of_a_sharded_state():
     config = fashionai.get_config()
-    optimizer = make_optimizer(make_schedule(config, 100))
-    state = jax.eval_shape(lambda arrays: create_state(*arrays, optimizer), build_shapes(config, 8)[1:])
+    arrays = build_shapes(config, 8)[1:]
+    optimizer = make_optimizer(config, make_schedule(config, 100), arrays[0])
+    state = jax.eval_shape(lambda arrays: create_state(*arrays, optimizer), arrays)
 
     def bytes_per_device(model_axis):
         places = sharding.state_shardings(state, sharding.make_mesh(model_axis))
@@ -121,12 +122,12 @@ def test_a_checkpoint_of_eight_devices_loads_on_one_and_vice_versa(tmp_path, sha
 
 
 def test_a_sharded_network_embeds_like_a_whole_one(shard_everything):
-    structure, *arrays = build_model(small_config(), 4)
+    graphdef, *arrays = build_model(small_config(), 4)
     photos = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
 
     def vectors(mesh):
         placed = jax.device_put(arrays, sharding.state_shardings(arrays, mesh))
-        return make_embedder(structure, mesh)(*placed)(photos)[0]
+        return make_embedder(graphdef, mesh)(*placed)(photos).embedding
 
     expected = vectors(sharding.make_mesh(devices=jax.devices()[:1]))
     sharded = vectors(sharding.make_mesh(8))

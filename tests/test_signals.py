@@ -63,7 +63,7 @@ with signals.StopRequest():
 
 INTERRUPT = """
 import os, signal
-import console
+from cli import console
 from asen_jax import signals
 console.set_up_output()
 signals.handle_ctrl_c()

@@ -1,13 +1,7 @@
 """From prepared records to batches of pixels: a Grain pipeline whose position is the step alone."""
 
-import atexit
-import contextlib
 import functools
-import multiprocessing
-import pickle
-import traceback
 from collections.abc import Generator, Sequence
-from multiprocessing.connection import Connection
 from typing import Any
 
 import grain
@@ -20,8 +14,9 @@ from asen_jax.data import images
 from asen_jax.data.cache import CachedPhotos, open_cache
 from asen_jax.data.prepared import LoadOptions, Records, read_labels, read_record, read_rows
 from asen_jax.data.triplets import TripletIndex, draw_triplets, make_index
+from asen_jax.data.workers import map_in_processes
 from asen_jax.errors import InputError
-from asen_jax.signals import StopRequest, signals_blocked
+from asen_jax.signals import StopRequest
 
 READ_THREADS = 2  # batches loaded at the same time in one process
 READ_AHEAD = 4  # batches; Grain's default of 500 fills up the memory
@@ -37,7 +32,7 @@ class PhotoLabels:
         labels = read_labels(records, 'train')
         if not len(labels.photo):
             raise InputError(
-                f'{records.directory} has triplets but no labels, which the contrastive loss needs; '
+                f'{records.directory} has triplets but no labels, which config.train.loss needs; '
                 'set config.train.loss=triplet.'
             )
         order = np.argsort(labels.photo, kind='stable')
@@ -89,7 +84,7 @@ def open_photos(
         return photos
 
     def load() -> Generator[dict[str, np.ndarray]]:
-        return _iterate(grain.MapDataset.source(photos).batch(config.eval.batch_size), config.data.num_workers)
+        return load_batches(grain.MapDataset.source(photos).batch(config.eval.batch_size), config.data.num_workers)
 
     return open_cache(records, split, photos.options, load, stop)
 
@@ -100,17 +95,24 @@ class TripletSource:
     An epoch's table is drawn at once from (seed, epoch), flips and jitter from (seed, i). So a run sees the same photos
     whichever step it starts from and however many workers load them. With `features` [photos, 2, ...], which a frozen trunk
     computed for each photo and its mirror image, no photo is read, nor with `data.cache=device`. The source has only those
-    `rows` of each batch that this process needs.
+    `rows` of each batch that this process needs. Raises InputError if `with_labels` and the records have none.
     """
 
-    def __init__(self, records: Records, config: ConfigDict, rows: range, features: np.ndarray | None = None):
+    def __init__(
+        self,
+        records: Records,
+        config: ConfigDict,
+        rows: range,
+        features: np.ndarray | None = None,
+        with_labels: bool = False,
+    ):
         self.features, self.rows, self.batch_size = features, rows, config.train.batch_size
         epoch_size = steps_per_epoch(records, config) * self.batch_size
         self.seed, self.epoch_size, self.num_epochs = config.seed, epoch_size, config.train.num_epochs
         self.flip, self.jitter = config.data.flip, config.data.jitter
         self.on_device = config.data.cache == 'device'
         self.strict_negatives = config.data.strict_negatives
-        self.labels = PhotoLabels(records) if config.train.loss == 'contrastive' else None
+        self.labels = PhotoLabels(records) if with_labels else None
         fixed = config.data.triplets == 'fixed'
         self.fixed = read_rows(records, 'train_triplets') if fixed else None
         self.index = None if fixed else make_train_index(records)
@@ -157,11 +159,7 @@ class TripletSource:
 
 
 def make_train_index(records: Records) -> TripletIndex:
-    """The index from which training draws its triplets; raises InputError if the train split has no photos or labels."""
-    if 'train' not in records.splits:
-        raise InputError(
-            f'{records.directory} has no train photos; prepare.json there says which photos were read and which were skipped.'
-        )
+    """The index from which training draws its triplets; raises InputError if the train photos have no labels."""
     labels = read_labels(records, 'train')
     if not len(labels.photo):
         raise InputError(
@@ -172,19 +170,24 @@ def make_train_index(records: Records) -> TripletIndex:
 
 def check_triplets(config: ConfigDict) -> None:
     """Raise InputError if `config` asks for triplets that no data can give."""
-    if config.data.triplets not in ('fresh', 'fixed'):
-        raise InputError(f'config.data.triplets is {config.data.triplets!r}; it must be fresh or fixed.')
     if config.data.triplets == 'fixed' and config.data.strict_negatives:
         raise InputError('config.data.strict_negatives needs data.triplets=fresh; a fixed list is used as it is.')
     _count_steps(config.data.num_triplets, config)
 
 
 def steps_per_epoch(records: Records, config: ConfigDict) -> int:
-    """Full batches in an epoch; the last incomplete one is dropped, so that no batch spans two epochs."""
-    check_triplets(config)
+    """Full batches in an epoch; the last incomplete one is dropped, so that no batch spans two epochs.
+
+    Raises InputError if there are no train photos, or fewer triplets than a batch has.
+    """
+    if 'train' not in records.splits:
+        raise InputError(
+            f'{records.directory} has no train photos; prepare.json there says which photos were read and which were skipped.'
+        )
+    num_triplets = config.data.num_triplets
     if config.data.triplets == 'fixed':
-        return _count_steps(min(config.data.num_triplets, records.splits.get('train_triplets', 0)), config)
-    return _count_steps(config.data.num_triplets, config)
+        num_triplets = min(num_triplets, records.splits.get('train_triplets', 0))
+    return _count_steps(num_triplets, config)
 
 
 def _count_steps(num_triplets: int, config: ConfigDict) -> int:
@@ -197,7 +200,11 @@ def _count_steps(num_triplets: int, config: ConfigDict) -> int:
 
 
 def train_batches(
-    records: Records, config: ConfigDict, start_step: int = 0, features: np.ndarray | None = None
+    records: Records,
+    config: ConfigDict,
+    start_step: int = 0,
+    features: np.ndarray | None = None,
+    with_labels: bool = False,
 ) -> Generator[dict[str, np.ndarray]]:
     """Batches of triplets from `start_step` to the end of the last epoch.
 
@@ -206,14 +213,14 @@ def train_batches(
     - With `features` of the photos and their mirror images, [photos, 2, h, w, c], they have `features` [B, 3, h, w, c] instead of
       `images` and `flip`.
     - With `data.cache=device`, they have `photo` int32 [B, 3], the position of the record, instead of `images`.
-    - The contrastive loss also gets `photo`, and `labels` uint8 [B, 3, attributes, values], 1 where the photo has the value.
+    - `with_labels`, they also have `photo`, and `labels` uint8 [B, 3, attributes, values], 1 where the photo has the value.
 
     With several processes, each gets its own rows of every batch.
     """
     rows = sharding.local_rows(config.train.batch_size)
-    source = TripletSource(records, config, rows, features)
+    source = TripletSource(records, config, rows, features, with_labels)
     dataset = grain.MapDataset.source(source).batch(len(rows), drop_remainder=True)[start_step:]
-    return _iterate(dataset, config.data.num_workers if isinstance(source.photos, Photos) else 0)
+    return load_batches(dataset, _num_workers(source.photos, config))
 
 
 def eval_batch_size(records: Records, split: str, config: ConfigDict) -> int:
@@ -254,13 +261,18 @@ def eval_batches(
     """Batches `image` uint8 [N, size, size, 3], `index`, `mask` (and `boxes` where there are any) of the photos `indices`."""
     source = EvalSource(records, split, indices, config)
     dataset = grain.MapDataset.source(source).batch(source.batch_size)
-    return _iterate(dataset, config.data.num_workers if isinstance(source.photos, Photos) else 0)
+    return load_batches(dataset, _num_workers(source.photos, config))
 
 
-def _iterate(dataset: grain.MapDataset, num_workers: int) -> Generator[dict[str, np.ndarray]]:
-    """The batches of a dataset; arrays in memory are read faster than a worker process could hand them over."""
+def _num_workers(photos: Photos | CachedPhotos | None, config: ConfigDict) -> int:
+    """None for arrays in memory or mapped, which are read faster than another process could hand them over."""
+    return config.data.num_workers if isinstance(photos, Photos) else 0
+
+
+def load_batches(dataset: grain.MapDataset, num_workers: int) -> Generator[dict[str, np.ndarray]]:
+    """The batches of a dataset, loaded ahead by `num_workers` processes or, with 0, by threads of this one."""
     if num_workers:
-        yield from _load_in_workers(dataset, num_workers)
+        yield from map_in_processes(dataset.__getitem__, len(dataset), num_workers)
         return
     options = grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=READ_AHEAD)
     iterator = iter(dataset.to_iter_dataset(options))
@@ -268,62 +280,3 @@ def _iterate(dataset: grain.MapDataset, num_workers: int) -> Generator[dict[str,
         yield from iterator
     finally:
         iterator.close()
-
-
-def _load_in_workers(dataset: grain.MapDataset, num_workers: int) -> Generator[dict[str, np.ndarray]]:
-    """The batches, loaded in processes that hand them over through a pipe each, so that none waits for a dead one.
-
-    Grain's own workers use shared memory, of which a killed run leaves megabytes behind.
-    """
-    spawn = multiprocessing.get_context('spawn')  # JAX has threads, which a fork would break
-    num_workers = min(num_workers, len(dataset))
-    pipes: list[Connection] = []
-    with contextlib.ExitStack() as stack:
-        atexit.register(stack.close)  # or Python would wait at its exit for workers that wait to hand over a batch
-        stack.callback(atexit.unregister, stack.close)
-        for number in range(num_workers):
-            pipe, end = spawn.Pipe()
-            worker = spawn.Process(target=_send_batches, args=(end, number, num_workers))
-            pipes.append(stack.enter_context(pipe))
-            with end, signals_blocked():  # only the worker keeps its end, so its death ends the pipe
-                worker.start()
-                stack.callback(worker.join)
-                stack.callback(worker.kill)
-        pickled = pickle.dumps(dataset)
-        for pipe in pipes:  # as an argument of the process, `start` would wait until it is read, even by a dead worker
-            with contextlib.suppress(OSError):  # of a dead worker, which is noticed below
-                pipe.send_bytes(pickled)
-        for number in range(len(dataset)):
-            try:
-                batch = pipes[number % num_workers].recv()
-            except (EOFError, OSError):
-                raise InputError(
-                    'A process that loads photos was killed, perhaps because the memory is full; '
-                    'lower --config.data.num_workers and run the same command again.'
-                ) from None
-            if isinstance(batch, Exception):
-                raise batch
-            yield batch
-
-
-def _send_batches(pipe: Connection, first: int, step: int) -> None:
-    """In a worker: load every `step`th batch of the dataset that comes through `pipe`, and send it back."""
-    with contextlib.suppress(EOFError, OSError):  # the trainer has ended
-        dataset = pipe.recv()
-        for number in range(first, len(dataset), step):
-            pipe.send_bytes(_pickled_batch(dataset, number))
-
-
-def _pickled_batch(dataset: grain.MapDataset, number: int) -> bytes:
-    """A batch, or the exception that loading it raised."""
-    try:
-        return pickle.dumps(dataset[number])
-    except Exception as error:
-        report = f'In a process that loads photos:\n{traceback.format_exc()}'
-        error.add_note(report)
-        try:
-            pickled = pickle.dumps(error)
-            pickle.loads(pickled)  # which fails for some that can be pickled
-        except Exception:
-            return pickle.dumps(RuntimeError(report))
-        return pickled

@@ -11,13 +11,12 @@ BOX_COLUMNS = ('x1', 'y1', 'x2', 'y2')  # the first and the last pixel, counted 
 OVERHANG = 1.0  # pixels that a box may reach beyond its photo: since counting from 0 and from 1 is easily confused
 
 
-def has_boxes(columns: Sequence[str], where: str) -> bool:
-    """Whether a CSV file has the four box columns; raises InputError, which begins with `where`, if only some are there."""
-    present = [name for name in BOX_COLUMNS if name in columns]
-    if present and len(present) < len(BOX_COLUMNS):
-        absent = ', '.join(name for name in BOX_COLUMNS if name not in columns)
-        raise InputError(f'{where}: there is {", ".join(present)} but no {absent}; a box needs x1, y1, x2, y2.')
-    return bool(present)
+def check_box_columns(columns: Sequence[str], where: str) -> None:
+    """Raise InputError, which begins with `where`, if a CSV file has only some of the four box columns."""
+    absent = [name for name in BOX_COLUMNS if name not in columns]
+    if 0 < len(absent) < len(BOX_COLUMNS):
+        present = ', '.join(name for name in BOX_COLUMNS if name in columns)
+        raise InputError(f'{where}: there is {present} but no {", ".join(absent)}; a box needs x1, y1, x2, y2.')
 
 
 def parse_box(cells: Mapping[str, str], where: str) -> Box | None:

@@ -13,7 +13,7 @@ import PIL
 from jaxtyping import Array, Float, UInt8
 from tqdm import tqdm
 
-from asen_jax import files, sharding
+from asen_jax import files, processes, sharding
 from asen_jax.data.prepared import LoadOptions, Records
 from asen_jax.errors import InputError, StoppedError
 from asen_jax.signals import StopRequest, stopped
@@ -30,10 +30,14 @@ class CachedPhotos:
 
     def __init__(self, path: Path):
         """Raises InputError if a file is damaged."""
-        self.images: UInt8[np.ndarray, 'photos size size 3'] = _open(path)
+        self.images: UInt8[np.ndarray, 'photos size size 3']
         self.boxes: Float[np.ndarray, 'photos attributes 4'] | None = None
-        if _boxes_path(path).exists():
-            self.boxes = _open(_boxes_path(path))
+        try:
+            self.images = np.load(path, mmap_mode='r')
+            if _boxes_path(path).exists():
+                self.boxes = np.load(_boxes_path(path), mmap_mode='r')
+        except (ValueError, EOFError) as error:
+            raise InputError(f'{path} is damaged; delete {path.parent} and run the same command again.') from error
 
     def __getitem__(self, photo: int) -> dict[str, np.ndarray]:
         """`image`, and `boxes` if there are any."""
@@ -52,8 +56,8 @@ def open_cache(
 
     Raises InputError if it cannot be written, and StoppedError after a signal that `stop` received.
     """
-    path = _cache_path(records, split, options)
-    if sharding.is_writer() and not path.exists():
+    path = cache_path(records, split, options)
+    if processes.is_writer() and not path.exists():
         try:
             path.parent.mkdir(exist_ok=True)
             busy = f'Another process is filling {path.parent}; waiting for it.'
@@ -70,12 +74,12 @@ def open_cache(
                 'or set --config.data.cache=none.'
             ) from error
     signal_number = (stop.signal_number if stop else None) or 0
-    if number := sharding.agree(signal_number):  # with several processes, all wait here
+    if number := processes.agree(signal_number):  # with several processes, all wait here
         raise stopped(number, STOPPED)
     return CachedPhotos(path)
 
 
-def _cache_path(records: Records, split: str, options: LoadOptions) -> Path:
+def cache_path(records: Records, split: str, options: LoadOptions) -> Path:
     """The file of a split's photos; its name depends on everything that determines their pixels."""
     facts = [FORMAT, records.fingerprint, split, options.size, options.fit, options.crop_to_bbox, PIL.__version__]
     return Path(records.directory) / FOLDER / f'{split}-{files.sha256_of_json(facts)[:KEY_DIGITS]}.npy'
@@ -83,13 +87,6 @@ def _cache_path(records: Records, split: str, options: LoadOptions) -> Path:
 
 def _boxes_path(path: Path) -> Path:
     return path.with_suffix('.boxes.npy')
-
-
-def _open(path: Path) -> np.ndarray:
-    try:
-        return np.load(path, mmap_mode='r')
-    except (ValueError, EOFError) as error:
-        raise InputError(f'{path} is damaged; delete {path.parent} and run the same command again.') from error
 
 
 def _fill(
@@ -125,7 +122,7 @@ def put_on_devices(photos: UInt8[np.ndarray, 'photos size size 3'], mesh: jax.sh
     Raises InputError if they do not fit the memory of the devices.
     """
     share = -(-len(photos) // mesh.size)
-    _check_memory(share * math.prod(photos.shape[1:]), mesh.local_devices)
+    check_memory(share * math.prod(photos.shape[1:]), mesh.local_devices)
 
     def part(index: Any) -> np.ndarray:
         rows = photos[index[0]]
@@ -136,10 +133,11 @@ def put_on_devices(photos: UInt8[np.ndarray, 'photos size size 3'], mesh: jax.sh
     return jax.make_array_from_callback(shape, sharding.batch_sharding(mesh), part)
 
 
-def _check_memory(needed: int, devices: Iterable[Any]) -> None:
+def check_memory(needed: int, devices: Iterable[Any]) -> None:
+    """Raise InputError if a device has fewer than `needed` bytes for photos; a CPU reports no limit."""
     for device in devices:
         stats: Mapping[str, int] = device.memory_stats() or {}
-        free = FREE_SHARE * stats.get('bytes_limit', math.inf) - stats.get('bytes_in_use', 0)  # a CPU has no limit
+        free = FREE_SHARE * stats.get('bytes_limit', math.inf) - stats.get('bytes_in_use', 0)
         if needed > free:
             raise InputError(
                 f'the train photos take {needed / 1e9:.1f} GB of each device, but {device} has {max(free, 0) / 1e9:.1f} GB for them; '

@@ -56,7 +56,7 @@ def open_records(directory: str | os.PathLike) -> Records:
     directory = str(Path(directory))
     if not (Path(directory) / REPORT).is_file():
         raise InputError(f'{directory} holds no prepared records; run --mode prepare first.')
-    with _naming_damage(directory, directory):
+    with _damage_names(directory, directory):
         report = _check_files(Path(directory))
         builder = tfds.builder_from_directory(directory)
         metadata = builder.info.metadata
@@ -67,7 +67,7 @@ def open_records(directory: str | os.PathLike) -> Records:
             values=tuple(tuple(metadata['values'][name]) for name in metadata['attributes']),
             splits={name: split.num_examples for name, split in builder.info.splits.items()},
             dropped=metadata['dropped'],
-            caveat=report.get('caveat', ''),
+            caveat=report['caveat'],
             fingerprint=report['fingerprint'],
         )
     _open_photos.cache_clear()  # other records may have been there before
@@ -81,27 +81,26 @@ def _check_files(directory: Path) -> dict:
         report = json.loads((directory / REPORT).read_bytes())
     except ValueError:
         raise ValueError(REPORT) from None
-    if report.get('checksum', checksum_of_report(report)) != checksum_of_report(report):
+    if report['checksum'] != checksum_of_report(report):
         raise ValueError(REPORT)
-    for name, size in report['files'].items():
-        path = directory / name
-        if not path.is_file():
+    for name, expected in report['checksums'].items():
+        if not (directory / name).is_file():
             raise ValueError(f'{name} is missing')
-        expected = report.get('checksums', {}).get(name)
-        if path.stat().st_size != size or expected not in (None, checksum(path)):
+        if checksum(directory / name) != expected:
             raise ValueError(name)
     return report
 
 
 def checksum(path: Path) -> str:
-    """The SHA-256 of a file in a prepared directory; of one with records, only of its end, which says where each record lies.
+    """Size and SHA-256 of a file in a prepared directory; of one with records, only of its end, which says where each record lies.
 
     So opening does not read all photos. Each record carries a checksum of its own, which is verified when it is read.
     """
+    size = path.stat().st_size
     with path.open('rb') as file:
         if '.array_record-' in path.name:
-            file.seek(max(0, path.stat().st_size - FOOTER_BYTES))
-        return hashlib.file_digest(file, 'sha256').hexdigest()
+            file.seek(max(0, size - FOOTER_BYTES))
+        return f'{size}-{hashlib.file_digest(file, "sha256").hexdigest()}'
 
 
 def checksum_of_report(report: Mapping[str, Any]) -> str:
@@ -120,10 +119,10 @@ def check_unchanged(records: Records) -> None:
 
 
 @contextlib.contextmanager
-def _naming_damage(path: str, directory: str) -> Iterator[None]:
+def _damage_names(path: str, directory: str) -> Iterator[None]:
     """Turn whatever the libraries raise on a damaged or missing file into one sentence that names `path` and the remedy.
 
-    Other OSErrors stay as they are: no permission, or too many open files, is not damage.
+    Other OSErrors pass: missing permissions or too many open files are not damage.
     """
     try:
         yield
@@ -152,7 +151,7 @@ def read_record(directory: str, split: str, index: int) -> Mapping[str, Any]:
     except Exception:
         shards = source.dataset_info.splits[split]
         path = str(shards.filepaths[np.searchsorted(np.cumsum(shards.shard_lengths), index, side='right')])
-        with _naming_damage(path, directory):
+        with _damage_names(path, directory):
             with contextlib.suppress(FileNotFoundError):  # array_record raises RuntimeError, whatever is wrong
                 Path(path).open('rb').close()
             raise
@@ -161,7 +160,7 @@ def read_record(directory: str, split: str, index: int) -> Mapping[str, Any]:
 @functools.lru_cache(maxsize=16)
 def _open_photos(directory: str, split: str) -> tuple[Any, tfds.features.FeaturesDict]:
     """The records of a split as they were serialized, and what parses their PHOTO_FIELDS."""
-    with _naming_damage(directory, directory):
+    with _damage_names(directory, directory):
         builder = tfds.builder_from_directory(directory)
         source = builder.as_data_source(split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
     known = builder.info.features
@@ -187,7 +186,7 @@ def read_labels(records: Records, split: str) -> Labels:
 @functools.lru_cache(maxsize=16)  # each evaluation reads the same lists
 def _read_arrays(directory: str, names: tuple[str, ...]) -> list[np.ndarray]:
     path = Path(directory) / 'arrays.npz'
-    with _naming_damage(str(path), directory), path.open('rb') as file, np.load(file) as arrays:
+    with _damage_names(str(path), directory), path.open('rb') as file, np.load(file) as arrays:
         return [arrays[name] for name in names]
 
 
@@ -206,7 +205,7 @@ class LoadOptions(NamedTuple):
     def open(self, record: Mapping[str, Any]) -> images.Opened:
         """The record's photo, decoded; with `crop_to_bbox`, also cropped to its garment's box."""
         box = record.get('bbox') if self.crop_to_bbox else None
-        return images.open_photo(record['image'], None if box is None else tuple(box))
+        return images.crop_to_box(images.decode(record['image']), None if box is None else tuple(box))
 
     def read_square(self, records: Records, split: str, index: int) -> UInt8[np.ndarray, 'size size 3']:
         """The square input from a photo in `records`."""
@@ -223,15 +222,13 @@ def choose_image_size(records: Records, crop_to_bbox: bool) -> int:
     Networks find more in photos that are enlarged. It is at least MIN_CHOSEN_SIZE, five positions of a trunk of stride 32, and
     at most MAX_CHOSEN_SIZE, since larger photos take long without a GPU.
     """
-    count = records.splits['train']
-    places = np.linspace(0, count - 1, min(count, NUM_MEASURED)).astype(int).tolist()
-    sides = [_longer_side(read_record(records.directory, 'train', place), crop_to_bbox) for place in places]
+    count, sides = records.splits['train'], []
+    for place in np.linspace(0, count - 1, min(count, NUM_MEASURED)).astype(int).tolist():
+        record = read_record(records.directory, 'train', place)
+        if crop_to_bbox and 'bbox' in record:
+            left, top, right, bottom = record['bbox']
+            sides.append(max(right - left, bottom - top))
+        else:
+            sides.append(max(images.read_size(record['image'])))
     size = SIZE_STEP * round(2 * float(np.median(sides)) / SIZE_STEP)
     return min(max(size, MIN_CHOSEN_SIZE), MAX_CHOSEN_SIZE)
-
-
-def _longer_side(record: Mapping[str, Any], crop_to_bbox: bool) -> float:
-    if crop_to_bbox and record.get('bbox') is not None:
-        left, top, right, bottom = record['bbox']
-        return float(max(right - left, bottom - top))
-    return float(max(images.read_size(record['image'])))

@@ -125,12 +125,8 @@ def _has_value(
     index: TripletIndex, entry: Int[np.ndarray, ' n'], group: Int[np.ndarray, ' n']
 ) -> Bool[np.ndarray, ' n']:
     """Whether the photo of `entry` is also among the photos of `group`."""
-    photos = index.labels.photo
-    num_photos = int(photos.max()) + 1
-    group_of_entry = np.repeat(np.arange(len(index.group_start)), index.group_size)
-    sizes = zip(index.group_start, index.group_size, strict=True)
-    member = np.concatenate([np.arange(start, start + size) for start, size in sizes])
-    keys = group_of_entry * num_photos + photos[member]  # ascending: groups in order, photos sorted within each
-    wanted = group * num_photos + photos[entry]
-    place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return keys[place] == wanted
+    photo, attribute, value = index.labels
+    num_photos, num_values = int(photo.max()) + 1, int(value.max()) + 1
+    first = index.group_start[group]
+    known = (attribute * num_values + value) * num_photos + photo  # every label as one number
+    return np.isin((attribute[first] * num_values + value[first]) * num_photos + photo[entry], known)

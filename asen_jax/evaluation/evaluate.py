@@ -138,9 +138,9 @@ def photo_embedder(config: ConfigDict, records: Records, split: str, embed: Embe
 
     def embed_photo(index: int) -> EmbeddedPhoto:
         batch[0] = options.read_square(records, split, index)
-        vectors, heatmaps = embed(batch)
-        heatmaps = None if heatmaps is None else np.asarray(heatmaps)[0]
-        return EmbeddedPhoto(batch[0].copy(), np.asarray(vectors)[0], heatmaps)
+        output = embed(batch)
+        heatmaps = None if output.heatmap is None else np.asarray(output.heatmap)[0]
+        return EmbeddedPhoto(batch[0].copy(), np.asarray(output.embedding)[0], heatmaps)
 
     return embed_photo
 

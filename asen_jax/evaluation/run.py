@@ -6,14 +6,15 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from asen_jax import files, sharding
+from asen_jax import files, processes
 from asen_jax.checkpoint import identity
 from asen_jax.data.prepared import Records
 from asen_jax.errors import InputError
 from asen_jax.evaluation.evaluate import evaluate, rank_examples
 from asen_jax.evaluation.figures import draw_rankings
 from asen_jax.evaluation.results import format_table
-from asen_jax.network import Embed, TrainedNetwork, attribute_names, config_as_trained
+from asen_jax.matching import attribute_names, config_as_trained
+from asen_jax.network import Embed, TrainedNetwork
 
 OTHER_RECORDS = 'The network was trained on other records, which may include photos that are scored here.'
 
@@ -43,7 +44,7 @@ def evaluate_network(
         from asen_jax.evaluation.report import make_report  # loads Bokeh, which no other mode needs
 
         page = make_report(config, records, evaluation, embed, workdir, network.meta)
-    if sharding.is_writer():
+    if processes.is_writer():
         written = [Path(workdir) / f'eval_{split}.json']
         files.write_json(written[0], result)
         if rankings:
@@ -70,7 +71,6 @@ def match_attributes(config: ConfigDict, meta: dict, records: Records, workdir: 
     order = np.array([known.index(name) for name in records.attributes])
 
     def reordered(images):
-        vectors, heatmaps = embed(images)
-        return vectors[:, order], None if heatmaps is None else heatmaps[:, order]
+        return jax.tree.map(lambda part: part[:, order], embed(images))
 
     return reordered

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from tqdm import tqdm
 
-from asen_jax import sharding
+from asen_jax import processes
 from asen_jax.data.prefetch import prefetch
 from asen_jax.evaluation.metrics import Product
 from asen_jax.network import Embed, check_finite
@@ -49,17 +49,17 @@ def collect_vectors(
             yield batch['mask'], kept, batch['image'].shape[1], output
 
     with tqdm(total=int(wanted.any(axis=1).sum()), desc=title, unit='photo', disable=None) as bar:
-        for mask, kept, size, (embeddings, heatmaps) in prefetch(started(), 1):
+        for mask, kept, size, output in prefetch(started(), 1):
             if not len(vectors):
-                vectors = np.zeros((int(wanted.sum()), embeddings.shape[-1]), np.float32)
+                vectors = np.zeros((int(wanted.sum()), output.embedding.shape[-1]), np.float32)
             index = kept['index']
             place = rows[index]
-            vectors[place[place >= 0]] = np.asarray(embeddings)[mask][place >= 0]
-            if 'boxes' in kept and heatmaps is not None:
-                inside[index], share[index] = score_attention(np.asarray(heatmaps)[mask], kept['boxes'], size)
+            vectors[place[place >= 0]] = np.asarray(output.embedding)[mask][place >= 0]
+            if 'boxes' in kept and output.heatmap is not None:
+                inside[index], share[index] = score_attention(np.asarray(output.heatmap)[mask], kept['boxes'], size)
             bar.update(len(index))
     check_finite(vectors)
-    inside, share = map(sharding.merge, (inside, share))  # each process has the boxes of the photos that it loaded
+    inside, share = map(processes.merge, (inside, share))  # each process has the boxes of the photos that it loaded
     return Vectors(rows, vectors, inside, share)
 
 

@@ -1,95 +1,136 @@
-"""The heads of ASEN and ASEN v2 (Ma et al., AAAI 2020): where an attribute is visible, and which channels describe it."""
+"""ASEN and ASEN v2 (Ma et al., AAAI 2020): where an attribute is visible, and which channels describe it."""
+
+from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
 
 from asen_jax.models.attention import ATTRIBUTE_DIM, ChannelAttention, SpatialAttention, SpatialAttentionV2
-from asen_jax.models.heads import HeadOutput, Projected
+from asen_jax.models.interfaces import NetworkKind, Output, Projected, TorchLayout
 from asen_jax.models.layers import Numerics, Roles, Table, average_pool, linear, uniform_by_fan_in
+from asen_jax.models.single import single
 
 
 class AsenHead(nnx.Module):
-    """fc(channel(spatial(x, c), c)).
+    """fc(channel(spatial(x, c), c)), where the condition c is one-hot.
 
     In the paper's ablations, an average pool replaces spatial attention, and nothing replaces channel attention.
     """
 
-    def __init__(
-        self,
-        trunk_dim: int,
-        embed_dim: int,
-        num_attributes: int,
-        *,
-        spatial: bool,
-        channel: bool,
-        numerics: Numerics,
-        rngs: nnx.Rngs,
-    ):
-        make = {'numerics': numerics, 'rngs': rngs}
-        self.spatial = SpatialAttention(trunk_dim, num_attributes, **make) if spatial else None
-        self.channel = ChannelAttention(trunk_dim, trunk_dim, **make) if channel else None
-        self.channel_rows = (
-            Table(num_attributes, trunk_dim, init=uniform_by_fan_in(num_attributes), rngs=rngs) if channel else None
-        )
-        self.fc = linear(trunk_dim, embed_dim, **make)
+    def __init__(self, options: ConfigDict, trunk_dim: int, num_attributes: int, numerics: Numerics, rngs: nnx.Rngs):
+        make, attention = {'numerics': numerics, 'rngs': rngs}, options.asen
+        self.spatial = SpatialAttention(trunk_dim, num_attributes, **make) if attention.spatial_attention else None
+        self.channel = ChannelAttention(trunk_dim, trunk_dim, **make) if attention.channel_attention else None
+        table = {'init': uniform_by_fan_in(num_attributes), 'rngs': rngs}
+        self.channel_rows = Table(num_attributes, trunk_dim, **table) if self.channel else None
+        self.fc = linear(trunk_dim, options.embed_dim, **make)
 
     def project(self, x: Float[Array, 'n h w c'], roles: Roles) -> Projected:
         """The part that is the same for every attribute."""
         return Projected(x, self.spatial.project(x, roles)) if self.spatial else Projected(average_pool(x))
 
-    def __call__(self, projected: Projected, attribute: Int[Array, ' #n']) -> HeadOutput:
+    def __call__(self, projected: Projected, condition: Float[Array, '#n a']) -> Output:
         pooled, heatmap = projected.features, None
         if self.spatial and projected.image is not None:
-            pooled, heatmap = self.spatial(projected.features, projected.image, attribute)
+            pooled, heatmap = self.spatial(projected.features, projected.image, condition)
         if self.channel and self.channel_rows:
-            pooled = self.channel(pooled, nnx.relu(self.channel_rows(attribute)))
-        return HeadOutput(self.fc(pooled), heatmap)
+            pooled = self.channel(pooled, nnx.relu(self.channel_rows(condition)))
+        return Output(self.fc(pooled), heatmap)
 
 
 class AsenV2Head(nnx.Module):
     """channel(spatial(x, E_c), E_c) with one attribute table E and no last layer, so the embedding has the trunk's size.
 
-    `projection` adds what the paper does not have: relu(fc(.)) times the attribute's own matrix, [hidden units,
-    dimensions of the embedding].
+    The condition is [E_c; onehot(c)]. `projection` adds what the paper does not have: relu(fc(.)) times the attribute's own
+    matrix, [hidden units, dimensions of the embedding].
     """
 
-    def __init__(
-        self,
-        trunk_dim: int,
-        num_attributes: int,
-        projection: tuple[int, int] | None = None,
-        *,
-        spatial: bool,
-        channel: bool,
-        numerics: Numerics,
-        rngs: nnx.Rngs,
-    ):
-        make = {'numerics': numerics, 'rngs': rngs}
-        self.attribute_rows = Table(num_attributes, ATTRIBUTE_DIM, rngs=rngs) if spatial or channel else None
-        self.spatial = SpatialAttentionV2(trunk_dim, **make) if spatial else None
-        self.channel = ChannelAttention(trunk_dim, ATTRIBUTE_DIM, **make) if channel else None
-        self.channel_fc = linear(ATTRIBUTE_DIM, ATTRIBUTE_DIM, **make) if channel else None
-        self.hidden_fc = linear(trunk_dim, projection[0], **make) if projection else None
-        self.fc = (
-            Table(num_attributes, *projection, init=uniform_by_fan_in(projection[0]), rngs=rngs) if projection else None
-        )
-        self.precision = numerics.precision
+    def __init__(self, options: ConfigDict, trunk_dim: int, num_attributes: int, numerics: Numerics, rngs: nnx.Rngs):
+        make, attention, hidden = {'numerics': numerics, 'rngs': rngs}, options.asen, options.asen_v2.projection
+        self.spatial = SpatialAttentionV2(trunk_dim, **make) if attention.spatial_attention else None
+        self.channel = ChannelAttention(trunk_dim, ATTRIBUTE_DIM, **make) if attention.channel_attention else None
+        self.channel_fc = linear(ATTRIBUTE_DIM, ATTRIBUTE_DIM, **make) if self.channel else None
+        self.hidden_fc = linear(trunk_dim, hidden, **make) if hidden else None
+        shape = (num_attributes, hidden, options.embed_dim)
+        self.fc = Table(*shape, init=uniform_by_fan_in(hidden), rngs=rngs) if hidden else None
+        self.num_attributes, self.precision = num_attributes, numerics.precision
 
     def project(self, x: Float[Array, 'n h w c'], roles: Roles) -> Projected:
         """The part that is the same for every attribute."""
         return Projected(x, self.spatial.project(x, roles)) if self.spatial else Projected(average_pool(x))
 
-    def __call__(self, projected: Projected, attribute: Int[Array, ' #n']) -> HeadOutput:
+    def __call__(self, projected: Projected, condition: Float[Array, '#n e']) -> Output:
         pooled, heatmap = projected.features, None
-        if self.attribute_rows:
-            embedded = self.attribute_rows(attribute)
-            if self.spatial and projected.image is not None:
-                pooled, heatmap = self.spatial(projected.features, projected.image, embedded)
-            if self.channel and self.channel_fc:
-                pooled = self.channel(pooled, nnx.relu(self.channel_fc(embedded)))
+        embedded, one_hot = condition[:, : -self.num_attributes], condition[:, -self.num_attributes :]
+        if self.spatial and projected.image is not None:
+            pooled, heatmap = self.spatial(projected.features, projected.image, embedded)
+        if self.channel and self.channel_fc:
+            pooled = self.channel(pooled, nnx.relu(self.channel_fc(embedded)))
         if self.hidden_fc and self.fc:
             hidden = nnx.relu(self.hidden_fc(pooled))
-            matrices = self.fc(attribute).astype(hidden.dtype)
+            matrices = self.fc(one_hot).astype(hidden.dtype)
             pooled = jnp.einsum('nh,nhd->nd', hidden, matrices, precision=self.precision)
-        return HeadOutput(pooled, heatmap)
+        return Output(pooled, heatmap)
+
+
+def table_dim(options: ConfigDict) -> int:
+    """The columns of ASEN v2's attribute table, which only its attention reads."""
+    return ATTRIBUTE_DIM if options.asen.spatial_attention or options.asen.channel_attention else 0
+
+
+def recognize_asen(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], int] | None:
+    """The config fields of a checkpoint of the original ASEN, and its number of attributes; None for other tensors."""
+    table = next((tensors[name] for name in ('mask_fc1.weight', 'mask_fc2.weight') if name in tensors), None)
+    if table is None:
+        return None
+    last = np.shape(tensors.get('feature_fc.weight', ()))
+    return ({'model.embed_dim': last[0]} if len(last) == 2 else {}) | _attention(tensors), table.shape[1]
+
+
+def recognize_asen_v2(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], int] | None:
+    """The same for ASEN v2."""
+    table = tensors.get('attr_embedding.weight')
+    return None if table is None else (_attention(tensors), len(table))
+
+
+def _attention(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    marks = {'spatial_attention': 'conv1.weight', 'channel_attention': 'fc1.weight'}
+    return {f'model.asen.{field}': mark in tensors for field, mark in marks.items()}
+
+
+ASEN_NAMES = {
+    'trunk': 'backbonenet',
+    'head.spatial.image_conv': 'conv1',
+    'head.spatial.score_conv': 'conv2',
+    'head.spatial.attribute_rows': 'mask_fc1',
+    'head.channel_rows': 'mask_fc2',
+    'head.channel.fc1': 'fc1',
+    'head.channel.fc2': 'fc2',
+    'head.fc': 'feature_fc',
+}
+ASEN_V2_NAMES = {
+    'trunk': 'backbonenet',
+    'conditions': 'attr_embedding',
+    'head.spatial.attribute_fc': 'attr_transform1',
+    'head.spatial.image_conv': 'conv1',
+    'head.spatial.image_bn': 'img_bn1',
+    'head.channel_fc': 'attr_transform2',
+    'head.channel.fc1': 'fc1',
+    'head.channel.fc2': 'fc2',
+}
+NETWORKS = {
+    'asen': NetworkKind(
+        paper='ASEN: Ma et al., AAAI 2020, arXiv 2002.02814',
+        build=single(AsenHead),
+        torch=TorchLayout(lambda options: ASEN_NAMES, recognize_asen, linear_tables=('mask_fc1', 'mask_fc2')),
+    ),
+    'asen_v2': NetworkKind(
+        paper="ASEN, second version in its authors' repository: Ma et al., AAAI 2020, arXiv 2002.02814",
+        build=single(AsenV2Head, table_dim),
+        torch=TorchLayout(lambda options: ASEN_V2_NAMES, recognize_asen_v2),
+    ),
+}

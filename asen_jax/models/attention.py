@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from asen_jax.models.layers import BatchNorm, Conv, Numerics, Roles, Table, linear, uniform_by_fan_in
 
@@ -41,8 +41,8 @@ class SpatialAttention(nnx.Module):
         """tanh(conv1x1(x)), which is the same for every attribute."""
         return jnp.tanh(self.image_conv(x))
 
-    def __call__(self, x: Float[Array, 'n h w c'], image: Float[Array, 'n h w k'], attribute: Int[Array, ' #n']):
-        rows = jnp.tanh(self.attribute_rows(attribute))  # float32, so that their gradients are sums in float32
+    def __call__(self, x: Float[Array, 'n h w c'], image: Float[Array, 'n h w k'], one_hot: Float[Array, '#n a']):
+        rows = jnp.tanh(self.attribute_rows(one_hot))  # float32, so that their gradients are sums in float32
         return attend(x, jnp.tanh(self.score_conv(image * rows[:, None, None]))[..., 0])
 
 

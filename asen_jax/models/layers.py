@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 Roles = tuple[int, ...]
 
@@ -101,17 +101,17 @@ class Conv(nnx.Module):
 
 
 class Table(nnx.Module):
-    """One row of the given shape per attribute, from N(0, 1) unless `init` says otherwise.
+    """One row of the given shape per attribute, of which a one-hot condition picks its own.
 
-    This is `nnx.Embed` but for the shape, and the parameter's name, which existing checkpoints contain. PyTorch's bias-free
-    linear layer on one-hot vectors is the same with `init=uniform_by_fan_in(num_rows)`.
+    Rows start from N(0, 1) unless `init` says otherwise. PyTorch's bias-free linear layer on one-hot vectors is the same with
+    `init=uniform_by_fan_in(num_rows)`.
     """
 
     def __init__(self, num_rows: int, *shape: int, init: nnx.Initializer = jax.random.normal, rngs: nnx.Rngs):
         self.rows = nnx.Param(init(rngs.params(), (num_rows, *shape)))
 
-    def __call__(self, index: Int[Array, ' n']) -> Float[Array, 'n ...']:
-        return self.rows[...][index]
+    def __call__(self, one_hot: Float[Array, 'n a']) -> Float[Array, 'n ...']:
+        return jnp.tensordot(one_hot, self.rows[...], 1, precision=lax.Precision.HIGHEST)
 
 
 class BatchNorm(nnx.Module):

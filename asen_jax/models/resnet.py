@@ -1,13 +1,27 @@
-"""ResNet-18/34/50 up to layer3 (He et al., 2016), the trunk of every network, in torchvision's layout."""
+"""ResNet-18/34/50 up to layer3 (He et al., 2016), the trunk of every published network, in torchvision's layout."""
+
+import functools
+from pathlib import Path
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
+from ml_collections import ConfigDict
 
+from asen_jax.errors import InputError
+from asen_jax.models.interfaces import Pretrained, TrunkKind
 from asen_jax.models.layers import BatchNorm, Conv, Numerics, Roles, max_pool, run_block
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels, per channel
 BLOCKS = {'resnet18': (2, 2, 2), 'resnet34': (3, 4, 6), 'resnet50': (3, 4, 6)}
+WIDTH = 64  # channels of the first layer, as published
+FOLDER, URL = Path('data/pretrained'), 'https://download.pytorch.org/models/'
+# torchvision's v1 weights, which the papers used; the second name is an older file with the same weights
+FILES = {
+    'resnet18': ('resnet18-f37072fd.pth', 'resnet18-5c106cde.pth'),
+    'resnet34': ('resnet34-b627a593.pth', 'resnet34-333f7ec4.pth'),
+    'resnet50': ('resnet50-0676ba61.pth', 'resnet50-19c8e357.pth'),
+}
 
 
 class BasicBlock(nnx.Module):
@@ -60,7 +74,7 @@ class Shortcut(nnx.Module):
 class ResNet(nnx.Module):
     """Features at stride 16 from normalized pixels: 16 * width channels with bottlenecks, 4 * width with basic blocks."""
 
-    def __init__(self, name: str, width: int = 64, *, numerics: Numerics, rngs: nnx.Rngs):
+    def __init__(self, name: str, width: int = WIDTH, *, numerics: Numerics, rngs: nnx.Rngs):
         block = Bottleneck if name == 'resnet50' else BasicBlock
         make = {'numerics': numerics, 'rngs': rngs}
         self.conv1, self.bn1 = Conv(3, width, 7, stride=2, trunk=True, **make), BatchNorm(width)
@@ -88,3 +102,32 @@ class ResNet(nnx.Module):
             for block in stage:
                 x = run_block(block, x, roles, remat)
         return x
+
+
+def find_torchvision(name: str, options: ConfigDict) -> Path | None:
+    """torchvision's file in FOLDER; raises InputError for a network of another width."""
+    if options.resnet.width != WIDTH:
+        raise InputError(
+            f'config.model.resnet.width is {options.resnet.width}, but ImageNet weights have {WIDTH}; change it, or set '
+            '--config.init.trunk=none.'
+        )
+    return next((FOLDER / file for file in FILES[name] if (FOLDER / file).is_file()), None)
+
+
+def _kind(name: str) -> TrunkKind:
+    newest = FILES[name][0]
+    return TrunkKind(
+        build=lambda options, numerics, rngs: ResNet(name, options.resnet.width, numerics=numerics, rngs=rngs),
+        pretrained=Pretrained(
+            about=f"torchvision's ImageNet weights (IMAGENET1K_V1; timm/{name}.tv_in1k on the Hub; BSD-3-Clause)",
+            find=functools.partial(find_torchvision, name),
+            remedy=f'check the network, or download {URL}{newest} to {FOLDER / newest}',
+            hub=f'timm/{name}.tv_in1k',
+        ),
+        torch_names={'shortcut': 'downsample', 'conv': '0', 'bn': '1'},
+        torch_unused=r'layer4\.',
+        in_original=True,
+    )
+
+
+TRUNKS = {name: _kind(name) for name in BLOCKS}

@@ -1,8 +1,6 @@
 """The photos that `--images` names: those of a folder, a pattern, or a list."""
 
-import csv
 import glob
-import io
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,8 +10,9 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from asen_jax.data.boxes import BOX_COLUMNS, Box, has_boxes, parse_box
+from asen_jax.data.boxes import BOX_COLUMNS, Box
 from asen_jax.data.images import FORMATS
+from asen_jax.data.table import read_table
 from asen_jax.errors import InputError
 from asen_jax.files import write_atomically
 
@@ -61,6 +60,8 @@ def list_photos(images: str | os.PathLike, with_boxes: bool = False) -> Listing:
     elif path.suffix.lower() in suffixes:
         photos = [ListedPhoto(str(path))]
     else:
+        if not path.is_file():  # reading a pipe or a device may never end
+            raise InputError(f'{path} is not a regular file; --images takes {ACCEPTED}.')
         listed = _read_csv(path, with_boxes) if path.suffix.lower() == '.csv' else _read_list(path)
         photos = [photo._replace(path=str(path.parent / photo.path)) for photo in listed]
     if not photos:
@@ -138,46 +139,23 @@ def _walk(folder: Path, suffixes: set[str]) -> Listing:
 
 
 def _read_list(path: Path) -> list[ListedPhoto]:
-    return [ListedPhoto(line.strip()) for line in _read_text(path).split('\n') if line.strip()]
+    """The lines of a text file that are not empty."""
+    try:
+        text = path.read_bytes().decode('utf-8-sig')
+    except UnicodeDecodeError as error:
+        raise InputError(f'{path} is neither a photo nor UTF-8 text; --images takes {ACCEPTED}.') from error
+    return [ListedPhoto(line.strip()) for line in text.split('\n') if line.strip()]
 
 
 def _read_csv(path: Path, with_boxes: bool) -> list[ListedPhoto]:
-    """The column `path`, the boxes if there are any, and the other columns; empty lines are left out."""
-    reader = csv.reader(io.StringIO(_read_text(path), newline=''), strict=True)
-    photos = []
-    try:
-        columns = [name.strip() for name in next(reader, [])]
-        if 'path' not in columns:
-            raise InputError(
-                f'{path}, line 1: no column is named path (it reads {",".join(columns)!r}); --images takes {ACCEPTED}.'
-            )
-        boxed = with_boxes and has_boxes(columns, f'{path}, line 1')
-        others = set(columns) - {'path', '', *BOX_COLUMNS}
-        places = {name: columns.index(name) for name in ('path', *(BOX_COLUMNS if boxed else ()))}
-        for row in reader:
-            if not any(cell.strip() for cell in row):
-                continue
-            where = f'{path}, line {reader.line_num}'
-            cells = {name: row[place].strip() if place < len(row) else '' for name, place in places.items()}
-            if not cells['path']:
-                raise InputError(f"{where}: the path is empty; write the photo's file.")
-            box = parse_box(cells, where) if boxed else None
-            rest = {
-                name: cell.strip() for name, cell in zip(columns, row, strict=False) if name in others and cell.strip()
-            }
-            photos.append(ListedPhoto(cells['path'], box, rest))
-    except csv.Error as error:
-        raise InputError(
-            f'{path}, line {reader.line_num}: {error}; put a cell with a comma or a quote in quotes, and keep it below '
-            '131,072 characters.'
-        ) from error
-    return photos
-
-
-def _read_text(path: Path) -> str:
-    if not path.is_file():  # reading a pipe or a device may never end
-        raise InputError(f'{path} is not a regular file; --images takes {ACCEPTED}.')
-    try:
-        return path.read_bytes().decode('utf-8-sig')
-    except UnicodeDecodeError as error:
-        raise InputError(f'{path} is neither a photo nor UTF-8 text; --images takes {ACCEPTED}.') from error
+    """The column `path`, the boxes if there are any, and the other columns."""
+    table = read_table(path)
+    metadata = [name for name in table.columns if name not in ('path', *BOX_COLUMNS)]
+    return [
+        ListedPhoto(
+            row.cells['path'],
+            table.box(row) if with_boxes else None,
+            {name: row.cells[name] for name in metadata if row.cells[name]},
+        )
+        for row in table.rows
+    ]

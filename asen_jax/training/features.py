@@ -1,4 +1,4 @@
-"""The features of a trunk that stays as it is: computed once, before the first step, and kept on disk."""
+"""The features of a frozen trunk: computed once, before the first step, and kept on disk."""
 
 import functools
 import math
@@ -8,22 +8,23 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from flax import nnx
 from jaxtyping import Float
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from asen_jax import sharding
+from asen_jax import processes, sharding
 from asen_jax.data.batches import eval_batches
 from asen_jax.data.prefetch import prefetch
 from asen_jax.data.prepared import Records
-from asen_jax.models import Structure, extract_features
+from asen_jax.models.apply import extract_features
 from asen_jax.signals import StopRequest, stopped
 
 
 def compute_features(
     config: ConfigDict,
     records: Records,
-    structure: Structure,
+    graphdef: nnx.GraphDef,
     arrays: tuple[dict, dict],
     mesh: jax.sharding.Mesh,
     folder: Path,
@@ -35,7 +36,7 @@ def compute_features(
     signal.
     """
     whole = sharding.replicated(mesh)
-    extract = jax.jit(functools.partial(extract_features, structure), out_shardings=whole)
+    extract = jax.jit(functools.partial(extract_features, graphdef), out_shardings=whole)
     arrays = jax.device_put(arrays, whole)
     count, features = records.splits['train'], np.zeros((0, 2, 0, 0, 0), np.float16)
 
@@ -56,6 +57,6 @@ def compute_features(
             for mirrored, output in enumerate(outputs):
                 features[index, mirrored] = np.asarray(output)[: len(index)]
             bar.update(len(index))
-            if number := sharding.agree(stop.signal_number or 0):
+            if number := processes.agree(stop.signal_number or 0):
                 raise stopped(number, 'before the first step; run the same command to start.')
     return features

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
+from flax import nnx
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from asen_jax import files, sharding
+from asen_jax import files, processes, sharding
 from asen_jax.checkpoint import ADVICE, Checkpoints
-from asen_jax.data.batches import check_triplets, open_photos, steps_per_epoch, train_batches
+from asen_jax.data.batches import open_photos, steps_per_epoch, train_batches
 from asen_jax.data.cache import CachedPhotos, put_on_devices
 from asen_jax.data.prepared import Records, choose_image_size, has_targets, read_records
 from asen_jax.errors import InputError, NumericsError
@@ -23,95 +23,37 @@ from asen_jax.evaluation import results
 from asen_jax.evaluation.evaluate import evaluate, rank_examples
 from asen_jax.evaluation.figures import draw_rankings
 from asen_jax.evaluation.run import evaluate_network
-from asen_jax.models import Structure, build_model, build_shapes
+from asen_jax.models.build import build_model
 from asen_jax.network import Embed, load_network, make_embedder
 from asen_jax.signals import StopRequest, stopped
+from asen_jax.training.checks import Trunk, check_config
 from asen_jax.training.features import compute_features
+from asen_jax.training.losses import any_needs
 from asen_jax.training.optimizer import make_optimizer, make_schedule
 from asen_jax.training.profiling import Profiler, peak_flops, step_flops
 from asen_jax.training.resume import check_same_run, describe_missing, restore_state
 from asen_jax.training.step import TrainState, create_state, make_train_step
 from asen_jax.training.tracking import Meter, Meters, Tracker
-from asen_jax.weights.starting import check_start, read_start
-from asen_jax.weights.trunks import read_trunk
+from asen_jax.weights.starting import read_start
 
 PHOTO_SPLITS = ('train', 'valid', 'test')
-Trunk = tuple[dict, dict]  # parameters and batch statistics under the key `trunk`; empty if a run starts without one
 
 
 class Run(NamedTuple):
     """What stays the same from step to step."""
 
     config: ConfigDict
-    workdir: Path
     records: Records
-    structure: Structure
-    scores_valid: bool  # whether there is a valid split to choose the best checkpoint by
+    graphdef: nnx.GraphDef
     mesh: jax.sharding.Mesh
-    peak: float | None  # FLOP/s of each device, if known
     epoch_steps: int
     train_step: Callable[[TrainState, dict], tuple[TrainState, dict]]
-    schedule: optax.Schedule
     bind: Callable[[dict, dict], Embed]  # (params, batch_stats) -> the network as a function
     checkpoints: Checkpoints
     tracker: Tracker
     profiler: Profiler
     stop: StopRequest
-    train_photos: dict[str, jax.Array]  # with `data.cache=device`, an entry of every batch
-    origin: dict  # metadata of checkpoints on where the weights came from: `imported`, `started_from`, or nothing
-
-
-def check_config(config: ConfigDict, workdir: Path) -> Trunk:
-    """Raise InputError for everything in `config` that can be seen to be wrong without the data.
-
-    Returns the pretrained trunk from which a new run starts, so that it is read only once; nothing for `config.init.workdir`.
-    """
-    check_loss(config)
-    check_triplets(config)
-    check_cache(config)
-    if not config.optim.trunk_factor and config.data.jitter:
-        raise InputError(
-            'config.optim.trunk_factor is 0, so features are computed once and photos cannot be cropped at random; '
-            'set config.data.jitter=0.'
-        )
-    mesh = sharding.make_mesh(config.mesh.model)
-    sharding.check_batch_size(config.train.batch_size, mesh, config.train.accumulate_steps)
-    _, params, batch_stats = build_shapes(config, num_attributes=2)
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        check_start(config, checkpoints)
-        if config.init.workdir or checkpoints.resumable():
-            return {}, {}
-    return read_trunk(config, params, batch_stats)
-
-
-def check_cache(config: ConfigDict) -> None:
-    """Raise InputError if photos cannot be cached as `config` asks."""
-    if config.data.cache != 'none' and config.data.jitter:
-        raise InputError(
-            f'config.data.cache is {config.data.cache}, so photos cannot be cropped at random; '
-            'set config.data.jitter=0 or config.data.cache=none.'
-        )
-    if config.data.cache == 'device' and not config.optim.trunk_factor:
-        raise InputError(
-            'config.optim.trunk_factor is 0, so steps read features instead of photos; set config.data.cache=disk.'
-        )
-
-
-def check_loss(config: ConfigDict) -> None:
-    """Raise InputError if the loss does not go with the network or the distance."""
-    options = config.train
-    if options.loss == 'contrastive' and options.distance != 'cosine':
-        raise InputError('config.train.loss=contrastive uses the cosine distance; set config.train.distance=cosine.')
-    if options.loss == 'contrastive' and options.accumulate_steps > 1:
-        raise InputError(
-            f'config.train.accumulate_steps is {options.accumulate_steps}, but config.train.loss=contrastive compares each photo '
-            'with its whole batch; set config.train.accumulate_steps=1, or config.train.loss=triplet.'
-        )
-    for field in ('embedding_norm', 'mask_norm'):
-        if options[field] and (config.model.name != 'csn' or options.loss != 'triplet'):
-            raise InputError(
-                f'config.train.{field} is {options[field]}, but it belongs to the triplet loss of csn; set it to 0.'
-            )
+    meta: dict[str, Any]  # of every checkpoint: enough to rebuild the network and to name what it predicts
 
 
 def train_and_evaluate(
@@ -124,19 +66,19 @@ def train_and_evaluate(
     if trunk is None:
         trunk = check_config(config, workdir)
     workdir = Path(workdir)
-    only_run = files.lock_workdir(workdir) if sharding.is_writer() else contextlib.nullcontext()
+    only_run = files.lock_workdir(workdir) if processes.is_writer() else contextlib.nullcontext()
     with read_records(records_directory) as records, only_run:
         sized = with_image_size(config, records)
         with StopRequest() as stop, Checkpoints(workdir) as checkpoints:
             check_same_run(sized, records, workdir, checkpoints)
-            run, state, meters = start(sized, workdir, records, checkpoints, stop, trunk)
-            if sharding.is_writer():
+            run, state, meters = start(sized, records, checkpoints, stop, trunk)
+            if processes.is_writer():
                 files.write_text(workdir / 'config.json', config.to_json(indent=2) + '\n')  # as the user wrote it
-            step = int(state.step)
             for split in (name for name in PHOTO_SPLITS if name in records.splits):
                 open_photos(records, split, sized, stop)  # now, when a full disk costs no work
-            run = run._replace(train_photos=photos_on_devices(run, step))
-            batches = train_batches(records, sized, step, frozen_features(run, state))
+            step, with_labels = int(state.step), any_needs(config.train, 'labels')
+            photos = photos_on_devices(run, step)
+            batches = train_batches(records, sized, step, frozen_features(run, state), with_labels)
             with (
                 contextlib.closing(run.tracker),
                 contextlib.closing(batches),
@@ -146,7 +88,7 @@ def train_and_evaluate(
                 if is_unfinished(run, step):
                     finish_epoch(run, state, step // run.epoch_steps - 1, {})
                 for epoch in range(step // run.epoch_steps, config.train.num_epochs):
-                    state, numbers = train_epoch(run, state, batches, epoch, meters)
+                    state, numbers = train_epoch(run, state, batches, photos, epoch, meters)
                     finish_epoch(run, state, epoch, numbers)
                     meters = Meters.start()
         return evaluate_best(run)
@@ -163,23 +105,17 @@ def with_image_size(config: ConfigDict, records: Records) -> ConfigDict:
 
 
 def start(
-    config: ConfigDict,
-    workdir: Path,
-    records: Records,
-    checkpoints: Checkpoints,
-    stop: StopRequest,
-    trunk: Trunk,
+    config: ConfigDict, records: Records, checkpoints: Checkpoints, stop: StopRequest, trunk: Trunk
 ) -> tuple[Run, TrainState, Meters]:
     """Build the network, the step and the state: fresh, or from the newest checkpoint."""
-    mesh = sharding.make_mesh(config.mesh.model)
+    mesh, workdir, writes = sharding.make_mesh(config.mesh.model), checkpoints.root.parent, processes.is_writer()
     epoch_steps = steps_per_epoch(records, config)
-    schedule = make_schedule(config, epoch_steps)
-    optimizer = make_optimizer(schedule, config.optim.trunk_factor)
-    structure, params, batch_stats = build_model(config, len(records.attributes))
+    graphdef, params, batch_stats = build_model(config, len(records.attributes))
     params, batch_stats = params | trunk[0], batch_stats | trunk[1]
-    origin, resumed, meters, kind = {}, 0, Meters.start(), checkpoints.resumable()
+    optimizer = make_optimizer(config, make_schedule(config, epoch_steps), params)
+    kind, origin, meters = checkpoints.kind_to_resume(), {}, Meters.start()
     if kind is None and config.init.workdir:
-        params, batch_stats, origin['started_from'] = read_start(config, records.attributes, params)
+        params, batch_stats, origin['started_from'] = read_start(config, records.attributes, params, batch_stats)
     state = create_state(params, batch_stats, optimizer)
     shardings = sharding.state_shardings(state, mesh)
     if kind is None:
@@ -187,29 +123,33 @@ def start(
     else:
         meta = checkpoints.read_meta(kind)
         origin = {name: meta[name] for name in ('imported', 'started_from') if name in meta}
-        state = restore_state(checkpoints, kind, meta, state, shardings, optimizer)
-        resumed, meters = meta['step'], Meters.start(meta.get('meters'))
-        print(f'resuming {workdir} after step {resumed} of {epoch_steps * config.train.num_epochs}')
+        state, meters = (
+            restore_state(checkpoints, kind, meta, state, shardings, optimizer),
+            Meters.start(meta.get('meters')),
+        )
+        print(f'resuming {workdir} after step {meta["step"]} of {epoch_steps * config.train.num_epochs}')
         for notice in describe_missing(checkpoints, meta):
             print(notice)
     run = Run(
         config=config,
-        workdir=workdir,
         records=records,
-        structure=structure,
-        scores_valid=has_targets(records, 'valid'),
+        graphdef=graphdef,
         mesh=mesh,
-        peak=peak_flops(mesh.devices.flat[0].device_kind, config.precision),
         epoch_steps=epoch_steps,
-        train_step=make_train_step(structure, optimizer, config.train, shardings, mesh, config.seed),
-        schedule=schedule,
-        bind=make_embedder(structure, mesh),
+        train_step=make_train_step(graphdef, optimizer, config.train, shardings, mesh, config.seed),
+        bind=make_embedder(graphdef, mesh),
         checkpoints=checkpoints,
-        tracker=Tracker(workdir, resumed, sharding.is_writer()),
-        profiler=Profiler(workdir, config.train.profile_steps if sharding.is_writer() else 0),
+        tracker=Tracker(workdir, int(state.step), writes),
+        profiler=Profiler(workdir, config.train.profile_steps if writes else 0),
         stop=stop,
-        train_photos={},
-        origin=origin,
+        meta={
+            'config': json.loads(config.to_json()),
+            'dataset': records.dataset,
+            'attributes': list(records.attributes),
+            'values': [list(names) for names in records.values],
+            'fingerprint': records.fingerprint,
+            **origin,
+        },
     )
     return run, state, meters
 
@@ -224,20 +164,22 @@ def photos_on_devices(run: Run, step: int) -> dict[str, jax.Array]:
 
 
 def frozen_features(run: Run, state: TrainState) -> np.ndarray | None:
-    """The features of the train photos if the trunk is frozen and epochs remain, so that they are computed only once."""
-    if run.config.optim.trunk_factor or int(state.step) >= run.epoch_steps * run.config.train.num_epochs:
+    """With `train.precompute_features` and if epochs remain, the features of the train photos."""
+    config, folder = run.config, run.checkpoints.root.parent
+    if not config.train.precompute_features or int(state.step) >= run.epoch_steps * config.train.num_epochs:
         return None
-    arrays = state.params, state.batch_stats
-    return compute_features(run.config, run.records, run.structure, arrays, run.mesh, run.workdir, run.stop)
+    return compute_features(
+        config, run.records, run.graphdef, (state.params, state.batch_stats), run.mesh, folder, run.stop
+    )
 
 
 def train_epoch(
-    run: Run, state: TrainState, batches: Iterator, epoch: int, meters: Meters
+    run: Run, state: TrainState, batches: Iterator, photos: dict[str, jax.Array], epoch: int, meters: Meters
 ) -> tuple[TrainState, dict[str, float]]:
-    """Train to the end of `epoch`, and return its mean metrics."""
+    """Train to the end of `epoch`, and return its mean metrics; `photos` are part of every batch."""
     config, batch_size = run.config, run.config.train.batch_size
     last_save, step, end, pending = time.monotonic(), int(state.step), (epoch + 1) * run.epoch_steps, 0
-    flops = None
+    flops, peak = None, peak_flops(run.mesh.devices.flat[0].device_kind, config.precision)
     for meter in meters:  # caches, features, and an evaluation may have come before
         meter.start = time.perf_counter()
     with progress_bar(run, epoch, step) as bar:
@@ -245,10 +187,10 @@ def train_epoch(
             begin = time.perf_counter()
             batch = next(batches)
             meters.since_log.waited += time.perf_counter() - begin
-            overdue = sharding.is_writer() and time.monotonic() - last_save > 60 * config.train.save_every_minutes
+            overdue = processes.is_writer() and time.monotonic() - last_save > 60 * config.train.save_every_minutes
             last_save = time.monotonic() if overdue else last_save  # asked once
             batch['request'] = np.full_like(batch['attribute'], 2 * (run.stop.signal_number or 0) + overdue)
-            placed = sharding.put_rows(run.mesh, batch, batch_size) | run.train_photos
+            placed = sharding.put_rows(run.mesh, batch, batch_size) | photos
             with jax.profiler.StepTraceAnnotation('train', step_num=step):
                 state, metrics = run.train_step(state, placed)
             run.profiler.step(state)
@@ -258,9 +200,9 @@ def train_epoch(
             meters.add(step, metrics)
             bar.update(batch_size)
             if step == end or step % config.train.log_every_steps == 0:
-                if run.peak and flops is None:
+                if peak and flops is None:
                     flops = step_flops(run.train_step, state, placed) / run.mesh.size
-                write_metrics(run, meters.since_log, step, bar, flops)
+                write_metrics(run, meters.since_log, step, bar, flops / peak if flops and peak else None)
             every = config.train.save_every_steps
             if step < end and (signal_number or save or (every and step % every == 0)):
                 save_latest(run, state, step, meters)  # `finish_epoch` saves the last step
@@ -274,7 +216,7 @@ def train_epoch(
 def save_latest(run: Run, state: TrainState, step: int, meters: Meters) -> None:
     """Start to save the latest checkpoint, once the metrics of its step are known to be finite."""
     more = {'meters': meters.save(), 'best': run.checkpoints.steps().get('best')}
-    run.checkpoints.save('latest', state.arrays(), make_meta(run, step) | more)
+    run.checkpoints.save('latest', state.arrays(), run.meta | {'step': step, 'score': None} | more)
 
 
 def progress_bar(run: Run, epoch: int, step: int) -> tqdm:
@@ -300,16 +242,17 @@ def naming_last_checkpoint(run: Run) -> Iterator[None]:
         raise NumericsError(f'{fact}; {kept}. Lower --config.optim.learning_rate and run again{again}.') from None
 
 
-def write_metrics(run: Run, meter: Meter, step: int, bar: tqdm, flops: float | None) -> None:
+def write_metrics(run: Run, meter: Meter, step: int, bar: tqdm, peak_seconds: float | None) -> None:
     """Write a line of metrics.jsonl and TensorBoard's points, and show the loss in the progress bar.
 
-    `flops` is what a step takes of each device; None if that, or its peak, is not known.
+    `peak_seconds` is what a step would take at the devices' peak; None if that is not known.
     """
-    numbers = meter.read(run.config.train.batch_size) | {'learning_rate': float(np.asarray(run.schedule(step - 1)))}
-    if flops and run.peak:
-        numbers['share_of_peak'] = flops / (numbers['step_seconds'] * run.peak)
+    numbers = meter.read(run.config.train.batch_size)
+    numbers['learning_rate'] = float(np.asarray(make_schedule(run.config, run.epoch_steps)(step - 1)))
+    if peak_seconds:
+        numbers['share_of_peak'] = peak_seconds / numbers['step_seconds']
     run.tracker.write(step, {f'train_{name}': number for name, number in numbers.items()})
-    bar.set_postfix(loss=f'{numbers["loss"]:.4f}', accuracy=f'{numbers["triplet_accuracy"]:.2f}')
+    bar.set_postfix({name: f'{numbers[name]:.4f}' for name in ('loss', 'triplet_accuracy') if name in numbers})
     meter.reset()
 
 
@@ -317,8 +260,8 @@ def is_unfinished(run: Run, step: int) -> bool:
     """Whether a resumed run stopped at an epoch's end, after saving `latest` but before `finish_epoch` was done."""
     if step == 0 or step % run.epoch_steps:
         return False
-    if run.scores_valid:
-        return not sharding.agree(run.tracker.has(step, 'valid_'))  # the last thing that `finish_epoch` writes
+    if has_targets(run.records, 'valid'):
+        return not processes.agree(run.tracker.has(step, 'valid_'))  # the last thing that `finish_epoch` writes
     return run.checkpoints.steps().get('best') != step
 
 
@@ -332,7 +275,7 @@ def finish_epoch(run: Run, state: TrainState, epoch: int, numbers: dict) -> None
     report = [f'epoch {epoch + 1}/{config.train.num_epochs}']
     if numbers:
         report += [f'loss {numbers["loss"]:.4f}', f'{numbers["triplets_per_second"]:.1f} triplets/s']
-    if not run.scores_valid:
+    if not has_targets(run.records, 'valid'):  # by which to choose the best checkpoint
         keep_best(run, state)
         report.append('no valid split: the latest checkpoint counts as the best')
     elif due:
@@ -356,15 +299,15 @@ def keep_best(run: Run, state: TrainState, score: float | None = None) -> None:
         return
     if best is not None and score is not None:
         highest = run.checkpoints.read_meta('best')['score']  # None for imported weights, which were not scored
-        if not sharding.agree(highest is None or score >= highest):
+        if not processes.agree(highest is None or score >= highest):
             return
-    run.checkpoints.save('best', state.arrays(), make_meta(run, step, score))
+    run.checkpoints.save('best', state.arrays(), run.meta | {'step': step, 'score': score})
     run.checkpoints.wait()
 
 
 def stop_if_asked(run: Run, step: int) -> None:
     """Stop at the end of an epoch, or after scoring it, if a signal has asked for it."""
-    if number := sharding.agree(run.stop.signal_number or 0):
+    if number := processes.agree(run.stop.signal_number or 0):
         stop_now(run, step, number)
 
 
@@ -372,20 +315,6 @@ def stop_now(run: Run, step: int, number: int) -> None:
     """End the run after a signal, once everything saved is on disk; raises StoppedError."""
     run.checkpoints.wait()
     raise stopped(number, f'after saving step {step}; run the same command to resume.')
-
-
-def make_meta(run: Run, step: int, score: float | None = None) -> dict[str, Any]:
-    """A checkpoint's metadata: enough to rebuild the network and to name what it predicts."""
-    meta = {
-        'step': step,
-        'score': score,
-        'config': json.loads(run.config.to_json()),
-        'dataset': run.records.dataset,
-        'attributes': list(run.records.attributes),
-        'values': [list(names) for names in run.records.values],
-        'fingerprint': run.records.fingerprint,
-    }
-    return meta | run.origin
 
 
 def evaluate_best(run: Run) -> dict | None:
@@ -397,5 +326,6 @@ def evaluate_best(run: Run) -> dict | None:
         raise InputError(
             f'{run.checkpoints.root} has lost its best checkpoint; test the last one with --mode eval --checkpoint=latest.'
         )
-    network = load_network(run.workdir, 'best', run.config.precision, run.mesh)
-    return evaluate_network(run.config, network, run.records, run.workdir, 'test', run.mesh, with_report=True)
+    workdir = run.checkpoints.root.parent
+    network = load_network(workdir, 'best', run.config.precision, run.mesh)
+    return evaluate_network(run.config, network, run.records, workdir, 'test', run.mesh, with_report=True)

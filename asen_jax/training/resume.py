@@ -1,25 +1,19 @@
 """What may change when a run resumes, and how its state is restored."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import optax
-from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from asen_jax.checkpoint import Checkpoints, abstract_like
 from asen_jax.data.prepared import Records
 from asen_jax.errors import InputError
-from asen_jax.network import TRAINING_ONLY, attribute_names
+from asen_jax.fields import Fixed, differences
+from asen_jax.matching import attribute_names
+from asen_jax.training.optimizer import Optimizer
 from asen_jax.training.step import TrainState, create_state
-
-# No field of model or data may change, nor those on which the order of the data depends ...
-FIXED_FIELDS = ('seed', 'train.batch_size')
-# ... except for these, which change neither the network nor the order of the data.
-FREE_FIELDS = ('data.manual_dir', 'data.dir', 'data.num_workers', 'data.cache', 'data.missing', 'data.broken')
 
 
 def is_untrained_import(meta: dict) -> bool:
@@ -28,25 +22,16 @@ def is_untrained_import(meta: dict) -> bool:
 
 
 def check_same_run(config: ConfigDict, records: Records, workdir: Path, checkpoints: Checkpoints) -> None:
-    """Refuse to resume a workdir, or to compare with its best checkpoint, with a different model, data, seed or batch size."""
+    """Refuse to resume a workdir, or to compare with its best checkpoint, if a fixed field or the data differs."""
     for kind in checkpoints.steps():
         meta = checkpoints.read_meta(kind)
-        imported = is_untrained_import(meta)
-        before, now = (flatten_dict(tree, sep='.') for tree in (meta['config'], json.loads(config.to_json())))
-        for field in sorted(before.keys() & now.keys()):
-            if before[field] == now[field] or not _is_fixed(field, imported):
-                continue
+        made, fixed = ('imported', Fixed.WEIGHTS) if is_untrained_import(meta) else ('trained', Fixed.RUN)
+        for field, (before, now) in differences(meta['config'], config, fixed).items():
             raise InputError(
-                f'{workdir} was {"imported" if imported else "trained"} with config.{field}={before[field]!r}, '
-                f'not {now[field]!r} ({kind} checkpoint); use another --workdir, or the same value.'
+                f'{workdir} was {made} with config.{field}={before!r}, not {now!r} ({kind} checkpoint); '
+                'use another --workdir, or the same value.'
             )
         _check_records(config, meta, records, workdir)
-
-
-def _is_fixed(field: str, imported: bool) -> bool:
-    if imported:  # only the network must be that of the weights
-        return field.startswith('model.') and field.removeprefix('model.') not in TRAINING_ONLY
-    return (field.startswith(('model.', 'data.')) or field in FIXED_FIELDS) and field not in FREE_FIELDS
 
 
 def _check_records(config: ConfigDict, meta: dict, records: Records, workdir: Path) -> None:
@@ -78,7 +63,7 @@ def restore_state(
     meta: dict[str, Any],
     shapes: TrainState,
     shardings: TrainState,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
 ) -> TrainState:
     """The checkpoint `kind`, whose metadata is `meta`, as a train state; imported weights start with a fresh optimizer."""
     like = abstract_like(shapes, shardings).arrays()

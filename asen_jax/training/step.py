@@ -8,13 +8,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int32, Key, UInt8
+from flax import nnx
+from jaxtyping import Array, Int32, Key, UInt8
 from ml_collections import ConfigDict
 
 from asen_jax import sharding
-from asen_jax.models import Structure, embed_triplets
-from asen_jax.models.layers import l2_normalize
-from asen_jax.training import losses
+from asen_jax.models.apply import embed_triplets
+from asen_jax.models.interfaces import Train
+from asen_jax.training.losses import any_needs, total_loss
+from asen_jax.training.optimizer import Optimizer
 
 # On a CPU, XLA drops the barriers behind which values are recomputed, so that it keeps the original ones anyway.
 KEEP_BARRIERS = {'xla_disable_hlo_passes': 'cse_barrier_expander'}
@@ -35,14 +37,14 @@ class TrainState:
         return {'params': self.params, 'batch_stats': self.batch_stats, 'opt_state': self.opt_state}
 
 
-def create_state(params: dict, batch_stats: dict, optimizer: optax.GradientTransformation) -> TrainState:
+def create_state(params: dict, batch_stats: dict, optimizer: Optimizer) -> TrainState:
     """The state before the first step."""
     return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params))
 
 
 def make_train_step(
-    structure: Structure,
-    optimizer: optax.GradientTransformation,
+    graphdef: nnx.GraphDef,
+    optimizer: Optimizer,
     options: ConfigDict,
     shardings: TrainState,
     mesh: jax.sharding.Mesh,
@@ -55,27 +57,30 @@ def make_train_step(
     The batch is computed in `options.accumulate_steps` parts, whose mean gradient makes the update.
     Parameters that are sharded are gathered for the step, and each device updates its own part of them.
     """
-    compute_loss = {'triplet': _triplet_loss, 'contrastive': _contrastive_loss}[options.loss]
+    every, groups = any_needs(options, 'all_attributes'), optimizer.groups
 
     def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
         whole = jax.lax.with_sharding_constraint(state.params, sharding.replicated(mesh))
+        trained, frozen = groups.split(whole)
 
         def differentiate(batch_stats, batch, key):
-            def objective(params):
-                return compute_loss(structure, params, batch_stats, batch, key, options)
+            def objective(trained):
+                params, attribute = groups.join(trained, frozen), None if every else batch['attribute']
+                mode = Train(key, options.remat)
+                output, moved = embed_triplets(graphdef, params, batch_stats, batch['images'], attribute, mode)
+                loss, metrics = total_loss(output, batch, options)
+                return loss, (moved, metrics)
 
-            (loss, (batch_stats, accuracy)), gradients = jax.value_and_grad(objective, has_aux=True)(whole)
-            return batch_stats, (loss, accuracy, jax.lax.with_sharding_constraint(gradients, shardings.params))
+            (loss, (batch_stats, metrics)), gradients = jax.value_and_grad(objective, has_aux=True)(trained)
+            gradients = jax.lax.with_sharding_constraint(gradients, groups.split(shardings.params)[0])
+            return batch_stats, ({'loss': loss, **metrics}, gradients)
 
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
         inputs = batch | {'images': _photos(batch, mesh)}
         parts = options.accumulate_steps
-        batch_stats, (loss, accuracy, gradients) = _accumulate(
-            differentiate, state.batch_stats, inputs, key, parts, mesh
-        )
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params: Any = optax.apply_updates(state.params, updates)
-        metrics = {'loss': loss, 'triplet_accuracy': accuracy, 'gradient_norm': optax.tree.norm(gradients)}
+        batch_stats, (metrics, gradients) = accumulate(differentiate, state.batch_stats, inputs, key, parts, mesh)
+        params, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        metrics['gradient_norm'] = optax.tree.norm(gradients)
         if 'request' in batch:  # what any process asks of all: every process reads the same value after the same step
             metrics['request'] = batch['request'].max()
         return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
@@ -89,7 +94,7 @@ def make_train_step(
     )
 
 
-def _accumulate(
+def accumulate(
     differentiate: Callable, batch_stats: dict, batch: dict, key: Key[Array, ''], count: int, mesh: jax.sharding.Mesh
 ):
     """The batch statistics after `count` parts of the batch, one after the other, and the means of what was computed for each.
@@ -116,13 +121,13 @@ def _photos(batch: dict, mesh: jax.sharding.Mesh) -> Array:
     """The pixels of a batch, mirrored where `flip` says so, or the features that a frozen trunk has for them."""
     if 'features' in batch:
         return batch['features']
-    images = _gather(mesh, batch['train_photos'], batch['photo']) if 'train_photos' in batch else batch['images']
+    images = gather_photos(mesh, batch['train_photos'], batch['photo']) if 'train_photos' in batch else batch['images']
     if 'flip' not in batch:
         return images
     return jnp.where(batch['flip'][..., None, None, None], images[..., ::-1, :], images)
 
 
-def _gather(
+def gather_photos(
     mesh: jax.sharding.Mesh, photos: UInt8[Array, 'photos h w c'], index: Int32[Array, 'b 3']
 ) -> UInt8[Array, 'b 3 h w c']:
     """`photos[index]`, where each device holds a part of the photos, and gets those of its part of the batch."""
@@ -139,52 +144,3 @@ def _gather(
         return jax.lax.psum_scatter(found, axes, tiled=True)  # only one device has added more than zeros
 
     return exchange(photos, index)
-
-
-def _similarities(
-    embedding: Float[Array, 'b 3 d'], distance: str = 'cosine'
-) -> tuple[Float[Array, ' b'], Float[Array, ' b']]:
-    """The similarity of each anchor to its positive and to its negative."""
-    compare = {'cosine': losses.cosine_similarity, 'euclidean': losses.negative_distance}[distance]
-    anchor, positive, negative = embedding[:, 0], embedding[:, 1], embedding[:, 2]
-    return compare(anchor, positive), compare(anchor, negative)
-
-
-def _triplet_loss(
-    structure: Structure, params: dict, batch_stats: dict, batch: dict, key: Key[Array, ''], options: ConfigDict
-):
-    """The papers' loss: the mean over all triplets (ASEN, equation 9), plus CSN's two norms if their weights are not zero."""
-    output, stats = embed_triplets(
-        structure, params, batch_stats, batch['images'], batch['attribute'], key, remat=options.remat
-    )
-    near, far = _similarities(output.embedding, options.distance)
-    loss, extras = losses.triplet_loss(near, far, options.margin).mean(), output.extras or {}
-    if options.embedding_norm:
-        loss += options.embedding_norm * losses.embedding_norm(extras['unmasked'].astype(jnp.float32))
-    if options.mask_norm:
-        loss += options.mask_norm * losses.mask_norm(extras['mask'].astype(jnp.float32))
-    return loss, (stats, (near > far).mean())
-
-
-def _contrastive_loss(
-    structure: Structure, params: dict, batch_stats: dict, batch: dict, key: Key[Array, ''], options: ConfigDict
-):
-    """Every photo of the batch against every other, under each attribute for which it has a label."""
-    output, stats = embed_triplets(
-        structure,
-        params,
-        batch_stats,
-        batch['images'],
-        batch['attribute'],
-        key,
-        all_attributes=True,
-        remat=options.remat,
-    )
-    embedding, labels, photo = output.embedding, batch['labels'], batch['photo']
-    folded = l2_normalize(embedding.reshape(-1, *embedding.shape[2:]))
-    per_photo = losses.contrastive_loss(
-        folded, labels.reshape(-1, *labels.shape[2:]), photo.reshape(-1), options.temperature
-    )
-    own = jnp.take_along_axis(embedding, batch['attribute'][:, None, None, None], axis=2)[:, :, 0]
-    near, far = _similarities(own)
-    return jnp.nanmean(per_photo), (stats, (near > far).mean())

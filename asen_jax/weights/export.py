@@ -8,11 +8,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 from safetensors.numpy import save
 
 from asen_jax.errors import InputError
 from asen_jax.files import write_atomically
-from asen_jax.models import embed_all, resnet
+from asen_jax.models.apply import embed_all
 from asen_jax.network import TrainedNetwork, check_finite, load_network
 from asen_jax.sharding import make_mesh
 from asen_jax.weights.model_card import known_dataset, make_card, read_figures
@@ -37,16 +38,11 @@ def export(workdir: Path, which: str, precision: str, output: Path, target: str)
     mesh = make_mesh(devices=jax.devices()[:1])
     network = load_network(workdir, which, precision, mesh)
     size = network.meta['config']['data']['image_size']
-    check_finite(np.asarray(network.embed_on(mesh)(np.zeros((1, size, size, 3), np.uint8))[0]))
-    model = network.meta['config']['model']
-    ours = [] if model['trunk'] in resnet.BLOCKS else ['trunk']
-    ours += [field for field in ('feature_bn',) if model[field]]
-    if target == 'torch' and ours:
-        told = ', '.join(f'model.{field}={model[field]}' for field in ours)
-        raise InputError(f'{workdir} has {told}, which the PyTorch original lacks; export it with --format=jax.')
+    check_finite(np.asarray(network.embed_on(mesh)(np.zeros((1, size, size, 3), np.uint8)).embedding))
+    state = _torch_state(network) if target == 'torch' else {}  # refused before anything is written
     card = make_card(network.meta, read_figures(network.meta, Path(workdir)), target)
     output.mkdir(parents=True, exist_ok=True)
-    written = _write_torch(network, output) if target == 'torch' else _write_jax(network, output)
+    written = _write_torch(network, state, output) if state else _write_jax(network, output)
     return [*written, _write(output / CARD, card.encode())]
 
 
@@ -78,13 +74,13 @@ def make_program(network: TrainedNetwork, weights: Mapping[str, np.ndarray]) -> 
 
     The batch size is symbolic, and the program is lowered for CPU and CUDA.
     """
-    structure, size = network.structure, network.meta['config']['data']['image_size']
+    size = network.meta['config']['data']['image_size']
 
     def run(weights, images):
         trees = {'params': network.params, 'batch_stats': network.batch_stats}
         filled = unflatten(trees, weights)
-        embeddings, heatmaps = embed_all(structure, filled['params'], filled['batch_stats'], images)
-        return {'embeddings': embeddings} | ({} if heatmaps is None else {'heatmaps': heatmaps})
+        output = embed_all(network.graphdef, filled['params'], filled['batch_stats'], images)
+        return {'embeddings': output.embedding} | ({} if output.heatmap is None else {'heatmaps': output.heatmap})
 
     batch = jax.export.symbolic_shape('batch')
     specs = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in weights.items()}
@@ -121,16 +117,18 @@ def describe(network: TrainedNetwork) -> dict:
     }
 
 
-def _write_torch(network: TrainedNetwork, output: Path) -> list[Path]:
-    """Write the weights under the original's names and, where torch is installed, the checkpoint that its --resume reads."""
-    config, meta = network.meta['config'], network.meta
-    name = config['model']['name']
-    own_csn = name == 'csn' and not config['model']['normalize']
+def _torch_state(network: TrainedNetwork) -> dict[str, np.ndarray]:
+    """The state dict of the PyTorch original."""
+    model, count = ConfigDict(network.meta['config']['model']), len(network.meta['attributes'])
     params, batch_stats = jax.device_get((network.params, network.batch_stats))
-    state = to_torch(name, params, batch_stats, len(meta['attributes']), own_csn)
+    return to_torch(model, params, batch_stats, count)
+
+
+def _write_torch(network: TrainedNetwork, state: dict[str, np.ndarray], output: Path) -> list[Path]:
+    """Write the weights under the original's names and, where torch is installed, the checkpoint that its --resume reads."""
     written = [_write(output / TORCH_WEIGHTS, save(state, {'format': 'pt'}))]
     if importlib.util.find_spec('torch'):
-        written.append(write_torch_checkpoint(output / TORCH_CHECKPOINT, state, float(meta['score'] or 0.0)))
+        written.append(write_torch_checkpoint(output / TORCH_CHECKPOINT, state, float(network.meta['score'] or 0.0)))
     return written
 
 

@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 from asen_jax import files
 from asen_jax.checkpoint import KINDS, Checkpoints
 from asen_jax.errors import InputError
-from asen_jax.models import build_shapes
-from asen_jax.network import unnamed_attributes
+from asen_jax.matching import unnamed_attributes
+from asen_jax.models.build import build_shapes
 from asen_jax.weights.tensor_files import read_tensors
 from asen_jax.weights.torch_names import canonical_names, fill_from_torch, recognize
 
@@ -42,7 +42,7 @@ def import_checkpoint(config: ConfigDict, workdir: Path, file: Path) -> dict:
     names = names or unnamed_attributes(num_attributes)
     _, params, batch_stats = build_shapes(config, num_attributes)
     try:
-        params, batch_stats = fill_from_torch(config.model.name, params, batch_stats, tensors)
+        params, batch_stats = fill_from_torch(config.model, params, batch_stats, tensors, num_attributes)
     except InputError as error:
         raise InputError(f'{file}: {error}') from error
     meta = {

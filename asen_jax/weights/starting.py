@@ -1,49 +1,67 @@
-"""Start a new run from all weights of another network, that of `config.init`; attributes are matched by name."""
+"""Start a new run from the weights of another network, that of `config.init`, as far as they match."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from asen_jax import sharding
 from asen_jax.checkpoint import Checkpoints
 from asen_jax.errors import InputError
-from asen_jax.network import TRAINING_ONLY, attribute_names, load_network
+from asen_jax.matching import attribute_names
+from asen_jax.models.build import build_shapes
+from asen_jax.network import load_network
 from asen_jax.weights.model_card import known_dataset
+from asen_jax.weights.torch_names import flatten, unflatten
 
-PER_ATTRIBUTE = ('rows', 'masks')  # the names of parameters with one row per attribute: those of Table and of CsnHead
+PER_ATTRIBUTE = (
+    '.rows'  # how the path of a parameter with one row per attribute ends: those of Table and AttributeConditions
+)
+MAX_LISTED = 8  # modules that a message names
 
 
-def check_start(config: ConfigDict, checkpoints: Checkpoints) -> None:
-    """Raise InputError if `config.init.workdir` is given and the run with these `checkpoints` cannot start from it.
+def check_start(config: ConfigDict, checkpoints: Checkpoints, params: dict) -> bool:
+    """Whether a new run takes its trunk from `config.init.workdir`, and not from `config.init.trunk`.
 
-    Needs no data. When a run resumes, its source is not read, and may be gone.
+    `params` are the network's, or their shapes. Raises InputError if the run with these `checkpoints` cannot start from that
+    workdir. Needs no data. When a run resumes, its source is not read, and may be gone.
     """
     if not config.init.workdir:
-        return
+        return False
     folder = _folder(config)
     if folder.resolve() == checkpoints.root.parent:
         raise InputError(
             f'config.init.workdir is {folder}, the folder of this run itself; give the new run another --workdir.'
         )
-    if checkpoints.resumable() is None:
-        with Checkpoints(folder, read_only=True) as source:
-            _check_source(config, source)
+    if checkpoints.kind_to_resume():
+        return True
+    with Checkpoints(folder, read_only=True) as source:
+        meta = _read_meta(config, source)
+    theirs = flatten(build_shapes(ConfigDict(meta['config']), len(meta['attributes']))[1])
+    matching = _matching(flatten(params), theirs)
+    if not matching:
+        raise InputError(
+            f'{folder}, from which this run starts, has no parameter that fits config.model; name another init.workdir.'
+        )
+    return any(path.startswith('trunk.') for path in matching)
 
 
-def read_start(config: ConfigDict, attributes: Sequence[str], params: dict) -> tuple[dict, dict, dict[str, Any]]:
-    """The parameters and batch statistics of `config.init.workdir` for a network of `attributes`, and where they come from.
+def read_start(
+    config: ConfigDict, attributes: Sequence[str], params: dict, batch_stats: dict
+) -> tuple[dict, dict, dict[str, Any]]:
+    """`params` and `batch_stats`, with what matches in `config.init.workdir` by path and shape, and where that comes from.
 
-    Attributes that the source does not know keep their rows in `params`, which were drawn for this run. Prints which
-    attributes are kept, new and dropped. The third value is for checkpoints' metadata; its `dataset` is None for an import.
+    Parameters with one row per attribute match by the attributes' names; new attributes keep their rows. Prints which attributes are
+    kept, new, and dropped, and which modules are new or left out. The third value is for checkpoints' metadata; its `dataset` is None
+    for an import.
     """
     folder, mesh = _folder(config), sharding.make_mesh()  # each process needs all of every array
     with Checkpoints(folder, read_only=True) as source:
-        _check_source(config, source)
+        _read_meta(config, source)
         network = load_network(source, config.init.checkpoint, None, mesh)
     meta = network.meta
     known = attribute_names(config, meta, attributes, folder)
@@ -54,36 +72,64 @@ def read_start(config: ConfigDict, attributes: Sequence[str], params: dict) -> t
         'new': [name for name in attributes if name not in known],
         'dropped': [name for name in known if name not in attributes],
     }
-    told = '; '.join(f'{group}: {", ".join(names) or "none"}' for group, names in groups.items())
-    print(f'starting from {folder}, step {meta["step"]}; attributes {told}')
+    listed = '; '.join(f'{group}: {", ".join(names) or "none"}' for group, names in groups.items())
+    print(f'starting from {folder}, step {meta["step"]}; attributes {listed}')
     places = [(list(attributes).index(name), known.index(name)) for name in kept]
+    started = [
+        _merge(flatten(ours), flatten(jax.device_get(theirs)), places)
+        for ours, theirs in ((params, network.params), (batch_stats, network.batch_stats))
+    ]
+    new, left_out = (sum(modules, Counter()) for modules in zip(*(each[1:] for each in started), strict=True))
+    for title, modules in (('new, not in that checkpoint', new), ('left out of that checkpoint', left_out)):
+        if modules:
+            print(f'{title}: {_list(modules)}')
     origin = {'workdir': str(folder), 'step': meta['step'], 'dataset': known_dataset(meta)}
-    return _merge(params, jax.device_get(network.params), places), jax.device_get(network.batch_stats), origin
+    return unflatten(params, started[0][0]), unflatten(batch_stats, started[1][0]), origin
 
 
-def _merge(drawn: dict, trained: dict, places: Sequence[tuple[int, int]]) -> dict:
-    """`trained`, except that a table with one row per attribute is that of `drawn` with the rows of known attributes replaced.
+def _matching(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """The paths of both whose arrays have the same shape, but for the number of attributes."""
+    paths = [path for path in ours if path in theirs]
+    return [path for path in paths if _shape(path, ours[path]) == _shape(path, theirs[path])]
 
-    `places` are the known attributes' rows: (row in `drawn`, row in `trained`).
+
+def _shape(path: str, array: Any) -> tuple[int, ...]:
+    return array.shape[1:] if path.endswith(PER_ATTRIBUTE) else array.shape
+
+
+def _merge(
+    ours: Mapping[str, Any], theirs: Mapping[str, np.ndarray], places: Sequence[tuple[int, int]]
+) -> tuple[dict[str, Any], Counter, Counter]:
+    """`ours` with the arrays of `theirs` that match, and the modules, with their numbers of arrays, that are only in one of them.
+
+    `places` are the known attributes' rows: (row in ours, row in theirs).
     """
+    merged = dict(ours)
+    matching = _matching(ours, theirs)
+    for path in matching:
+        merged[path] = theirs[path]
+        if path.endswith(PER_ATTRIBUTE):
+            merged[path] = np.array(ours[path])
+            for here, there in places:
+                merged[path][here] = theirs[path][there]
+    return merged, _modules(ours.keys() - matching), _modules(theirs.keys() - matching)
 
-    def merge(path: tuple, drawn: Any, trained: np.ndarray) -> np.ndarray:
-        if path[-1].key not in PER_ATTRIBUTE:
-            return trained
-        table = np.array(drawn)
-        for here, there in places:
-            table[here] = trained[there]
-        return table
 
-    return jax.tree_util.tree_map_with_path(merge, drawn, trained)
+def _modules(paths: Iterable[str]) -> Counter:
+    return Counter('.'.join(path.split('.')[:2]) for path in paths)
+
+
+def _list(modules: Counter) -> str:
+    names = [f'{name} ({count} arrays)' for name, count in sorted(modules.items())]
+    return ', '.join(names[:MAX_LISTED]) + (', …' if len(names) > MAX_LISTED else '')
 
 
 def _folder(config: ConfigDict) -> Path:
     return Path(config.init.workdir).expanduser()
 
 
-def _check_source(config: ConfigDict, source: Checkpoints) -> None:
-    """Raise InputError unless `source` has the checkpoint that `config.init` names, and its network is that of `config`."""
+def _read_meta(config: ConfigDict, source: Checkpoints) -> dict[str, Any]:
+    """The metadata of the checkpoint that `config.init` names; raises InputError if `source` does not have it."""
     folder, which, steps = _folder(config), config.init.checkpoint, source.steps()
     if not steps:
         raise InputError(
@@ -92,14 +138,7 @@ def _check_source(config: ConfigDict, source: Checkpoints) -> None:
     if which not in (*steps, *map(str, steps.values())):
         found = ', '.join(f'{kind} (step {step})' for kind, step in steps.items())
         raise InputError(f'config.init.checkpoint is {which!r}, but {folder} has only {found}; name one of these.')
-    trained, here = (
-        flatten_dict(model, sep='.') for model in (source.read_meta(which)['config']['model'], config.model.to_dict())
-    )
-    others = [name for name in here if name in trained and trained[name] != here[name] and name not in TRAINING_ONLY]
-    if others:
-        differences = ', '.join(f'config.model.{name}={trained[name]!r}, not {here[name]!r}' for name in others)
-        options = ' '.join(f'--config.model.{name}={trained[name]}' for name in others)
-        raise InputError(f'{folder}, from which this run starts, has {differences}; add {options}.')
+    return source.read_meta(which)
 
 
 def _check_fixed_masks(config: ConfigDict, known: Sequence[str], attributes: Sequence[str]) -> None:

@@ -1,106 +1,70 @@
 """Convert between PyTorch state dicts of the original networks and our parameters.
 
 Every tensor must be used or listed as unused, and every parameter filled. The names are those of the authors' checkpoints:
-everything is below `embeddingnet.`, the only part of their triplet network, and ASEN's copy of CSN repeats that name inside.
-CSN's own authors keep the last layer in the trunk, as `fc_embed`.
+everything is below `embeddingnet.`, the only part of their triplet network. What differs between networks and trunks is in their
+own modules (`TorchLayout` and `TrunkKind` of models/interfaces.py).
 """
 
+import contextlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from ml_collections import ConfigDict
 
 from asen_jax.errors import InputError
-from asen_jax.models.csn import section_masks
+from asen_jax.models.interfaces import TorchLayout
+from asen_jax.models.registry import NETWORKS, network_kind, trunk_kind
 
-UNUSED = re.compile(r'(^|\.)_?fc\.(weight|bias)$|num_batches_tracked$')  # the trunk's own classifier, and counters
-ASEN_TRUNK, CSN_TRUNK = 'embeddingnet.backbonenet.', 'embeddingnet.embeddingnet.'
-SHORTCUT = {'downsample.0': 'shortcut.conv', 'downsample.1': 'shortcut.bn'}
-EFFICIENTNET = {'_conv_stem': 'stem', '_bn0': 'stem_bn', '_conv_head': 'top', '_bn1': 'top_bn'}
-MBCONV = {'_expand_conv': 'expand', '_bn0': 'expand_bn', '_depthwise_conv': 'depthwise', '_bn1': 'depthwise_bn'}
-MBCONV |= {'_project_conv': 'project', '_bn2': 'project_bn'}
-BEYOND_STRIDE_16 = ('layer4.', *(f'_blocks.{number}.' for number in range(11, 16)), '_conv_head.', '_bn1.')
-LEAVES = ('weight', 'bias', 'running_mean', 'running_var')
-
-# the original's head names -> (our path, layout of the tensor)
-_TABLE, _LINEAR, _CONV = 'table', 'linear', 'conv'
-HEADS = {
-    'asen': {
-        'conv1': ('spatial.image_conv', _CONV),
-        'conv2': ('spatial.score_conv', _CONV),
-        'mask_fc1': ('spatial.attribute_rows', _LINEAR),
-        'mask_fc2': ('channel_rows', _LINEAR),
-        'fc1': ('channel.fc1', _LINEAR),
-        'fc2': ('channel.fc2', _LINEAR),
-        'feature_fc': ('fc', _LINEAR),
-    },
-    'asen_v2': {
-        'attr_embedding': ('attribute_rows', _TABLE),
-        'attr_transform1': ('spatial.attribute_fc', _LINEAR),
-        'conv1': ('spatial.image_conv', _CONV),
-        'img_bn1': ('spatial.image_bn', _TABLE),
-        'attr_transform2': ('channel_fc', _LINEAR),
-        'fc1': ('channel.fc1', _LINEAR),
-        'fc2': ('channel.fc2', _LINEAR),
-    },
-    'csn': {'embed_fc': ('fc', _LINEAR), 'masks': ('', _TABLE)},
-    'triplet': {'embed_fc': ('fc', _LINEAR)},
-}
-OWN_FC = 'embeddingnet.embeddingnet.fc_embed.'  # the last layer of CSN in its authors' checkpoints
-EMBED_FC = 'embeddingnet.embed_fc.'  # the same layer in ASEN's copy
+ROOT = 'embeddingnet.'
+UNUSED = r'(^|\.)_?fc\.(weight|bias)$|num_batches_tracked$'  # the trunk's own classifier, and counters
+LEAVES = {'kernel': 'weight', 'scale': 'weight', 'rows': 'weight', 'mean': 'running_mean', 'var': 'running_var'}
 BLOCKS_OF_LAYER3 = {('conv3', 6): 'resnet50', ('conv2', 6): 'resnet34', ('conv2', 2): 'resnet18'}
-
-
-def our_path(network: str, key: str) -> tuple[str, str] | None:
-    """Our path for the PyTorch tensor `key`, and its layout, such as ('head.fc.kernel', 'linear'); None if there is none."""
-    key = key.replace(OWN_FC, EMBED_FC)
-    prefix = _trunk_prefix(network)
-    if key.startswith(prefix):
-        return _trunk_path(key.removeprefix(prefix))
-    module, _, leaf = key.removeprefix('embeddingnet.').rpartition('.')
-    if module not in HEADS[network]:
-        return None
-    path, kind = HEADS[network][module]
-    if path.endswith('_rows') or module == 'masks':
-        place = 'head.masks' if module == 'masks' else f'head.{path}.rows'
-        return (place, kind) if leaf == 'weight' else None
-    return f'head.{path}.{_leaf(leaf, is_norm=module.endswith("bn1"))}', kind if leaf == 'weight' else _TABLE
-
-
-def _trunk_path(key: str) -> tuple[str, str]:
-    """Our path and the layout for a tensor of a ResNet as in torchvision, or of an EfficientNet as in its PyTorch package."""
-    module, _, leaf = key.rpartition('.')
-    for theirs, ours in SHORTCUT.items():
-        module = module.replace(theirs, ours)
-    *block, name = module.split('.')
-    is_norm = name.removeprefix('_').startswith('bn')
-    if module.startswith('_'):
-        name = (MBCONV if block else EFFICIENTNET).get(name, name)
-        block = [part.removeprefix('_') for part in block]
-    path = '.'.join(['trunk', *block, name, _leaf(leaf, is_norm)])
-    return path, _TABLE if is_norm else _CONV
-
-
-def _leaf(leaf: str, is_norm: bool) -> str:
-    if leaf == 'weight':
-        return 'scale' if is_norm else 'kernel'
-    return {'running_mean': 'mean', 'running_var': 'var'}.get(leaf, leaf)
-
-
-def _turn(array: np.ndarray, kind: str, back: bool = False) -> np.ndarray:
-    """From PyTorch's layout to ours, or `back`: OIHW to HWIO, [out, in] to [in, out]."""
-    if kind == _CONV:
-        return array.transpose(3, 2, 0, 1) if back else array.transpose(2, 3, 1, 0)
-    return array.T if kind == _LINEAR else array
+Names = dict[str, str]  # our path of an array, such as 'trunk.conv1.kernel' -> the name of PyTorch's tensor
 
 
 def flatten(tree: dict) -> dict[str, Any]:
     """A nested dict of arrays, or of their shapes, as {'trunk.layer1.0.conv1.kernel': array}."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {'.'.join(str(step.key) for step in path): leaf for path, leaf in leaves}
+    return {'.'.join(map(str, path)): leaf for path, leaf in flatten_dict(tree).items()}
+
+
+def unflatten(like: dict, values: Mapping[str, Any]) -> dict:
+    """A tree like `like` whose leaves are those in `values`, under the names that `flatten` gives."""
+    return unflatten_dict({path: values['.'.join(map(str, path))] for path in flatten_dict(like)})
+
+
+def torch_layout(model: ConfigDict) -> TorchLayout | None:
+    """How the PyTorch original of the network names its tensors; None if there is no original with this network and trunk."""
+    return network_kind(model.name).torch if trunk_kind(model.trunk).in_original else None
+
+
+def network_names(model: ConfigDict, paths: Mapping[str, Any]) -> Names:
+    """The original's names for the arrays at `paths`; without those that the original lacks."""
+    layout = torch_layout(model)
+    names, found = layout.names(model) if layout else {}, {}
+    for path in paths:
+        module, _, leaf = path.rpartition('.')
+        if path.startswith('trunk.') and 'trunk' in names:
+            found[path] = f'{ROOT}{names["trunk"]}.{_trunk_name(model.trunk, path)}'
+        elif module in names:
+            found[path] = f'{ROOT}{names[module]}.{LEAVES.get(leaf, leaf)}'
+    return found
+
+
+def _trunk_name(trunk: str, path: str) -> str:
+    *modules, leaf = path.removeprefix('trunk.').split('.')
+    theirs = trunk_kind(trunk).torch_names
+    return '.'.join([*(theirs.get(module, module) for module in modules), LEAVES.get(leaf, leaf)])
+
+
+def _transpose(array: np.ndarray, path: str, is_linear_table: bool, back: bool = False) -> np.ndarray:
+    """From PyTorch's layout to that of our array at `path`, or `back`: OIHW to HWIO, [out, in] to [in, out]."""
+    if path.endswith('.kernel') and array.ndim == 4:
+        return array.transpose(3, 2, 0, 1) if back else array.transpose(2, 3, 1, 0)
+    return array.T if is_linear_table or (path.endswith('.kernel') and array.ndim == 2) else array
 
 
 def canonical_names(tensors: Mapping[str, np.ndarray], file: str) -> dict[str, np.ndarray]:
@@ -109,8 +73,8 @@ def canonical_names(tensors: Mapping[str, np.ndarray], file: str) -> dict[str, n
     Raises InputError, naming `file`, if two tensors get the same name.
     """
     names = {name: name.removeprefix('module.') for name in tensors}
-    if not all(name.startswith(('embeddingnet.', 'choices.')) for name in names.values()):
-        names = {name: f'embeddingnet.{rest}' for name, rest in names.items()}
+    if not all(name.startswith((ROOT, 'choices.')) for name in names.values()):
+        names = {name: f'{ROOT}{rest}' for name, rest in names.items()}
     twice = [name for name, count in Counter(names.values()).items() if count > 1]
     if twice:
         raise InputError(f'{file} has the tensor {twice[0]!r} twice, with and without a prefix; keep one of the two.')
@@ -122,42 +86,30 @@ def recognize(tensors: Mapping[str, np.ndarray], file: str) -> tuple[dict[str, A
 
     `tensors` have canonical names. Raises InputError, naming `file`, if they belong to none of the networks.
     """
-    shapes = {name.removeprefix('embeddingnet.'): np.shape(array) for name, array in tensors.items()}
-    if any(name.startswith('choices.') for name in shapes):
+    inside = {name.removeprefix(ROOT): np.asarray(array) for name, array in tensors.items()}
+    if any(name.startswith('choices.') for name in inside):
         raise InputError(
             f'{file} is a checkpoint of ASEN++, which is not implemented yet; import a checkpoint of another network.'
         )
-    own = any(name.startswith(OWN_FC) for name in tensors)
-    marks = {'mask_fc1.weight': ('asen', 1), 'attr_embedding.weight': ('asen_v2', 0), 'masks.weight': ('csn', 0)}
-    marks['mask_fc2.weight'] = 'asen', 1  # without spatial attention
-    found = [(name, *mark) for name, mark in marks.items() if len(shapes.get(name, ())) == 2]
-    if not found:
-        known = ', '.join(marks)
-        raise InputError(f'{file} is not a checkpoint of ASEN, ASEN v2 or CSN: it has none of {known}.')
-    if empty := [name for name, shape in shapes.items() if 0 in shape]:
-        raise InputError(
-            f'{file} has an empty tensor {empty[0]!r} with shape {shapes[empty[0]]}; import a complete checkpoint.'
-        )
-    name, network, axis = found[0]
-    fields = {'model.name': network, **_recognize_trunk(shapes, file), 'model.normalize': not own}
-    fields['train.distance'] = 'euclidean' if own else 'cosine'
-    last = {'asen': 'feature_fc.weight', 'csn': 'embeddingnet.fc_embed.weight' if own else 'embed_fc.weight'}
-    last_shape = shapes.get(last.get(network, ''), ())
-    if len(last_shape) == 2:
-        fields['model.embed_dim'] = last_shape[0]
-    if network == 'csn':
-        masks = np.asarray(tensors['embeddingnet.masks.weight'])
-        fixed = masks.shape[1] >= len(masks) and np.array_equal(masks, section_masks(*masks.shape, outside=0.0))
-        fields['model.csn.masks'] = 'fixed' if fixed else 'learned'
+    for name in NETWORKS:
+        layout, found = network_kind(name).torch, None
+        with contextlib.suppress(IndexError, ValueError):  # a tensor with such a name, but of another number of axes
+            found = layout.recognize(inside) if layout else None
+        if found:
+            break
     else:
-        fields['model.asen.spatial_attention'] = 'conv1.weight' in shapes
-        fields['model.asen.channel_attention'] = 'fc1.weight' in shapes
-    return fields, shapes[name][axis]
+        raise InputError(f'{file} is not a checkpoint of ASEN, ASEN v2 or CSN: it has no table of their attributes.')
+    if empty := [name for name, array in inside.items() if 0 in array.shape]:
+        raise InputError(
+            f'{file} has an empty tensor {empty[0]!r} with shape {inside[empty[0]].shape}; import a complete checkpoint.'
+        )
+    fields, num_attributes = found
+    return {'model.name': name, **_recognize_trunk(inside, file), **fields}, num_attributes
 
 
-def _recognize_trunk(shapes: Mapping[str, tuple], file: str) -> dict[str, Any]:
-    inside = [(name.split('.', 1), shape) for name, shape in shapes.items()]
-    names = {rest[0]: shape for (part, *rest), shape in inside if part in ('backbonenet', 'embeddingnet')}
+def _recognize_trunk(tensors: Mapping[str, np.ndarray], file: str) -> dict[str, Any]:
+    parts = [(name.split('.', 1), array) for name, array in tensors.items()]
+    names = {rest[0]: array.shape for (part, *rest), array in parts if part in ('backbonenet', 'embeddingnet')}
     blocks = {name.split('.')[1] for name in names if name.startswith('layer3.')}
     last = 'conv3' if 'layer3.0.conv3.weight' in names else 'conv2'
     trunk, stem = BLOCKS_OF_LAYER3.get((last, len(blocks))), names.get('conv1.weight', ())
@@ -167,16 +119,19 @@ def _recognize_trunk(shapes: Mapping[str, tuple], file: str) -> dict[str, Any]:
 
 
 def fill_from_torch(
-    network: str, params: dict, batch_stats: dict, state_dict: Mapping[str, np.ndarray]
+    model: ConfigDict, params: dict, batch_stats: dict, state_dict: Mapping[str, np.ndarray], num_attributes: int
 ) -> tuple[dict, dict]:
     """`params` and `batch_stats` (arrays or shapes) with every value taken from the original's `state_dict`.
 
     Raises InputError naming the first tensor that has no place or the wrong shape, or the first parameter that is missing.
     """
-    places = {key: our_path(network, key) for key in state_dict if not UNUSED.search(key)}
-    if _has_fixed_masks(network, params):
-        places.pop('embeddingnet.masks.weight', None)
-    return _fill(params, batch_stats, state_dict, places, f'the {network} network')
+    layout = torch_layout(model)
+    assert layout, model.name
+    constants = [re.escape(ROOT + name) for name in layout.constants(model, num_attributes)]
+    names = network_names(model, flatten(params) | flatten(batch_stats))
+    linear_tables = {f'{ROOT}{name}.weight' for name in layout.linear_tables}
+    unused = '|'.join([UNUSED, *constants])
+    return _fill(params, batch_stats, state_dict, names, f'the {model.name} network', unused, linear_tables)
 
 
 def fill_trunk(params: dict, batch_stats: dict, tensors: Mapping[str, np.ndarray], trunk: str) -> tuple[dict, dict]:
@@ -184,74 +139,73 @@ def fill_trunk(params: dict, batch_stats: dict, tensors: Mapping[str, np.ndarray
 
     The classifier and the layers beyond the trunk's last features are not used. Raises InputError as `fill_from_torch` does.
     """
-    parts = {'trunk': params['trunk']}, {'trunk': batch_stats['trunk']}
-    beyond = () if 'top' in params['trunk'] else BEYOND_STRIDE_16
-    places = {name: _trunk_path(name) for name in tensors if not UNUSED.search(name) and not name.startswith(beyond)}
-    return _fill(*parts, tensors, places, f'the {trunk} trunk')
+    parts = {'trunk': params['trunk']}, {'trunk': batch_stats.get('trunk', {})}
+    names = {path: _trunk_name(trunk, path) for path in flatten(parts[0]) | flatten(parts[1])}
+    return _fill(*parts, tensors, names, f'the {trunk} trunk', f'{UNUSED}|^({trunk_kind(trunk).torch_unused})')
 
 
 def _fill(
     params: dict,
     batch_stats: dict,
     tensors: Mapping[str, np.ndarray],
-    places: Mapping[str, tuple[str, str] | None],
+    names: Names,
     what: str,
+    unused: str,
+    linear_tables: Collection[str] = (),
 ) -> tuple[dict, dict]:
     """Copies of both trees with each tensor in its place; `what` names the network in errors."""
-    targets, filled = {**flatten(params), **flatten(batch_stats)}, {}
-    for key, place in places.items():
-        if place is None or place[0] not in targets:
+    targets = flatten(params) | flatten(batch_stats)
+    known, filled = set(names.values()), {}
+    for key in tensors:
+        if key not in known and not re.search(unused, key):
             raise InputError(
                 f"The checkpoint's tensor {key!r} has no place in {what}; choose the network it was saved from."
             )
-        path, kind = place
-        array = np.asarray(tensors[key])
-        turned = _turn(array, kind) if array.ndim == len(targets[path].shape) else array
-        if turned.shape != targets[path].shape:
-            wanted = _turn(np.empty(targets[path].shape, bool), kind, back=True).shape
-            raise InputError(f"The checkpoint's tensor {key!r} is {array.shape}, but {what} has {wanted} there.")
-        if not np.issubdtype(array.dtype, np.floating):
-            raise InputError(f"The checkpoint's tensor {key!r} has dtype {array.dtype}, but {what} has floats there.")
-        if path in filled:
-            raise InputError(
-                f"The checkpoint's tensor {key!r} has the same place as another tensor; keep one of the two."
-            )
-        with np.errstate(over='ignore'):
-            filled[path] = turned.astype(np.float32)
-        if not np.isfinite(filled[path]).all():
-            raise InputError(
-                f"The checkpoint's tensor {key!r} has values that are not finite; use an earlier checkpoint."
-            )
-    missing = sorted(targets.keys() - filled.keys())
+    missing = sorted(path for path in targets if names.get(path) not in tensors)
     if missing:
         others = f' and {len(missing) - 1} more' if len(missing) > 1 else ''
         raise InputError(
             f'The checkpoint has no tensor for {missing[0]!r}{others} of {what}; choose the network it was saved from.'
         )
+    for path, target in targets.items():
+        key = names[path]
+        array, is_table = np.asarray(tensors[key]), key in linear_tables
+        if _transpose(array, path, is_table).shape != target.shape:
+            wanted = _transpose(np.empty(target.shape, bool), path, is_table, back=True).shape
+            raise InputError(f"The checkpoint's tensor {key!r} is {array.shape}, but {what} has {wanted} there.")
+        if not np.issubdtype(array.dtype, np.floating):
+            raise InputError(f"The checkpoint's tensor {key!r} has dtype {array.dtype}, but {what} has floats there.")
+        with np.errstate(over='ignore'):
+            filled[path] = _transpose(array, path, is_table).astype(np.float32)
+        if not np.isfinite(filled[path]).all():
+            raise InputError(
+                f"The checkpoint's tensor {key!r} has values that are not finite; use an earlier checkpoint."
+            )
     return unflatten(params, filled), unflatten(batch_stats, filled)
 
 
-def to_torch(
-    network: str, params: dict, batch_stats: dict, num_attributes: int, own_csn: bool = False
-) -> dict[str, np.ndarray]:
+def to_torch(model: ConfigDict, params: dict, batch_stats: dict, num_attributes: int) -> dict[str, np.ndarray]:
     """The original's state dict for our network, with every name that loading it strictly requires.
 
-    The tensors that are unused, the trunk's classifier `fc` and each `num_batches_tracked`, are zeros. With `own_csn`, the
-    names are those of CSN's own authors, whose trunk has `fc_embed` in place of `fc`.
+    The tensors that are unused, the trunk's classifier `fc` and each `num_batches_tracked`, are zeros; CSN's own authors have no
+    such classifier. Raises InputError if the original lacks a part of the network.
     """
-    arrays = {**flatten(params), **flatten(batch_stats)}
-    keys, state = _torch_keys(network, arrays), {}
+    arrays, layout = flatten(params) | flatten(batch_stats), torch_layout(model)
+    if layout is None:
+        raise InputError(f'{model.name} on {model.trunk} has no PyTorch original; export it with --format=jax.')
+    names = network_names(model, arrays)
+    if lacking := [path for path in arrays if path not in names]:
+        raise InputError(f'The PyTorch original of {model.name} lacks {lacking[0]}; export it with --format=jax.')
+    state = {ROOT + name: array for name, array in layout.constants(model, num_attributes).items()}
+    linear_tables = {f'{ROOT}{name}.weight' for name in layout.linear_tables}
     for path, array in arrays.items():
-        key, kind = keys[path]
-        state[key] = np.ascontiguousarray(_turn(np.asarray(array), kind, back=True))
+        key = names[path]
+        state[key] = np.ascontiguousarray(_transpose(np.asarray(array), path, key in linear_tables, back=True))
         if key.endswith('.running_var'):
             state[key.replace('running_var', 'num_batches_tracked')] = np.zeros((), np.int64)
-    if _has_fixed_masks(network, params):
-        dim = params['head']['fc']['bias'].size
-        state['embeddingnet.masks.weight'] = np.asarray(section_masks(num_attributes, dim, outside=0.0))
-    if own_csn:
-        return {name.replace(EMBED_FC, OWN_FC): array for name, array in state.items()}
-    prefix = _trunk_prefix(network)
+    if any('.fc_embed.' in key for key in state):
+        return state
+    prefix = f'{ROOT}{layout.names(model)["trunk"]}.'
     expansion = 4 if f'{prefix}layer1.0.conv3.weight' in state else 1
     # the number of channels that layer4, which the original cuts off, would return
     in_dim = 8 * state[f'{prefix}conv1.weight'].shape[0] * expansion
@@ -259,33 +213,3 @@ def to_torch(
         f'{prefix}fc.weight': np.zeros((1000, in_dim), np.float32),
         f'{prefix}fc.bias': np.zeros(1000, np.float32),
     }
-
-
-def _torch_keys(network: str, paths: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """The inverse of `our_path` for `paths`: the PyTorch name and the layout of each."""
-    modules = {f'embeddingnet.{name}' for name in HEADS[network]}
-    for module in {path.rpartition('.')[0] for path in paths if path.startswith('trunk.')}:
-        module = module.removeprefix('trunk.')
-        for theirs, ours in SHORTCUT.items():
-            module = module.replace(ours, theirs)
-        modules.add(_trunk_prefix(network) + module)
-    places = {f'{module}.{leaf}': our_path(network, f'{module}.{leaf}') for module in modules for leaf in LEAVES}
-    return {place[0]: (key, place[1]) for key, place in places.items() if place is not None}
-
-
-def _has_fixed_masks(network: str, params: dict) -> bool:
-    """Whether the masks are a constant of the network instead of parameters."""
-    return network == 'csn' and 'masks' not in params['head']
-
-
-def _trunk_prefix(network: str) -> str:
-    return CSN_TRUNK if network in ('csn', 'triplet') else ASEN_TRUNK
-
-
-def unflatten(like: dict, values: Mapping[str, Any]) -> dict:
-    """A tree like `like` whose leaves are those in `values`, under the names that `flatten` gives."""
-
-    def pick(path, _):
-        return values['.'.join(str(step.key) for step in path)]
-
-    return jax.tree_util.tree_map_with_path(pick, like)

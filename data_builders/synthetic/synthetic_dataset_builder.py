@@ -1,21 +1,19 @@
 """Drawn garments, to try everything without any data; README.md describes them."""
 
 import functools
-import hashlib
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from jaxtyping import Int
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from asen_jax import files
-from data_builders import annotations, records
-from data_builders.processes import map_in_processes
+from asen_jax.data.workers import map_in_processes
+from data_builders import annotations, asen_lists, records
 from data_builders.records import Photo, RawDataset
-from data_builders.synthetic.garments import ATTRIBUTES, Garment, draw_garment
+from data_builders.synthetic.garments import ATTRIBUTES, draw_garment
 
 SEED = 2020  # of the drawings; config.seed must not change records
 EVAL_SHARE = 10  # one photo in ten is in valid, and one in test
@@ -38,22 +36,21 @@ def config_name(data: ConfigDict) -> str:
     """The number and size of the photos, and a hash of the chosen attributes unless all are chosen."""
     name = f'{data.synthetic.num_photos}-photos-{data.synthetic.photo_size}px'
     chosen = annotations.pick_attributes(data.attributes, tuple(ATTRIBUTES), 'synthetic')
-    if len(chosen) == len(ATTRIBUTES):
-        return name
-    return f'{name}-{len(chosen)}-attributes-{hashlib.sha256(repr(sorted(chosen)).encode()).hexdigest()[:8]}'
+    return name if len(chosen) == len(ATTRIBUTES) else f'{name}-{asen_lists.name_choice(chosen)}'
 
 
 def read(data: ConfigDict) -> RawDataset:
     """Draw the photos; in valid and test, labels of the first fifth are queries and those of the others are candidates."""
     chosen = annotations.pick_attributes(data.attributes, tuple(ATTRIBUTES), 'synthetic')
-    draw = functools.partial(draw_photo, data.synthetic.photo_size)
-    drawn = map_in_processes(draw, range(data.synthetic.num_photos), PHOTOS_PER_PROCESS)
-    photos = list(tqdm(drawn, total=data.synthetic.num_photos, desc='Drawing', unit='photo', disable=None))
-    num_eval = data.synthetic.num_photos // EVAL_SHARE
+    draw, num_photos = functools.partial(draw_photo, data.synthetic.photo_size), data.synthetic.num_photos
+    num_processes = min(os.cpu_count() or 1, num_photos // PHOTOS_PER_PROCESS)
+    drawn = map_in_processes(draw, num_photos, num_processes) if num_processes > 1 else map(draw, range(num_photos))
+    photos = list(tqdm(drawn, total=num_photos, desc='Drawing', unit='photo', disable=None))
+    num_eval = num_photos // EVAL_SHARE
     splits = {'train': photos[: -2 * num_eval], 'valid': photos[-2 * num_eval : -num_eval], 'test': photos[-num_eval:]}
     num_queries = num_eval // QUERY_SHARE
-    queries = {split: labels_between(splits[split], 0, num_queries) for split in ('valid', 'test')}
-    candidates = {split: labels_between(splits[split], num_queries, num_eval) for split in ('valid', 'test')}
+    queries = {split: records.label_rows(splits[split], range(num_queries)) for split in ('valid', 'test')}
+    candidates = {split: records.label_rows(splits[split], range(num_queries, num_eval)) for split in ('valid', 'test')}
     write_catalog(Path(data.dir).expanduser() / 'synthetic' / 'photos', [*splits['valid'], *splits['test']])
     raw = RawDataset('synthetic', tuple(ATTRIBUTES), ATTRIBUTES, splits, queries, candidates)
     return records.choose_attributes(raw, chosen)
@@ -73,12 +70,8 @@ def write_catalog(folder: Path, photos: Sequence[Photo]) -> None:
 
 
 def draw_photo(size: int, index: int) -> Photo:
-    """The photo `index`, of `size` x `size` pixels."""
-    return make_photo(index, draw_garment(SEED, index, size))
-
-
-def make_photo(index: int, garment: Garment) -> Photo:
-    """A drawn photo like one from a source: encoded, with its labels and their boxes."""
+    """The photo `index`, of `size` x `size` pixels: encoded, with its labels and their boxes."""
+    garment = draw_garment(SEED, index, size)
     encoded = io.BytesIO()
     garment.image.save(encoded, 'JPEG', quality=JPEG_QUALITY, subsampling=0)
     names = tuple(ATTRIBUTES)
@@ -89,9 +82,3 @@ def make_photo(index: int, garment: Garment) -> Photo:
         values=tuple(ATTRIBUTES[name].index(value) for name, value in garment.labels.items()),
         attribute_boxes=tuple(garment.boxes[name] for name in garment.labels),
     )
-
-
-def labels_between(photos: Sequence[Photo], start: int, stop: int) -> Int[np.ndarray, 'n 3']:
-    """Every label of photos `start` to `stop` as (index, attribute, value)."""
-    labels = records.labels_of(photos[start:stop])
-    return np.stack([labels.photo + start, labels.attribute, labels.value], axis=1).astype(np.int32)

@@ -11,30 +11,23 @@ another; for heel, two have similar heights and the third a different one. The r
   bins away.
 """
 
-import csv
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
 
+from asen_jax.data.table import read_cells
 from asen_jax.data.triplets import Labels
 from asen_jax.errors import InputError
-from data_builders import annotations
 from data_builders.records import SPLITS
 
-FAMILIES = {
-    'class': 'Category',
-    'closure': 'Closure',
-    'gender': 'Gender',
-    'heel': 'HeelHeight',
-}  # the prefixes of their columns
+# the prefixes of their columns
+FAMILIES = {'class': 'Category', 'closure': 'Closure', 'gender': 'Gender', 'heel': 'HeelHeight'}
 HEELS = ('Flat', 'Under 1in', '1in - 1 3/4in', '2in - 2 3/4in', '3in - 3 3/4in', '4in - 4 3/4in', '5in & over')
-APART = {
-    'heel': 2
-}  # minimum distance in bins between anchor and negative; any other value will do for the other attributes
+MIN_BIN_DISTANCE = {'heel': 2}  # between anchor and negative; for the other attributes, any other value will do
 SHARES = {'train': 0.7, 'valid': 0.1}  # of the photos; the rest is test
 NUM_TRIPLETS = {'train': 200_000, 'valid': 20_000, 'test': 40_000}  # per attribute
 SEED = 20170721  # never change it: it determines the split and the test triplets behind published figures
@@ -42,11 +35,10 @@ TABLE_HELP = 'take meta-data-bin.csv of UT-Zappos50K (data_builders/zappos50k/RE
 
 
 class Lists(NamedTuple):
-    """Triplet lists, published or resampled, and the photos they index."""
+    """Triplet lists, published or resampled, and labels of the photos they index."""
 
-    names: list[str]  # paths below the folder of photos
     values: Mapping[str, tuple[str, ...]]  # value names by attribute; empty where labels are unknown
-    labels: Labels  # `photo` is an index into `names`
+    labels: Labels  # `photo` is an index into the list of photos
     triplets: Mapping[str, list[Int[np.ndarray, 'n 3']]]  # by split, then attribute: anchor, positive, negative
     notes: tuple[str, ...]
 
@@ -83,7 +75,7 @@ def draw_lists(path: Path, names: list[str], attributes: Sequence[str]) -> Lists
             known = members[value[members] >= 0]
             # seeded by attribute, so that the others that are chosen do not matter
             rng = np.random.default_rng([SEED, number, list(FAMILIES).index(name)])
-            rows = draw(value[known], APART.get(name, 1), NUM_TRIPLETS[split], rng)
+            rows = draw(value[known], MIN_BIN_DISTANCE.get(name, 1), NUM_TRIPLETS[split], rng)
             if not len(rows):
                 raise InputError(
                     f'{path}: the {len(known)} {split} photos with one value of {name} allow no triplet; {TABLE_HELP}, '
@@ -91,7 +83,7 @@ def draw_lists(path: Path, names: list[str], attributes: Sequence[str]) -> Lists
                 )
             triplets[split].append(photo[known[rows]])
     entries = np.concatenate(labels, axis=1).astype(np.int32)
-    return Lists(names, table.values, Labels(*entries), triplets, tuple(notes))
+    return Lists(table.values, Labels(*entries), triplets, tuple(notes))
 
 
 def split_photos(num_photos: int) -> dict[str, Int[np.ndarray, ' photos']]:
@@ -102,18 +94,18 @@ def split_photos(num_photos: int) -> dict[str, Int[np.ndarray, ' photos']]:
 
 
 def draw(
-    values: Int[np.ndarray, ' photos'], apart: int, num_triplets: int, rng: np.random.Generator
+    values: Int[np.ndarray, ' photos'], min_distance: int, num_triplets: int, rng: np.random.Generator
 ) -> Int[np.ndarray, 'triplets 3']:
     """Indices (anchor, positive, negative) of photos with one value each; no rows where no triplet is possible.
 
-    In the order of values, the photos less than `apart` values away from the anchor are one block. The negative is drawn
+    In the order of values, the photos less than `min_distance` values away from the anchor are one block. The negative is drawn
     from the other photos by skipping that block. The `draw_triplets` of training would make values uniform, and has no
     notion of a distance between values.
     """
     order = np.argsort(values, kind='stable')
     ranked = values[order]
     same_start, same_size = _block(ranked, 0)
-    near_start, near_size = _block(ranked, apart - 1)
+    near_start, near_size = _block(ranked, min_distance - 1)
     usable = np.flatnonzero((same_size >= 2) & (near_size < len(values)))
     if not len(usable):
         return np.zeros((0, 3), np.int64)
@@ -154,16 +146,12 @@ def match_photos(
 
 def read_table(path: Path, attributes: Sequence[str]) -> Table:
     """The columns of `attributes`; all others are ignored."""
-    lines = _parse(path)
-    header = next(lines)[1]
+    lines = read_cells(path)
+    header = next(lines, (1, []))[1]
     cid, columns, values, notes = _choose_columns(path, header, attributes)
     wanted = [column for chosen in columns.values() for column in chosen]
     rows, first, packed = {}, {}, []
     for line, cells in lines:
-        if not any(cells):
-            continue
-        if len(cells) != len(header):
-            raise InputError(f'{path}, line {line}: {len(cells)} cells, but line 1 has {len(header)}; {TABLE_HELP}.')
         for column in wanted:
             if cells[column] not in ('0', '1'):
                 raise InputError(
@@ -183,18 +171,6 @@ def read_table(path: Path, attributes: Sequence[str]) -> Table:
         flags[name][:, list(chosen.values())] = bits[:, : len(chosen)]
         bits = bits[:, len(chosen) :]
     return Table(rows, values, flags, notes)
-
-
-def _parse(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Line number and cells of each row; the first row names the columns."""
-    reader = csv.reader(annotations.read_lines(path), strict=True)
-    line = 1
-    try:
-        for cells in reader:
-            yield line, [cell.strip() for cell in cells]
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise InputError(f'{path}, line {line}: {error}; {TABLE_HELP}.') from error
 
 
 def _choose_columns(

@@ -3,23 +3,20 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import ml_collections
 import numpy as np
 from jaxtyping import Int
+from ml_collections import ConfigDict
 
 from asen_jax.data.triplets import Labels
 from asen_jax.errors import InputError
 from data_builders import annotations, asen_lists, records
-from data_builders.records import SPLITS, Photo, RawDataset
+from data_builders.records import SPLITS, RawDataset
 from data_builders.zappos50k import resample
 from data_builders.zappos50k.resample import Lists
 
 ATTRIBUTES = tuple(resample.FAMILIES)  # CSN's conditions, in its order
-FOLDER, PHOTOS, FILENAMES = (
-    'Zappos50k',
-    'ut-zap50k-images',
-    'filenames.json',
-)  # despite its name, the last is plain text
+FOLDER, PHOTOS = 'Zappos50k', 'ut-zap50k-images'
+FILENAMES = 'filenames.json'  # despite its name, plain text
 LIST_NAMES = {'train': 'train', 'valid': 'val', 'test': 'test'}
 TABLES = ('ut-zap50k-data/meta-data-bin.csv', f'{PHOTOS}/ut-zap50k-data/meta-data-bin.csv', 'meta-data-bin.csv')
 NUM_TRIPLETS = {'train': 200_000, 'valid': 80_000, 'test': 160_000}  # that CSN uses, over its four conditions
@@ -36,128 +33,94 @@ WITHOUT_LISTS = (
 
 
 class Builder(records.RecordsBuilder):
-    """Writes the records of Zappos50k once its lists are read and its photos are checked."""
+    """Writes the records of Zappos50k."""
 
     MANUAL_DOWNLOAD_INSTRUCTIONS = WITHOUT_LISTS
 
 
-def list_files(data: ml_collections.ConfigDict) -> list[Path]:
-    """The files that describe the dataset: a change in one of them rebuilds the records."""
+def list_files(data: ConfigDict) -> list[Path]:
+    """The files that describe the dataset; when one changes, the records are rebuilt."""
     folder = asen_lists.dataset_folder(data, FOLDER)
     if data.zappos50k.resample_triplets:
         tables = [folder / name for name in TABLES]
-        table = next((path for path in tables if path.is_file()), tables[0])
+        table = next(filter(Path.is_file, tables), tables[0])
         return [table, *filter(Path.is_file, [folder / FILENAMES])]
-    paths = _list_paths(folder, _chosen(data))
-    return [folder / FILENAMES, *(path for split in SPLITS for path in paths[split])]
+    return [folder / FILENAMES, *(path for paths in _triplet_lists(data).values() for path in paths)]
 
 
-def config_name(data: ml_collections.ConfigDict) -> str:
+def config_name(data: ConfigDict) -> str:
     """'all' for the published lists, 'resampled' for resampled ones, with a suffix if attributes are chosen."""
-    chosen = asen_lists.config_name(data)
-    if not data.zappos50k.resample_triplets:
-        return chosen
-    return 'resampled' if chosen == 'all' else f'resampled-{chosen}'
+    kind = 'resampled' if data.zappos50k.resample_triplets else ''
+    return '-'.join(filter(None, (kind, asen_lists.name_choice(data.attributes)))) or 'all'
 
 
-def read(data: ml_collections.ConfigDict) -> RawDataset:
+def read(data: ConfigDict) -> RawDataset:
     """The published or resampled triplets, as many as CSN uses, and the photos they mention."""
-    folder, chosen, paths = asen_lists.dataset_folder(data, FOLDER), _chosen(data), list_files(data)
-    if data.zappos50k.resample_triplets:
-        annotations.require_files(paths, f'{INSTRUCTIONS}.')
-        return assemble(folder, chosen, draw_lists(folder, paths, chosen))._replace(caveat=CAVEAT)
-    annotations.require_files(paths, WITHOUT_LISTS)
-    return assemble(folder, chosen, read_lists(folder, chosen))
-
-
-def read_lists(folder: Path, chosen: Sequence[str]) -> Lists:
-    """The published lists, which have no labels."""
-    names = annotations.read_filenames(folder / FILENAMES)
-    triplets, notes = {}, []
-    for split, paths in _list_paths(folder, chosen).items():
-        triplets[split] = [read_triplets(path, len(names)) for path in paths]
-        for path, rows in zip(paths, triplets[split], strict=True):
-            anchor, positive, negative = rows.T
-            if twice := int(((anchor == positive) | (anchor == negative) | (positive == negative)).sum()):
-                notes.append(f'{path.name}: {twice:,} triplets name the same photo twice; they are kept')
-    nothing = np.zeros(0, np.int32)
-    return Lists(names, dict.fromkeys(chosen, ()), Labels(nothing, nothing, nothing), triplets, tuple(notes))
+    chosen, resampled = _chosen(data), data.zappos50k.resample_triplets
+    folder, files = asen_lists.dataset_folder(data, FOLDER), list_files(data)
+    asen_lists.require_files(files, f'{INSTRUCTIONS}.' if resampled else WITHOUT_LISTS)
+    if (folder / FILENAMES).is_file():
+        names = annotations.read_filenames(folder / FILENAMES)
+    else:
+        names = sorted(path.relative_to(folder / PHOTOS).as_posix() for path in (folder / PHOTOS).rglob('*.jpg'))
+    if not names:
+        raise InputError(f'{folder / PHOTOS} contains no .jpg file: {INSTRUCTIONS}.')
+    lists = resample.draw_lists(files[0], names, chosen) if resampled else _read_lists(data, len(names))
+    raw = RawDataset('zappos50k', chosen, lists.values, *_take(folder, names, lists), notes=lists.notes)
+    train, valid, test = ({photo.image_id for photo in raw.photos[split]} for split in SPLITS)
+    if shared := len(train & (valid | test)):  # by path, since a list may repeat one; CSN intends none
+        raw = raw._replace(notes=(*raw.notes, f'{shared:,} photos of train are also in valid or test'))
+    return raw._replace(caveat=CAVEAT) if resampled else raw
 
 
 def read_triplets(path: Path, num_photos: int) -> Int[np.ndarray, 'n 3']:
     """Rows (anchor, positive, negative) from lines `a b c`, which say that a is closer to c than to b."""
-    expected = 'expected "a b c", three lines of filenames.json counted from 0'
-    rows = [line.split() for line in annotations.read_lines(path)]
-    for line, words in enumerate(rows, 1):
-        if len(words) != 3:
-            raise InputError(f'{path}, line {line}: {len(words)} numbers; {expected}. Download it again.')
-    words = [word for row in rows for word in row]
-    try:
-        numbers = list(map(int, words))
-    except ValueError as error:
-        place = next(place for place, word in enumerate(words) if not annotations.is_whole(word))
+    numbers = annotations.read_numbers(path, '"a b c", three lines of filenames.json counted from 0')
+    for line, column in np.argwhere(numbers >= num_photos)[:1]:
         raise InputError(
-            f'{path}, line {place // 3 + 1}: {words[place]!r} is not a whole number; {expected}.'
-        ) from error
-    if min(numbers) < 0 or max(numbers) >= num_photos:
-        place = next(place for place, number in enumerate(numbers) if not 0 <= number < num_photos)
-        raise InputError(
-            f'{path}, line {place // 3 + 1}: index {numbers[place]}, but filenames.json ends at {num_photos - 1} '
+            f'{path}, line {line + 1}: index {numbers[line, column]}, but filenames.json ends at {num_photos - 1} '
             f'(counted from 0); use the lists and the filenames.json of the same release.'
         )
-    return np.array(numbers, np.int32).reshape(-1, 3)[:, [0, 2, 1]]
+    return numbers[:, [0, 2, 1]]
 
 
-def draw_lists(folder: Path, files: Sequence[Path], chosen: Sequence[str]) -> Lists:
-    """Lists resampled from the table, over the photos in filenames.json or, without it, in the folder of photos."""
-    table, *listed = files
-    if listed:
-        return resample.draw_lists(table, annotations.read_filenames(listed[0]), chosen)
-    names = sorted(path.relative_to(folder / PHOTOS).as_posix() for path in (folder / PHOTOS).rglob('*.jpg'))
-    if not names:
-        raise InputError(f'{folder / PHOTOS} contains no .jpg file: {INSTRUCTIONS}.')
-    return resample.draw_lists(table, names, chosen)
+def _read_lists(data: ConfigDict, num_photos: int) -> Lists:
+    """The published lists, which have no labels."""
+    triplets, notes = {}, []
+    for split, paths in _triplet_lists(data).items():
+        triplets[split] = [read_triplets(path, num_photos) for path in paths]
+        for path, rows in zip(paths, triplets[split], strict=True):
+            if twice := sum(len(set(row)) < 3 for row in rows.tolist()):
+                notes.append(f'{path.name}: {twice:,} triplets name the same photo twice; they are kept')
+    nothing = np.zeros(0, np.int32)
+    return Lists(dict.fromkeys(_chosen(data), ()), Labels(nothing, nothing, nothing), triplets, tuple(notes))
 
 
-def assemble(folder: Path, chosen: tuple[str, ...], lists: Lists) -> RawDataset:
-    """As many triplets of each split as CSN uses, and the photos they mention, renumbered."""
-    filenames = folder / FILENAMES
-    everything = asen_lists.make_photos(folder / PHOTOS, lists.names, lists.labels, filenames)
-    if not filenames.is_file():  # found in the folder, so no line lists them
+def _take(folder: Path, names: Sequence[str], lists: Lists) -> tuple[dict, dict, dict, dict]:
+    """The photos, queries (none), candidates (none) and triplets of each split: as many triplets as CSN uses, shuffled."""
+    everything = asen_lists.make_photos(folder / PHOTOS, names, lists.labels, folder / FILENAMES)
+    if not (folder / FILENAMES).is_file():  # found in the folder, so no line lists them
         everything = [photo._replace(where='') for photo in everything]
     photos, triplets = {}, {}
-    for split in SPLITS:
-        rows = cut(lists.triplets[split], split)
+    for number, split in enumerate(SPLITS):
+        parts = enumerate(lists.triplets[split])
+        rows = np.concatenate([np.column_stack([rows, np.full(len(rows), attribute)]) for attribute, rows in parts])
+        order = np.random.default_rng([SEED, number]).permutation(len(rows))
+        rows = rows[order[: NUM_TRIPLETS[split] * len(lists.triplets[split]) // len(ATTRIBUTES)]]
         mentioned, place = np.unique(rows[:, :3], return_inverse=True)
         photos[split] = [everything[index] for index in mentioned.tolist()]
         triplets[split] = np.column_stack([place.reshape(-1, 3), rows[:, 3]]).astype(np.int32)
-    notes = (*lists.notes, *_note_shared(photos))
-    return RawDataset('zappos50k', chosen, lists.values, photos, triplets=triplets, notes=notes)
+    return photos, {}, {}, triplets
 
 
-def cut(lists: Sequence[Int[np.ndarray, 'n 3']], split: str) -> Int[np.ndarray, 'n 4']:
-    """(anchor, positive, negative, attribute) from one list per attribute, shuffled, as many as CSN uses."""
-    numbered = [np.column_stack([rows, np.full(len(rows), attribute)]) for attribute, rows in enumerate(lists)]
-    rows = np.concatenate(numbered)
-    order = np.random.default_rng([SEED, SPLITS.index(split)]).permutation(len(rows))
-    return rows[order[: NUM_TRIPLETS[split] * len(lists) // len(ATTRIBUTES)]]
-
-
-def _note_shared(photos: dict[str, list[Photo]]) -> list[str]:
-    """Counts photos, by path since a list may repeat one, that train shares with valid or test: CSN intends none."""
-    train, valid, test = ({photo.image_id for photo in photos[split]} for split in SPLITS)
-    shared = len(train & (valid | test))
-    return [f'{shared:,} photos of train are also in valid or test'] if shared else []
-
-
-def _chosen(data: ml_collections.ConfigDict) -> tuple[str, ...]:
+def _chosen(data: ConfigDict) -> tuple[str, ...]:
     return annotations.pick_attributes(data.attributes, ATTRIBUTES, 'Zappos50k')
 
 
-def _list_paths(folder: Path, chosen: Sequence[str]) -> dict[str, list[Path]]:
-    """The lists of the chosen attributes, by split."""
-    lists = folder / 'tripletlists'
+def _triplet_lists(data: ConfigDict) -> dict[str, list[Path]]:
+    """The published lists of the chosen attributes, by split."""
+    folder = asen_lists.dataset_folder(data, FOLDER) / 'tripletlists'
     return {
-        split: [lists / f'{attribute}_tripletlist_{name}.txt' for attribute in chosen]
+        split: [folder / f'{attribute}_tripletlist_{name}.txt' for attribute in _chosen(data)]
         for split, name in LIST_NAMES.items()
     }

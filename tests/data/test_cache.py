@@ -1,4 +1,4 @@
-"""Cached photos are those that would be decoded, are made once, and appear whole or not at all."""
+"""Cached photos are those that would be decoded, are made once, and appear atomically."""
 
 import contextlib
 import itertools
@@ -63,13 +63,13 @@ def test_photos_are_decoded_once(own, monkeypatch):
 @pytest.mark.parametrize('field,value', [('image_size', 48), ('fit', 'pad'), ('crop_to_bbox', True)])
 def test_other_pixels_have_another_file(own, field, value):
     records, config = own
-    first = cache._cache_path(records, 'train', prepared.LoadOptions.from_config(config))
+    first = cache.cache_path(records, 'train', prepared.LoadOptions.from_config(config))
     config.data[field] = value
     options = prepared.LoadOptions.from_config(config)
     others = [
-        cache._cache_path(records, 'train', options),
-        cache._cache_path(records, 'test', options),
-        cache._cache_path(records._replace(fingerprint='other'), 'train', options),
+        cache.cache_path(records, 'train', options),
+        cache.cache_path(records, 'test', options),
+        cache.cache_path(records._replace(fingerprint='other'), 'train', options),
     ]
     assert len({first, *others}) == 4
 
@@ -132,7 +132,7 @@ def test_another_process_waits_and_then_finds_the_cache(own, monkeypatch):
 def test_a_damaged_cache_is_named(own):
     records, config = own
     batches.open_photos(records, 'test', config)
-    path = cache._cache_path(records, 'test', prepared.LoadOptions.from_config(config))
+    path = cache.cache_path(records, 'test', prepared.LoadOptions.from_config(config))
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(InputError, match=rf'{path.name} is damaged; delete'):
         batches.open_photos(records, 'test', config)
@@ -152,7 +152,7 @@ def test_photos_that_do_not_fit_the_device_are_refused():
         def memory_stats(self):
             return {'bytes_limit': 100, 'bytes_in_use': 65}
 
-    cache._check_memory(10, [Small()])
-    cache._check_memory(10**12, jax.devices()[:1])  # a CPU has no limit
+    cache.check_memory(10, [Small()])
+    cache.check_memory(10**12, jax.devices()[:1])  # a CPU has no limit
     with pytest.raises(InputError, match=r'has 0\.0 GB for them; set --config\.data\.cache=disk'):
-        cache._check_memory(11, [Small()])
+        cache.check_memory(11, [Small()])

@@ -129,7 +129,7 @@ def test_a_photo_with_two_values_is_one_candidate(read, config, tmp_path):
 @pytest.mark.parametrize(
     ('content', 'says'),
     [
-        ('', 'is empty or begins with an empty line; the first line names the columns'),
+        ('\n', 'is empty; the first line names the columns'),
         ('path,color\n', 'lists no photos'),
         ('file,color\na.jpg,red\n', 'line 1: no column is named path'),
         ('Path,color\na.jpg,red\n', r"no column is named path \('Path' is close\)"),

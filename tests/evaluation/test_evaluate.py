@@ -14,7 +14,7 @@ from asen_jax.errors import InputError
 from asen_jax.evaluation import evaluate, metrics
 from asen_jax.evaluation.run import evaluate_network, match_attributes
 from asen_jax.evaluation.vectors import collect_vectors, product_on_device, score_attention
-from asen_jax.models import build_model
+from asen_jax.models.build import build_model
 from asen_jax.network import TrainedNetwork, make_embedder
 
 

@@ -16,9 +16,10 @@ import pytest
 
 from asen_jax import sharding
 from asen_jax.errors import InputError
-from asen_jax.models import build_shapes, embed_all
+from asen_jax.models.apply import embed_all
+from asen_jax.models.build import build_shapes
 from asen_jax.models.csn import section_masks
-from asen_jax.weights.torch_names import fill_from_torch, flatten, our_path
+from asen_jax.weights.torch_names import fill_from_torch, flatten, network_names, to_torch
 from configs import fashionai
 from tests.conftest import make_step
 from tests.golden import recipe
@@ -31,7 +32,7 @@ ATTRIBUTES = np.array([0, 3, 5, 7], np.int32)
 
 
 def load(case):
-    """(network, config, model, params, batch statistics) with the recipe's weights, seed 1."""
+    """(config, model, params, batch statistics) with the recipe's weights, seed 1."""
     network = case.partition('_')[0] if case in MASKS else case
     config = fashionai.get_config(network)
     config.model.csn.masks = MASKS.get(case, 'learned')
@@ -41,7 +42,7 @@ def load(case):
         tensors['embeddingnet.masks.weight'] = np.asarray(section_masks(8, 1024, outside=0.1))
     if case == 'csn_fixed':
         del tensors['embeddingnet.masks.weight']
-    return network, config, model, *fill_from_torch(network, params, stats, tensors)
+    return config, model, *fill_from_torch(config.model, params, stats, tensors, 8)
 
 
 @pytest.fixture(scope='module')
@@ -53,13 +54,13 @@ def case(request):
 
 @pytest.mark.parametrize('case', ['asen', 'asen_v2', *MASKS], indirect=True)
 def test_embeddings_and_heatmaps_match_the_original(case):
-    golden, _, _, model, params, stats = case
-    vectors, heatmaps = jax.jit(lambda p, s, x: embed_all(model, p, s, x))(params, stats, recipe.make_images(1, 4))
-    np.testing.assert_allclose(vectors, golden['embeddings'], rtol=0, atol=2e-6)
+    golden, _, model, params, stats = case
+    output = jax.jit(lambda p, s, x: embed_all(model, p, s, x))(params, stats, recipe.make_images(1, 4))
+    np.testing.assert_allclose(output.embedding, golden['embeddings'], rtol=0, atol=2e-6)
     if 'heatmaps' in golden:
-        np.testing.assert_allclose(heatmaps, golden['heatmaps'], rtol=0, atol=2e-6)
+        np.testing.assert_allclose(output.heatmap, golden['heatmaps'], rtol=0, atol=2e-6)
     else:
-        assert heatmaps is None
+        assert output.heatmap is None
 
 
 @pytest.mark.parametrize(
@@ -68,7 +69,7 @@ def test_embeddings_and_heatmaps_match_the_original(case):
     indirect=True,
 )
 def test_three_adam_steps_match_the_original(case):
-    golden, network, config, model, params, stats = case
+    golden, config, model, params, stats = case
     anchor, negative, positive = recipe.make_images(1001, 12).reshape(3, 4, 224, 224, 3)
     batch = {'images': np.stack([anchor, positive, negative], axis=1), 'attribute': ATTRIBUTES}
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
@@ -78,25 +79,27 @@ def test_three_adam_steps_match_the_original(case):
         state, metrics = step(state, batch)
         losses.append(float(metrics['loss']))
         if number == 0:
-            check_first_step(golden, network, jax.device_get(state), float(metrics['gradient_norm']))
+            check_first_step(golden, config.model, jax.device_get(state), float(metrics['gradient_norm']))
     np.testing.assert_allclose(losses[0], golden['train_losses'][0], rtol=0, atol=1e-5)
     np.testing.assert_allclose(losses[1:], golden['train_losses'][1:], rtol=0, atol=2e-3)
 
 
-def check_first_step(golden, network, state, gradient_norm):
+def check_first_step(golden, options, state, gradient_norm):
     """Checks running statistics and gradients; after one step, Adam's first moment is 0.1 times the gradient."""
     updated = flatten(state.batch_stats)
-    ours = [np.linalg.norm(updated[our_path(network, name)[0]]) for name in golden['bn_names']]
+    names = network_names(options, flatten(state.params) | updated)
+    path_of = {name: path for path, name in names.items()}
+    ours = [np.linalg.norm(updated[path_of[name]]) for name in golden['bn_names']]
     np.testing.assert_allclose(ours, golden['bn_norms'], rtol=1e-4)
     gradients = {path: 10 * np.linalg.norm(moment) for path, moment in flatten(state.opt_state[0].mu).items()}
     assert len(gradients) == len(golden['grad_names'])
-    ours = np.array([gradients[our_path(network, name)[0]] for name in golden['grad_names']])
+    ours = np.array([gradients[path_of[name]] for name in golden['grad_names']])
     theirs = golden['grad_norms']
     significant = theirs > 1e-7  # smaller norms are only rounding error
     np.testing.assert_allclose(ours[~significant], theirs[~significant], rtol=0, atol=1e-7)
     relative = ours[significant] / theirs[significant] - 1
     names = golden['grad_names'][significant]
-    in_head = np.array([our_path(network, name)[0].startswith('head.') for name in names])
+    in_head = np.array([path_of[name].startswith(('head.', 'conditions.')) for name in names])
     assert np.abs(relative[in_head]).max() < 1e-3
     assert np.abs(relative).max() < 6e-3
     assert np.mean(np.abs(relative[~in_head]) < 1e-3) > 0.75
@@ -109,9 +112,16 @@ def test_missing_unknown_and_misshapen_tensors_are_rejected_by_name():
     config.model.trunk, config.model.resnet.width = 'resnet18', 8
     _, params, stats = build_shapes(config, num_attributes=8)
     key = 'embeddingnet.feature_fc.weight'
+    arrays = jax.tree.map(lambda shape: np.zeros(shape.shape, np.float32), (params, stats))
+    tensors = to_torch(config.model, *arrays, 8)
+
+    def fill(tensors):
+        return fill_from_torch(config.model, params, stats, tensors, 8)
+
+    fill(tensors)
     with pytest.raises(InputError, match="has no tensor for 'head"):
-        fill_from_torch('asen', params, stats, {'embeddingnet.feature_fc.bias': np.zeros(1024)})
+        fill({name: array for name, array in tensors.items() if name != key})
     with pytest.raises(InputError, match=r"'embeddingnet\.extra\.weight' has no place in the asen network"):
-        fill_from_torch('asen', params, stats, {'embeddingnet.extra.weight': np.zeros(3)})
+        fill(tensors | {'embeddingnet.extra.weight': np.zeros(3)})
     with pytest.raises(InputError, match=rf"'{key}' is \(32, 1024\), but the asen network has \(1024, 32\) there"):
-        fill_from_torch('asen', params, stats, {key: np.zeros((32, 1024))})
+        fill(tensors | {key: np.zeros((32, 1024))})

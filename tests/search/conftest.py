@@ -6,7 +6,7 @@ import pytest
 
 from asen_jax.checkpoint import Checkpoints
 from asen_jax.embedder import Embedder
-from asen_jax.models import build_shapes
+from asen_jax.models.build import build_shapes
 from tests.conftest import tiny_config
 
 ATTRIBUTES = ('sleeve_length', 'neckline', 'color')

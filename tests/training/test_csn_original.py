@@ -8,15 +8,19 @@ import pytest
 
 from asen_jax import sharding
 from asen_jax.errors import InputError
-from asen_jax.models import build_model, embed_all
-from asen_jax.training.loop import check_loss
-from asen_jax.weights.torch_names import fill_from_torch, flatten, our_path
+from asen_jax.models.apply import embed_all
+from asen_jax.models.build import build_model
+from asen_jax.models.registry import network_kind
+from asen_jax.training.losses import check_losses
+from asen_jax.weights.torch_names import fill_from_torch, flatten, network_names
 from configs import zappos50k
 from tests.conftest import make_step
 from tests.golden import recipe
 
 GOLDEN = Path(__file__).parents[1] / 'golden' / 'csn_original.npz'
 ATTRIBUTES = np.arange(4, dtype=np.int32)
+FC = 'embeddingnet.embeddingnet.fc_embed'
+ASENS = {f'{FC}.{leaf}': f'embeddingnet.embed_fc.{leaf}' for leaf in ('weight', 'bias')}  # the names in the figures
 
 
 @pytest.fixture(scope='module', params=['fixed', 'learned'])
@@ -28,11 +32,11 @@ def case(request):
     config.model.csn.masks = request.param
     model, params, stats = build_model(config, num_attributes=4)
     shapes = {f'embeddingnet.embeddingnet.{name}': shape for name, shape in trunk_shapes().items()}
-    shapes |= {'embeddingnet.embed_fc.weight': (64, 256), 'embeddingnet.embed_fc.bias': (64,)}
+    shapes |= {f'{FC}.weight': (64, 256), f'{FC}.bias': (64,)}
     if request.param == 'learned':
         shapes['embeddingnet.masks.weight'] = (4, 64)
-    tensors = {name: recipe.make_tensor(1, name, shape) for name, shape in shapes.items()}
-    return golden, config, model, *fill_from_torch('csn', params, stats, tensors)
+    tensors = {name: recipe.make_tensor(1, ASENS.get(name, name), shape) for name, shape in shapes.items()}
+    return golden, config, model, *fill_from_torch(config.model, params, stats, tensors, 4)
 
 
 def trunk_shapes():
@@ -58,10 +62,12 @@ def photos():
 
 def test_vectors_match_pytorch_and_are_not_normalized(case):
     golden, _, model, params, stats = case
-    vectors, heatmaps = jax.jit(lambda p, s, x: embed_all(model, p, s, x))(params, stats, photos()[0])
-    np.testing.assert_allclose(np.asarray(vectors)[range(4), ATTRIBUTES], golden['embeddings'], rtol=0, atol=2e-5)
+    output = jax.jit(lambda p, s, x: embed_all(model, p, s, x))(params, stats, photos()[0])
+    np.testing.assert_allclose(
+        np.asarray(output.embedding)[range(4), ATTRIBUTES], golden['embeddings'], rtol=0, atol=2e-5
+    )
     assert np.abs(golden['embeddings']).max() > 1  # not unit vectors
-    assert heatmaps is None
+    assert output.heatmap is None
 
 
 def test_three_steps_match_pytorch(case):
@@ -79,7 +85,9 @@ def test_three_steps_match_pytorch(case):
             gradients = {path: 10 * np.linalg.norm(moment) for path, moment in moments.items()}
     np.testing.assert_allclose(losses, golden['losses'], rtol=1e-4)
     assert len(gradients) == len(golden['grad_names'])
-    paths = [our_path('csn', str(name))[0] for name in golden['grad_names']]
+    names = network_names(config.model, gradients)
+    path_of = {ASENS.get(name, name): path for path, name in names.items()}
+    paths = [path_of[str(name)] for name in golden['grad_names']]
     ours = np.array([gradients[path] for path in paths])
     np.testing.assert_allclose(ours, golden['grad_norms'], rtol=6e-3)
     in_head = np.array([path.startswith('head.') for path in paths])
@@ -90,12 +98,18 @@ def test_three_steps_match_pytorch(case):
     'field,value,match',
     [
         ('train.loss', 'contrastive', 'contrastive uses the cosine distance'),
-        ('model.name', 'asen', 'embedding_norm is 0.005, but it belongs to the triplet loss of csn'),
+        ('model.name', 'asen', "embedding_norm needs the output 'unmasked', which asen does not have"),
+        ('train.loss', 'triplets', "has 'triplets'; write NAME or NAME:WEIGHT, where NAME is one of triplet,"),
+        ('train.loss', 'triplet:0', "has 'triplet:0'; write NAME"),
     ],
 )
 def test_an_invalid_loss_is_rejected(field, value, match):
     config = zappos50k.get_config('csn_original')
     config.update_from_flattened_dict({field: value})
     with pytest.raises(InputError, match=match):
-        check_loss(config)
-    check_loss(zappos50k.get_config('csn_original'))
+        check(config)
+    check(zappos50k.get_config('csn_original'))
+
+
+def check(config):
+    check_losses(config.train, config.model.name, network_kind(config.model.name).extras)

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from types import MappingProxyType
 
 import jax
 import numpy as np
@@ -14,7 +15,9 @@ from safetensors.numpy import save_file
 from asen_jax.checkpoint import Checkpoints, identity
 from asen_jax.embedder import Embedder
 from asen_jax.errors import InputError
-from asen_jax.models import build_shapes, embed_all
+from asen_jax.models.apply import embed_all
+from asen_jax.models.build import build_shapes
+from asen_jax.models.csn import EMBED_FC, OWN_FC, section_masks
 from asen_jax.training.loop import train_and_evaluate
 from asen_jax.weights import importing, torch_names
 from asen_jax.weights.export import export, write_torch_checkpoint
@@ -37,7 +40,7 @@ def original(case):
     network = 'csn' if case in MASKS else case
     tensors = {name: recipe.make_tensor(1, name, tuple(shape)) for name, shape in SHAPES[network].items()}
     if case in ('csn_prein', 'csn_fixed'):
-        masks = torch_names.section_masks(8, 1024, outside=0.1 if case == 'csn_prein' else 0.0)
+        masks = section_masks(8, 1024, outside=0.1 if case == 'csn_prein' else 0.0)
         tensors['embeddingnet.masks.weight'] = np.asarray(masks)
     return tensors
 
@@ -51,7 +54,7 @@ def small(network='asen', **fields):
     rng = np.random.default_rng(0)
     _, *shapes = build_shapes(config, 3)
     trees = jax.tree.map(lambda shape: rng.uniform(0.1, 1, shape.shape).astype(np.float32), shapes)
-    return config, torch_names.to_torch(network, *trees, 3)
+    return config, torch_names.to_torch(config.model, *trees, 3)
 
 
 HEAVY = [pytest.param(case, marks=pytest.mark.heavy) for case in ('asen_v2', *MASKS)]
@@ -98,7 +101,7 @@ def assert_same_but_for_unused(back, source):
     assert back.keys() == source.keys()
     for name, array in source.items():
         assert back[name].dtype == array.dtype and back[name].shape == array.shape, name
-        expected = np.zeros_like(array) if torch_names.UNUSED.search(name) else array
+        expected = np.zeros_like(array) if re.search(torch_names.UNUSED, name) else array
         np.testing.assert_array_equal(back[name], expected, err_msg=name)
 
 
@@ -123,19 +126,18 @@ def test_networks_are_inferred_from_names_and_shapes(network, fields, rename):
     assert num_attributes == 3 and found['model.name'] == network and found['model.trunk'] == config.model.trunk
     inferred = fashionai.get_config('csn')
     inferred.update_from_flattened_dict(found)
-    own_fields = ('masks',) if network == 'csn' else ('spatial_attention', 'channel_attention')
-    for field in ('trunk_width', 'normalize', *own_fields):
+    for field in ('normalize', 'resnet', 'csn' if network == 'csn' else 'asen'):
         assert inferred.model[field] == config.model[field]
     _, *shapes = build_shapes(inferred, 3)
-    params, stats = torch_names.fill_from_torch(network, *shapes, named)
-    assert_same_but_for_unused(torch_names.to_torch(network, params, stats, 3), tensors)
+    params, stats = torch_names.fill_from_torch(inferred.model, *shapes, named, 3)
+    assert_same_but_for_unused(torch_names.to_torch(inferred.model, params, stats, 3), tensors)
 
 
 @pytest.fixture
 def authors_csn():
     """The weights of a small CSN in the form of its own authors' checkpoints, whose trunk has no `fc`."""
     _, tensors = small('csn', **{'model.embed_dim': 24})
-    tensors = {name.replace(torch_names.EMBED_FC, torch_names.OWN_FC): array for name, array in tensors.items()}
+    tensors = {name.replace(EMBED_FC, OWN_FC): array for name, array in tensors.items()}
     return {name: array for name, array in tensors.items() if '.embeddingnet.fc.' not in name}
 
 
@@ -144,11 +146,11 @@ def test_csn_by_its_own_authors_is_inferred_from_its_last_layer(authors_csn):
     assert found['train.distance'] == 'euclidean' and not found['model.normalize'] and found['model.embed_dim'] == 24
     config, _ = small('csn', **found)
     _, *shapes = build_shapes(config, 3)
-    params, _ = torch_names.fill_from_torch('csn', *shapes, authors_csn)
-    np.testing.assert_array_equal(params['head']['fc']['bias'], authors_csn[f'{torch_names.OWN_FC}bias'])
-    authors_csn[f'{torch_names.EMBED_FC}bias'] = params['head']['fc']['bias']
-    with pytest.raises(InputError, match=r"'embeddingnet\.embed_fc\.bias' has the same place as another"):
-        torch_names.fill_from_torch('csn', *shapes, authors_csn)
+    params, _ = torch_names.fill_from_torch(config.model, *shapes, authors_csn, 3)
+    np.testing.assert_array_equal(params['head']['fc']['bias'], authors_csn[f'embeddingnet.{OWN_FC}.bias'])
+    authors_csn[f'embeddingnet.{EMBED_FC}.bias'] = params['head']['fc']['bias']
+    with pytest.raises(InputError, match=r"'embeddingnet\.embed_fc\.bias' has no place"):
+        torch_names.fill_from_torch(config.model, *shapes, authors_csn, 3)
 
 
 def test_csn_by_its_own_authors_is_exported_as_it_was_imported(authors_csn, tmp_path):
@@ -168,7 +170,7 @@ def test_an_imported_checkpoint_describes_itself_and_keeps_an_older_run(tmp_path
     config.data.attributes = ('a', 'b', 'c')
     meta = importing.import_checkpoint(config, tmp_path / 'run', file)
     assert meta['attributes'] == ['a', 'b', 'c'] and meta['imported']['file'] == 'm.safetensors'
-    assert json.loads((tmp_path / 'run/config.json').read_text())['model']['trunk_width'] == 8
+    assert json.loads((tmp_path / 'run/config.json').read_text())['model']['resnet']['width'] == 8
     with pytest.raises(InputError, match='run already has a run; name another --workdir'):
         importing.import_checkpoint(config, tmp_path / 'run', file)
     config.data.attributes = ('a', 'a', 'b')
@@ -291,10 +293,10 @@ def test_exports_include_a_description_and_a_card(tmp_path):
     assert not (tmp_path / 'new').exists()
 
 
-def trained(trunk, init, **model):
+def trained(trunk, init, model=MappingProxyType({})):
     """A config, and the metadata of a checkpoint that training with it has saved."""
     config = fashionai.get_config('asen_v2')
-    config.model.update(model)
+    config.model.update_from_flattened_dict(model)
     config.model.trunk, config.init.trunk, config.data.image_size = trunk, init, 32
     meta = {
         'step': 4,
@@ -330,20 +332,20 @@ def test_the_card_says_which_weights_the_trunk_started_from(trunk, init, says):
 
 
 def test_the_card_says_what_the_paper_lacks_and_that_the_trunk_was_frozen():
-    ours = {'channel_attention': False, 'feature_bn': True, 'projection': 24, 'embed_dim': 16}
-    _, meta = trained('efficientnet_lite0', 'imagenet', **ours)
-    meta['config']['optim']['trunk_factor'] = 0.0
+    ours = {'asen.channel_attention': False, 'feature_bn': True, 'asen_v2.projection': 24, 'embed_dim': 16}
+    _, meta = trained('efficientnet_lite0', 'imagenet', ours)
+    meta['config']['optim']['groups'] = ['trunk:0', 'head:0.5']
     card = make_card(meta, [], 'jax')
-    added = 'batch norm of the features, a hidden layer and a last layer per attribute, to 16 dimensions'
-    assert f'lite0, without channel attention, to which we added {added}.' in card
-    assert 'learning rate 0.0001 (the trunk stays as it was), multiplied' in card
-    assert 'we added' not in make_card(trained('resnet18', 'none')[1], [], 'jax')
+    changed = 'feature_bn=True, embed_dim=16, asen.channel_attention=False, asen_v2.projection=24'
+    assert f'lite0; not as published: {changed}.' in card
+    assert 'learning rate 0.0001 (trunk: frozen; head: times 0.5), multiplied' in card
+    assert 'not as published' not in make_card(trained('resnet18', 'none')[1], [], 'jax')
 
 
 def test_efficientnet_is_exported_for_jax_alone(tmp_path):
-    ours = {'trunk_stride': 32, 'trunk_all_stages': True, 'feature_bn': True, 'projection': 24}
-    config, meta = trained('efficientnet_lite0', 'imagenet', embed_dim=16, **ours)
-    structure, *shapes = build_shapes(config, 3)
+    ours = {'efficientnet.stride': 32, 'efficientnet.all_stages': True, 'feature_bn': True, 'asen_v2.projection': 24}
+    config, meta = trained('efficientnet_lite0', 'imagenet', {'embed_dim': 16, **ours})
+    graphdef, *shapes = build_shapes(config, 3)
     trunk, rng = read_trunk(config, *shapes), np.random.default_rng(0)
     heads = jax.tree.map(lambda shape: rng.normal(scale=0.1, size=shape.shape).astype(np.float32), shapes)
     params, stats = (head | pretrained for head, pretrained in zip(heads, trunk, strict=True))
@@ -351,17 +353,14 @@ def test_efficientnet_is_exported_for_jax_alone(tmp_path):
     with Checkpoints(tmp_path / 'run') as checkpoints:
         checkpoints.save('latest', jax.tree.map(jax.numpy.asarray, {'params': params, 'batch_stats': stats}), meta)
         checkpoints.wait()
-    lacks = (
-        'trunk=efficientnet_lite0, model.feature_bn=True, model.asen_v2.projection=24, which the PyTorch original lacks'
-    )
-    with pytest.raises(InputError, match=rf'{lacks}; .*--format=jax\.$'):
+    with pytest.raises(InputError, match=r'asen_v2 on efficientnet_lite0 has no PyTorch original; .*--format=jax\.$'):
         export(tmp_path / 'run', 'latest', 'float32', tmp_path / 'export', 'torch')
     assert not (tmp_path / 'export').exists()
     images = recipe.make_images(1, 2, size=32, cells=4)
     result = run_export(tmp_path, images)
-    vectors, heatmaps = jax.jit(lambda p, s, x: embed_all(structure, p, s, x))(params, stats, images)
-    np.testing.assert_allclose(result['embeddings'], vectors, rtol=0, atol=2e-6)
-    np.testing.assert_allclose(result['heatmaps'], heatmaps, rtol=0, atol=2e-6)
+    output = jax.jit(lambda p, s, x: embed_all(graphdef, p, s, x))(params, stats, images)
+    np.testing.assert_allclose(result['embeddings'], output.embedding, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(result['heatmaps'], output.heatmap, rtol=0, atol=2e-6)
 
 
 def test_training_continues_from_an_imported_checkpoint(config, tmp_path, capsys):
@@ -369,7 +368,7 @@ def test_training_continues_from_an_imported_checkpoint(config, tmp_path, capsys
     _, *shapes = build_shapes(config, NUM_SYNTHETIC)
     rng = np.random.default_rng(0)
     trees = jax.tree.map(lambda shape: rng.uniform(0.1, 0.2, shape.shape).astype(np.float32), shapes)
-    save_file(torch_names.to_torch('asen_v2', *trees, NUM_SYNTHETIC), tmp_path / 'm.safetensors')
+    save_file(torch_names.to_torch(config.model, *trees, NUM_SYNTHETIC), tmp_path / 'm.safetensors')
     importing.import_checkpoint(config, tmp_path / 'run', tmp_path / 'm.safetensors')
     config.train.num_epochs, records = 1, prepare(config)
     result = train_and_evaluate(config, tmp_path / 'run', records)
@@ -378,7 +377,7 @@ def test_training_continues_from_an_imported_checkpoint(config, tmp_path, capsys
     export(tmp_path / 'run', 'best', 'float32', tmp_path / 'out', 'jax')
     card = (tmp_path / 'out/model_card.md').read_text()
     assert 'step 4; all weights imported from `m.safetensors`' in card and 'drawings of garments' in card
-    save_file(torch_names.to_torch('asen_v2', *three_attributes(trees), 3), tmp_path / 'm.safetensors')
+    save_file(torch_names.to_torch(config.model, *three_attributes(trees), 3), tmp_path / 'm.safetensors')
     importing.import_checkpoint(config, tmp_path / 'other', tmp_path / 'm.safetensors')
     with pytest.raises(
         InputError, match='has the attributes attribute_0, attribute_1, attribute_2, in this order, but'
@@ -389,5 +388,4 @@ def test_training_continues_from_an_imported_checkpoint(config, tmp_path, capsys
 def three_attributes(trees):
     """The same network with the first three rows of its attribute table."""
     params, stats = trees
-    head = params['head'] | {'attribute_rows': {'rows': params['head']['attribute_rows']['rows'][:3]}}
-    return params | {'head': head}, stats
+    return params | {'conditions': {'rows': params['conditions']['rows'][:3]}}, stats

@@ -10,7 +10,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from asen_jax.errors import InputError
-from asen_jax.models import build_shapes
+from asen_jax.models import resnet
+from asen_jax.models.build import build_shapes
 from asen_jax.training import loop
 from asen_jax.weights import torch_names, trunks
 from configs import fashionai
@@ -83,7 +84,7 @@ def test_imagenet_without_its_file_says_how_to_get_it(config, tmp_path):
         loop.check_config(config, tmp_path)
     message, file = str(caught.value), 'resnet18-f37072fd.pth'
     assert 'timm/resnet18.tv_in1k could not be downloaded (import of huggingface_hub halted' in message
-    assert f'or download https://download.pytorch.org/models/{file} to {trunks.FOLDER / file}; ' in message
+    assert f'or download https://download.pytorch.org/models/{file} to {resnet.FOLDER / file}; ' in message
     assert '--config.init.trunk=none' in message and '\n' not in message
 
 
@@ -95,13 +96,13 @@ def test_imagenet_without_its_package_says_how_to_install_it(config, tmp_path, m
 
 
 def test_the_file_of_imagenet_has_to_match_the_digest_in_its_name(config, tensors, shapes, monkeypatch):
-    trunks.FOLDER.mkdir(parents=True)
-    path = trunks.FOLDER / 'resnet18-f37072fd.pth'
+    resnet.FOLDER.mkdir(parents=True)
+    path = resnet.FOLDER / 'resnet18-f37072fd.pth'
     save_file(tensors, path)
     with pytest.raises(InputError, match=r'f37072fd\.pth is damaged: its SHA-256 starts with .*; download it again'):
         trunks.read_trunk(config, *shapes)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
-    monkeypatch.setitem(trunks.IMAGENET, 'resnet18', (f'resnet18-{digest}.pth',))
+    monkeypatch.setitem(resnet.FILES, 'resnet18', (f'resnet18-{digest}.pth',))
     path.rename(path.with_name(f'resnet18-{digest}.pth'))
     params, _ = trunks.read_trunk(config, *shapes)
     np.testing.assert_array_equal(params['trunk']['bn1']['bias'], tensors['bn1.bias'])

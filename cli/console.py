@@ -1,6 +1,7 @@
 """How a command runs from beginning to end: its output, its exit status, and the one sentence about what went wrong."""
 
 import contextlib
+import errno
 import io
 import logging
 import os
@@ -14,15 +15,16 @@ from typing import NoReturn
 
 from absl import logging as absl_logging
 
-import command_line
 from asen_jax.errors import InputError, NumericsError, StoppedError
 from asen_jax.signals import end_if_interrupted
+from cli import command_line
 
 Dispatch = Callable[[command_line.Arguments], None]  # what runs a mode
 
 EXTRAS = dict.fromkeys(('lancedb', 'uvicorn', 'fastapi', 'fastapi_offline', 'limits'), 'search') | {
     'ray': 'ray'
 }  # packages that only some modes need
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # full or failing, and often without a file's name
 CLOSED_OUTPUT = 128 + signal.SIGPIPE
 
 
@@ -50,35 +52,56 @@ def run(argv: list[str], dispatch: Dispatch) -> int:
 
 def end(status: int) -> NoReturn:
     """Exit, together with the other processes of the run if there are any."""
-    if sharding := sys.modules.get('asen_jax.sharding'):  # not loaded for --help
-        sharding.end_process(status)
+    if processes := sys.modules.get('asen_jax.processes'):  # not loaded for --help
+        processes.end_process(status)
     sys.exit(status)
 
 
 def attempt(argv: list[str], dispatch: Dispatch) -> tuple[int, str]:
     """Run a command; its exit status, and the sentence about what went wrong, or ''."""
-    written = 'a file'
+    arguments = None
     try:
         arguments = command_line.parse(argv)
         if arguments is not None:
-            written = arguments.written
             dispatch(arguments)
     except (InputError, NumericsError, StoppedError) as error:
         return error.exit_status, str(error)
     except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
         return CLOSED_OUTPUT, ''
-    except OSError as error:  # for example: a folder is a file, permission denied, disk full
-        return 2, f'{error.filename or f"{written} or the output"}: {error.strerror or error}.'
     except KeyboardInterrupt:
         return 130, 'interrupted; run the same command again to continue.'
     except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
-            return 2, f"this needs {error.name}; pip install '.[{EXTRAS[error.name]}]' installs it."
-        if sharding := sys.modules.get('asen_jax.sharding'):
-            sharding.await_peer_error()
+        if sentence := explain(error, arguments):
+            return 2, sentence
+        if processes := sys.modules.get('asen_jax.processes'):
+            processes.await_peer_error()
         traceback.print_exc()
         return 1, ''
     return 0, ''
+
+
+def explain(error: Exception, arguments: command_line.Arguments | None) -> str:
+    """The sentence about an error that is no fault of this program, but of a package, a disk or a file of the command; or ''."""
+    if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
+        return f"this needs {error.name}; pip install '.[{EXTRAS[error.name]}]' installs it."
+    if not isinstance(error, OSError):
+        return ''
+    if error.errno in DISK_ERRORS:  # also of a print
+        written = arguments.written if arguments else 'a file'
+        return f'{error.filename or f"{written} or the output"}: {error.strerror}.'
+    is_named = arguments and isinstance(error.filename, str)
+    if is_named and any(_belongs(error.filename, path) for path in arguments.paths):
+        return f'{error.filename}: {error.strerror}.'
+    return ''
+
+
+def _belongs(path: str, to: Path) -> bool:
+    """Whether `path` is the file or folder `to`, is inside it, contains it, or continues its name, as v.npz.parts does."""
+    for full in (lambda path: str(Path(path).absolute()), os.path.realpath):
+        ours, given = full(path) + os.sep, full(to) + os.sep
+        if ours.startswith((given, f'{full(to)}.')) or given.startswith(ours):
+            return True
+    return False
 
 
 def _report_own_thread(error) -> None:

@@ -5,6 +5,7 @@ config file that --config names, and --config.FIELD=VALUE.
 """
 
 import difflib
+import functools
 import json
 import re
 from collections.abc import Sequence
@@ -15,22 +16,15 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags import tuple_parser
 
+from asen_jax import fields
 from asen_jax.errors import InputError
-from configs import common
 
-CONFIGS = Path(__file__).resolve().parent / 'configs'
+CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
 HELP_FLAGS = {'--help', '-help', '-h', '-?', '--helpfull'}
 USAGE = 'python main.py [--config configs/NAME.py[:VARIANT]] [--mode MODE] [--workdir DIR] [--config.FIELD=VALUE ...]'
-PATH_FLAGS = {
-    'workdir': 'folder of the run; default runs/<config.name>, for catalogs followed by the name of their folder',
-    'darn_urls': 'list of URLs: download the photos of DARN that are missing, then prepare',
-    'torch_checkpoint': 'file to import: .pth.tar, .pth or .safetensors',
-    'output': 'folder for the export, .npz file for the vectors, or .jpg file for the contact sheet of a search',
-    'images': 'photos to embed: a folder, a quoted glob, a list of paths, or a .csv with a "path" column',
-    'gallery': 'folder of the gallery, or s3://BUCKET/NAME',
-    'query': 'photo to search with',
-}
+PATH_FIELDS = ('data.dir', 'data.manual_dir', 'init.trunk', 'init.workdir')
 PROCESS_FLAGS = ('distributed', 'coordinator', 'num_processes', 'process_id')
+EVAL_FLAGS = ('checkpoint', 'split', *PROCESS_FLAGS)
 
 
 class Mode(NamedTuple):
@@ -42,17 +36,11 @@ class Mode(NamedTuple):
 
 
 MODES = {
-    'train': Mode(
-        'prepare if needed, train or resume, evaluate on valid after each epoch, test the best checkpoint',
-        accepts=PROCESS_FLAGS,
-    ),
-    'eval': Mode(
-        'evaluate a checkpoint; print the table, write eval_<split>.json',
-        accepts=('checkpoint', 'split', *PROCESS_FLAGS),
-    ),
-    'report': Mode('evaluate, and also write report.html', accepts=('checkpoint', 'split', *PROCESS_FLAGS)),
-    'prepare': Mode('only build the records; print a summary, write prepare.json', accepts=('darn_urls',)),
-    'import': Mode('turn a PyTorch checkpoint of ASEN or CSN into a checkpoint', needs=('torch_checkpoint',)),
+    'train': Mode('prepare if needed, train or resume, evaluate on valid each epoch, test the best', (), PROCESS_FLAGS),
+    'eval': Mode('evaluate a checkpoint; print the table, write eval_<split>.json', (), EVAL_FLAGS),
+    'report': Mode('evaluate, and also write report.html', (), EVAL_FLAGS),
+    'prepare': Mode('only build the records; print a summary, write prepare.json', (), ('darn_urls',)),
+    'import': Mode('turn a PyTorch checkpoint of ASEN or CSN into a checkpoint', ('torch_checkpoint',)),
     'export': Mode('write a program with weights, or a state dict', ('output',), ('checkpoint', 'format')),
     'embed': Mode('write the vectors of any photos', ('images', 'output'), ('checkpoint', 'heatmaps', 'strict')),
     'index': Mode(
@@ -67,6 +55,34 @@ MODES = {
     ),
     'serve': Mode('serve a web page and an API over a gallery', ('gallery',), ('host', 'port')),
 }
+FLAGS = {  # what it takes (a type, choices, or the lowest and highest number), default, meaning
+    'mode': (list(MODES), 'train', 'what to do'),
+    'workdir': (Path, None, 'folder of the run; default runs/<config.name>, for a catalog with the name of its folder'),
+    'darn_urls': (Path, None, 'list of URLs: download the photos of DARN that are missing, then prepare'),
+    'torch_checkpoint': (Path, None, 'file to import: .pth.tar, .pth or .safetensors'),
+    'output': (Path, None, 'folder for the export, .npz file for the vectors, or .jpg file for what a search finds'),
+    'images': (Path, None, 'photos to embed: a folder, a quoted glob, a list of paths, or a .csv with a "path" column'),
+    'gallery': (Path, None, 'folder of the gallery, or s3://BUCKET/NAME'),
+    'query': (Path, None, 'photo to search with'),
+    'checkpoint': (str, 'best', 'best, latest or the number of a step'),
+    'split': (['valid', 'test'], 'test', 'split to evaluate'),
+    'format': (['jax', 'torch'], 'jax', 'JAX program or PyTorch state dict'),
+    'heatmaps': (bool, False, 'also write where the network looks in each photo'),
+    'attribute': (str, None, 'attribute to search by, or several with weights: sleeve:2,neckline'),
+    'k': ((1, None), 20, 'number of photos to find'),
+    'where': (str, None, "condition in SQL on the CSV's columns: \"color = 'red'\""),
+    'json': (bool, False, 'print what was found as JSON'),
+    'host': (str, '127.0.0.1', 'address to serve on; docs/gallery.md says how to let other machines in'),
+    'port': ((0, 65535), 8000, 'port to serve on'),
+    'strict': (bool, False, 'stop at an unreadable photo instead of skipping it'),
+    'engine': (['local', 'ray'], 'local', 'what embeds the photos'),
+    'workers': ((1, None), None, 'workers of --engine=ray; default: one per GPU of the cluster, or per machine'),
+    'compilation_cache': (bool, True, 'keep compiled programs in ~/.cache/asen_jax: the next command starts sooner'),
+    'distributed': (bool, False, 'this is one of several processes of a run; see docs/operations.md'),
+    'coordinator': (str, None, '--distributed: HOST:PORT of process 0'),
+    'num_processes': ((1, None), None, '--distributed: number of processes'),
+    'process_id': ((0, None), None, '--distributed: number of this process, from 0'),
+}
 
 
 class Arguments(NamedTuple):
@@ -76,6 +92,13 @@ class Arguments(NamedTuple):
     config: ConfigDict
     workdir: Path
     flags: flags.FlagValues
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files and folders that the command reads or writes."""
+        named = [self.flags[name].value for name, (kind, *_) in FLAGS.items() if kind is Path]
+        named += [self.config[name] for name in PATH_FIELDS]
+        return [self.workdir, *(_expand_home(path) for path in named if path)]
 
     @property
     def written(self) -> str:
@@ -98,14 +121,14 @@ def parse(argv: Sequence[str]) -> Arguments | None:
         workdir = Path(values.workdir or default_workdir(values.config))
     except (AttributeError, LookupError) as error:
         raise InputError(
-            f'The config file uses a field that configs/common.py does not have: {_one_line(error)}'
+            f'The config file uses a field that asen_jax/fields.py does not have: {_one_line(error)}'
         ) from error
     except (flags.Error, OSError, SyntaxError, TypeError, ValueError) as error:
         raise InputError(_one_line(error)) from error
     if values.mode not in ('search', 'serve'):  # which read nothing but the gallery
         _apply_workdir(values, workdir)
-    common.check_fields(values.config)
-    for field in ('data.dir', 'data.manual_dir', 'init.trunk', 'init.workdir'):
+    fields.check_fields(values.config)
+    for field in PATH_FIELDS:
         _expand_home(values.config[field])  # only a check: the config keeps its ~
     _check_mode(values)
     return Arguments(values.mode, values.config, workdir, values)
@@ -143,38 +166,14 @@ def define_flags(argv: Sequence[str]) -> flags.FlagValues:
     config_flags.register_flag_parser_for_type(tuple, NamesParser())
     about = f'file in configs/: {names}'
     config_flags.DEFINE_config_file('config', default, about, flag_values=values, sys_argv=list(argv))
-    flags.DEFINE_enum('mode', 'train', list(MODES), 'what to do', flag_values=values)
-    for name, meaning in PATH_FLAGS.items():
-        flags.DEFINE(PathParser(), name, None, meaning, flag_values=values)
-    flags.DEFINE_string('checkpoint', 'best', 'best, latest or the number of a step', flag_values=values)
-    flags.DEFINE_enum('split', 'test', ['valid', 'test'], 'split to evaluate', flag_values=values)
-    flags.DEFINE_enum('format', 'jax', ['jax', 'torch'], 'JAX program or PyTorch state dict', flag_values=values)
-    flags.DEFINE_boolean('heatmaps', False, 'also write where the network looks in each photo', flag_values=values)
-    about = 'attribute to search by, or several with weights: sleeve:2,neckline'
-    flags.DEFINE_string('attribute', None, about, flag_values=values)
-    flags.DEFINE_integer('k', 20, 'number of photos to find', lower_bound=1, flag_values=values)
-    flags.DEFINE_string('where', None, "condition in SQL on the CSV's columns: \"color = 'red'\"", flag_values=values)
-    flags.DEFINE_boolean('json', False, 'print what was found as JSON', flag_values=values)
-    flags.DEFINE_string(
-        'host',
-        '127.0.0.1',
-        'address to serve on; docs/gallery.md says how to let other machines in',
-        flag_values=values,
-    )
-    flags.DEFINE_integer('port', 8000, 'port to serve on', 0, 65535, flag_values=values)
-    flags.DEFINE_boolean('strict', False, 'stop at an unreadable photo instead of skipping it', flag_values=values)
-    flags.DEFINE_enum('engine', 'local', ['local', 'ray'], 'what embeds the photos', flag_values=values)
-    about = 'workers of --engine=ray; default: one per GPU of the cluster, or per machine'
-    flags.DEFINE_integer('workers', None, about, lower_bound=1, flag_values=values)
-    about = 'keep compiled programs in ~/.cache/asen_jax, so that the next command starts sooner'
-    flags.DEFINE_boolean('compilation_cache', True, about, flag_values=values)
-    about = 'this is one of several processes of a run; see docs/operations.md'
-    flags.DEFINE_boolean('distributed', False, about, flag_values=values)
-    flags.DEFINE_string('coordinator', None, '--distributed: HOST:PORT of process 0', flag_values=values)
-    about = '--distributed: number of processes'
-    flags.DEFINE_integer('num_processes', None, about, lower_bound=1, flag_values=values)
-    about = '--distributed: number of this process, from 0'
-    flags.DEFINE_integer('process_id', None, about, lower_bound=0, flag_values=values)
+    path = functools.partial(flags.DEFINE, PathParser())
+    for name, (kind, *how) in FLAGS.items():
+        if isinstance(kind, list):
+            flags.DEFINE_enum(name, how[0], kind, how[1], flag_values=values)
+        elif isinstance(kind, tuple):
+            flags.DEFINE_integer(name, *how, *kind, flag_values=values)
+        else:
+            {str: flags.DEFINE_string, bool: flags.DEFINE_boolean, Path: path}[kind](name, *how, flag_values=values)
     return values
 
 
@@ -193,7 +192,7 @@ class NamesParser(tuple_parser.TupleParser):
     def parse(self, argument: str | tuple) -> tuple:
         if isinstance(argument, tuple):
             return argument
-        inside = argument[1:-1] if argument.startswith(('(', '[')) else argument
+        inside = argument[1:-1] if argument[:1] + argument[-1:] in ('()', '[]') else argument
         names = [name.strip(' \'"') for name in inside.split(',')]
         return tuple(name for name in names if name)
 
@@ -209,13 +208,18 @@ def _apply_workdir(values: flags.FlagValues, workdir: Path) -> None:
     """Apply the workdir's config.json unless --config was given, and print where the config differs from it."""
     config, path = values.config, workdir / 'config.json'
     try:
-        remembered = _flatten(json.loads(path.read_text()))
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError(f'it is {content!r:.40}')
     except FileNotFoundError:
         return
-    except (AttributeError, ValueError) as error:
+    except OSError as error:
+        raise InputError(f'{path} cannot be read ({error.strerror}); choose another --workdir.') from error
+    except ValueError as error:
         raise InputError(f'{path} is not a JSON object ({error}); fix it, or choose another --workdir.') from error
+    remembered = fields.flatten(content)
     if values['config'].using_default_value:
-        known = _flatten(config.to_dict())
+        known = fields.flatten(config.to_dict())
         for field in sorted(remembered.keys() - known):
             print(f'{path}: ignored {field}, which is not a field of this version')
         try:
@@ -223,17 +227,9 @@ def _apply_workdir(values: flags.FlagValues, workdir: Path) -> None:
         except TypeError as error:
             raise InputError(f'{path}: {error}; fix it, or choose another --workdir.') from error
         config.update_from_flattened_dict(config_flags.get_override_values(values['config']))
-    for field, value in _flatten(json.loads(config.to_json())).items():
+    for field, value in fields.flatten(json.loads(config.to_json())).items():
         if value != remembered.get(field, value):
             print(f'config.{field} is {value!r}; {workdir} had {remembered[field]!r}')
-
-
-def _flatten(tree: dict, prefix: str = '') -> dict:
-    """Nested groups as {'data.name': value}; Flax has this too, but importing it loads JAX, even for --help."""
-    flat = {}
-    for name, value in tree.items():
-        flat |= _flatten(value, f'{prefix}{name}.') if isinstance(value, dict) else {prefix + name: value}
-    return flat
 
 
 def _check_mode(values: flags.FlagValues) -> None:
@@ -256,12 +252,12 @@ def _check_mode(values: flags.FlagValues) -> None:
 
 def _refuse_unknown_fields(argv: Sequence[str]) -> None:
     """Refuse --config.FIELD if FIELD is misspelt, or a whole group, and name the closest field that exists."""
-    fields = [field for field, *_ in common.describe_fields()]
-    by_name = {field.rpartition('.')[2]: field for field in reversed(fields)}
-    by_name |= {field.partition('.')[0]: field for field in reversed(fields)} | {field: field for field in fields}
+    names = [field.name for field in fields.TABLE]
+    by_name = {name.rpartition('.')[2]: name for name in reversed(names)}
+    by_name |= {name.partition('.')[0]: name for name in reversed(names)} | {name: name for name in names}
     for argument in argv[1:]:
         match = re.match(r'--?(?:no)?config\.([^=]+)', argument)
-        if match and match[1] not in fields:
+        if match and match[1] not in names:
             closest = difflib.get_close_matches(match[1], by_name, 1)
             remedy = f'did you mean --config.{by_name[closest[0]]}?' if closest else '--help lists the fields.'
             raise InputError(f'config has no field {match[1]!r}; {remedy}')
@@ -274,7 +270,7 @@ def _one_line(error: Exception) -> str:
 
 
 def help_text() -> str:
-    """What --help prints: modes, flags and every config field with its comment."""
+    """What --help prints: modes, flags and every config field with its meaning."""
     lines = [f'usage: {USAGE}', '', 'modes:']
     for name, mode in MODES.items():
         own = [f'--{flag} (required)' for flag in mode.needs] + [f'--{flag}' for flag in mode.accepts]
@@ -282,6 +278,8 @@ def help_text() -> str:
         if own:
             lines.append(f'{"":12}{", ".join(own)}')
     lines += ['', define_flags([]).module_help(__name__).strip().replace(__name__, 'flags'), '']
-    lines.append('fields, as --config.FIELD=VALUE (values of configs/common.py, some of which a config file changes):')
-    lines += [f'  {field:<28}{value:<16}{meaning}' for field, value, meaning in common.describe_fields()]
+    lines.append('fields, as --config.FIELD=VALUE (with their defaults, some of which a config file changes):')
+    for name, default, _, meaning, allowed in fields.TABLE:
+        choices = f'{" | ".join(map(str, allowed))}: ' if isinstance(allowed, list) else ''
+        lines.append(f'  {name:<36}{default!r:<16}{choices}{meaning}')
     return '\n'.join(lines)
