@@ -36,7 +36,7 @@ MAX_VALUES = 20  # of an attribute, the most frequent, in the confusion and in t
 MAX_ON_MAP = 500  # photos, on all maps together
 FRACTIONS = ('_map', '_accuracy')  # how the names of numbers in metrics.jsonl end that are drawn in percent
 OTHER = 'other values'
-BLUE, GRAY, ORANGE = '#3b76b5', '#9a9a9a', '#d9822b'
+BLUE, GRAY = '#3b76b5', '#9a9a9a'
 
 
 class Example(NamedTuple):

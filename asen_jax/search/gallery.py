@@ -41,7 +41,7 @@ class Match(NamedTuple):
     metadata: dict[str, str]  # the columns of the CSV that listed the photo, without empty cells
 
     def describe(self) -> dict[str, Any]:
-        """The match as JSON has it."""
+        """The match as a JSON object."""
         return {'path': self.path, 'score': self.score, **self.metadata}
 
 

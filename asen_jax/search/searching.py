@@ -43,7 +43,7 @@ def search_gallery(
     if known and state and known[STATE].startswith(f'{state} '):
         query, picture = gallery.vectors_of(known), pictures.decode(known[THUMBNAIL])
     else:
-        # where the garment is in this photo is not known, so all of it is used
+        # its garment's box is not known, so the whole photo is used
         query = load_embedder(gallery, workdir).embed([path], boxes=[None])[0]
         picture = pictures.decode(pictures.read_file(path))
     without = path if known else None
