@@ -247,7 +247,7 @@ def test_an_epoch_smaller_than_a_batch_is_rejected(records, config):
         batches.steps_per_epoch(records, config)
 
 
-@pytest.mark.parametrize('field,value', [('optim.trunk_factor', 0.0), ('data.cache', 'device')])
+@pytest.mark.parametrize('field,value', [('train.precompute_features', True), ('data.cache', 'device')])
 def test_a_dataset_without_train_photos_is_refused_before_they_are_read(config, tmp_path, field, value):
     photo = tmp_path / '0.jpg'
     Image.new('RGB', (32, 32)).save(photo)
@@ -255,6 +255,7 @@ def test_a_dataset_without_train_photos_is_refused_before_they_are_read(config, 
         shutil.copy(photo, tmp_path / f'{name}.jpg')
     (tmp_path / 'labels.csv').write_text('path,split,color\n0.jpg,valid,a\n1.jpg,valid,b\n2.jpg,test,a\n3.jpg,test,b\n')
     config.data.name, config.data.manual_dir, config.data.dir = 'catalog', str(tmp_path), str(tmp_path / 'records')
+    config.optim.groups, config.model.trunk_bn = ('trunk:0',), 'running'
     config.update_from_flattened_dict({field: value})
     with pytest.raises(InputError, match=r'has no train photos; prepare\.json there says which photos were read'):
         loop.train_and_evaluate(config, tmp_path / 'run', prepare(config))
