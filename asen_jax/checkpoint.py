@@ -204,18 +204,16 @@ def identity(meta: Mapping[str, Any]) -> str:
 
 def abstract_like(tree: Any, shardings: Any) -> Any:
     """The shapes and dtypes of `tree` with the given shardings, so that a checkpoint from 8 devices loads on one, and vice versa."""
-
-    def describe(leaf, sharding):
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    return jax.tree.map(describe, tree, shardings)
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree, shardings
+    )
 
 
 def checksum(tree: Any) -> tuple[str, list[str]]:
-    """A hash of all arrays of `tree` and their paths, which does not depend on how they are sharded; and which are not finite.
+    """A hash of all arrays of `tree` and their paths, which does not depend on how they are sharded; and the paths of those that are not finite.
 
-    Each array counts with the sum, modulo 2^64, of its numbers' bits, each times a number that follows from its position: so the
-    sums of shards, and of processes, add up.
+    Each array counts with the sum, modulo 2^64, of its numbers, read as integers, each times a factor that follows from its
+    position. So the sums of shards, and of processes, add up.
     """
     leaves = {
         jax.tree_util.keystr(path, simple=True, separator='/'): leaf
@@ -246,11 +244,10 @@ def _inspect(array: Any) -> tuple[int, bool]:
 
 
 def _factors(axis: int, length: int) -> np.ndarray:
-    """Odd numbers, so that every bit counts, which differ by axis and position."""
-    numbers = (np.arange(1, length + 1, dtype=np.uint64) + np.uint64(axis << 32)) * np.uint64(0x9E3779B97F4A7C15)
-    return numbers ^ (numbers >> np.uint64(29)) | np.uint64(
-        1
-    )  # 2^64 divided by the golden ratio spreads them over all bits
+    """Numbers that differ by axis and position, spread over all bits; odd, so that no bit of what they multiply is lost."""
+    numbers = np.arange(1, length + 1, dtype=np.uint64) + np.uint64(axis << 32)
+    numbers *= np.uint64(0x9E3779B97F4A7C15)  # 2^64 divided by the golden ratio
+    return numbers ^ (numbers >> np.uint64(29)) | np.uint64(1)
 
 
 @contextlib.contextmanager

@@ -57,9 +57,6 @@ class Embedder:
         self.network, self.precision = network, network.meta['config']['precision']
         self.attributes = tuple(network.meta['attributes'])
         self.origin: dict[str, str] = {}  # the workdir and checkpoint, if it was loaded from one
-        self.values = None  # value names of each attribute, if the checkpoint has them
-        if network.meta.get('values') is not None:
-            self.values = tuple(map(tuple, network.meta['values']))
         data = network.meta['config']['data']
         self.size, self.fit, self.crop_to_bbox = data['image_size'], data['fit'], data['crop_to_bbox']
         self.batch_size = -(-batch_size // mesh.size) * mesh.size  # every device gets an equal share
@@ -69,9 +66,8 @@ class Embedder:
             functools.partial(embed_all, network.graphdef), network.params, network.batch_stats, batch
         )
         self.dim = output.embedding.shape[-1]
-        self.heatmap_shape = (
-            None if output.heatmap is None else output.heatmap.shape[2:]
-        )  # (h, w); None without attention
+        # (h, w); None without attention
+        self.heatmap_shape = None if output.heatmap is None else output.heatmap.shape[2:]
         self._image_lock = threading.Lock()
 
     @classmethod
@@ -118,7 +114,6 @@ class Embedder:
     def stream(
         self,
         batches: Iterable[Sequence[tuple[Any, Box | None]]],
-        attributes: str | Sequence[str] | None = None,
         heatmaps: bool = False,
         keep: Callable[[Image.Image], Any] | None = None,
     ) -> Generator[Embedded, None, None]:
@@ -127,16 +122,14 @@ class Embedder:
         Why a photo cannot be used is reported, not raised. `keep` is called with each opened photo, in several threads. While
         the caller uses the results of a batch, the next one is on the device, and the photos after it are being decoded.
         """
-        columns = self._find(attributes)
         pool = ThreadPoolExecutor(NUM_THREADS)
         try:
             loading = prefetch(
                 ([pool.submit(self._load, *pair, keep) for pair in batch] for batch in batches), READ_AHEAD
             )
             for output, loaded in prefetch(map(self._start, loading), 1):
-                vectors, maps = np.asarray(output.embedding)[:, columns], [None] * len(loaded)
-                if heatmaps:
-                    maps = np.asarray(output.heatmap)[:, columns].astype(np.float32, copy=False)
+                vectors = np.asarray(output.embedding)
+                maps = np.asarray(output.heatmap, np.float32) if heatmaps else [None] * len(loaded)
                 for place, each in enumerate(loaded):
                     if isinstance(each, str):
                         yield Embedded(why=each)
@@ -192,17 +185,19 @@ class Embedder:
         self, images: Iterable, attributes: str | Sequence[str] | None, boxes: Iterable | None, heatmaps: bool
     ) -> np.ndarray:
         """The vectors or the heatmaps of all photos in one array."""
-        photos = self._pair(images, boxes)
+        photos, columns = self._pair(images, boxes), self._find(attributes)
         shape = (self.heatmap_shape or ()) if heatmaps else (self.dim,)
-        collected = np.zeros((len(photos), len(self._find(attributes)), *shape), np.float32)
+        collected = np.zeros((len(photos), len(columns), *shape), np.float32)
         batches = (photos[start : start + self.batch_size] for start in range(0, len(photos), self.batch_size))
-        with contextlib.closing(self.stream(batches, attributes, heatmaps)) as results:
+        with contextlib.closing(self.stream(batches, heatmaps)) as results:
             for place, result in enumerate(results):
                 if result.why is not None:
                     photo, _ = photos[place]
                     name = os.fspath(photo) if isinstance(photo, str | os.PathLike) else f'images[{place}]'
                     raise InputError(f'{name}: {result.why}.')
-                collected[place] = result.heatmaps if heatmaps else result.vectors
+                part = result.heatmaps if heatmaps else result.vectors
+                assert part is not None
+                collected[place] = part[columns]
         return collected
 
     def _pair(self, images: Iterable, boxes: Iterable | None) -> list[tuple]:
@@ -256,11 +251,9 @@ class Embedder:
         return Image.fromarray(np.asarray(photo))
 
     def _start(self, futures: Sequence[Future]) -> tuple[Output, list]:
-        """Start a batch on the device, with black photos in the places that are left: (its future output, what was loaded)."""
-        batch, loaded = (
-            np.zeros((self.batch_size, self.size, self.size, 3), np.uint8),
-            [each.result() for each in futures],
-        )
+        """Start a batch on the device, filled up with black photos: (its future output, what `_load` returned)."""
+        loaded = [each.result() for each in futures]
+        batch = np.zeros((self.batch_size, self.size, self.size, 3), np.uint8)
         for place, each in enumerate(loaded):
             if not isinstance(each, str):
                 batch[place] = each[0]

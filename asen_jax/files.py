@@ -1,4 +1,4 @@
-"""The one way to write, lock and fingerprint files: whole or not at all, by one process at a time."""
+"""The one way to write, lock and fingerprint files: atomically, and by one process at a time."""
 
 import contextlib
 import errno
@@ -28,7 +28,7 @@ def write_atomically(path: str | os.PathLike) -> Iterator[BinaryIO]:
     # beside `path`, since a rename is atomic only within one file system
     temporary = path.with_name(f'.{path.name[:50]}.{os.getpid()}-{threading.get_ident()}.tmp')
     try:
-        with naming(path, instead_of=temporary):
+        with errors_name(path, instead_of=temporary):
             with temporary.open('wb') as file:
                 yield file
                 file.flush()
@@ -40,7 +40,7 @@ def write_atomically(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def naming(path: Path, instead_of: Path | None = None) -> Iterator[None]:
+def errors_name(path: Path, instead_of: Path | None = None) -> Iterator[None]:
     """Let an OSError name `path` if it names no file, as on a full disk, or the file `instead_of`."""
     try:
         yield
@@ -108,9 +108,8 @@ def lock(path: str | os.PathLike, busy: str, wait: bool = False, shared: bool = 
 def lock_workdir(workdir: Path) -> Iterator[None]:
     """Be the only process that trains in `workdir`, which is created if needed; raises InputError if another one does."""
     workdir.mkdir(parents=True, exist_ok=True)
-    with lock(
-        workdir / '.lock', f'Another process is training in {workdir}; wait until it ends, or name another --workdir.'
-    ):
+    busy = f'Another process is training in {workdir}; wait until it ends, or name another --workdir.'
+    with lock(workdir / '.lock', busy):
         yield
 
 

@@ -3,7 +3,6 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,12 +10,11 @@ import numpy as np
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from asen_jax.data.images import read_file
 from asen_jax.data.triplets import Labels
 from asen_jax.errors import InputError
 from data_builders import annotations, records
 from data_builders.annotations import Meta
-from data_builders.records import Photo, RawDataset
+from data_builders.records import Photo, RawDataset, photo_in
 
 TRAIN_LISTS = ('filenames_train.txt', 'label_train.txt')
 EVAL_SPLITS = ('valid', 'test')
@@ -115,13 +113,9 @@ def make_photos(folder: Path, names: Sequence[str], labels: Labels, names_file: 
     labels_of = defaultdict(dict)  # a dict, since a list may repeat a label
     for photo, attribute, value in zip(*(column.tolist() for column in labels), strict=True):
         labels_of[photo][attribute, value] = None
-    photos = []
-    for index, name in enumerate(names):
-        attributes, values = zip(*labels_of[index], strict=True) if labels_of[index] else ((), ())
-        path = folder / name
-        where = f'{names_file}, line {index + 1}'
-        photos.append(Photo(name, partial(read_file, path), attributes, values, path=path, where=where))
-    return photos
+    return [
+        photo_in(folder, name, labels_of[index], f'{names_file}, line {index + 1}') for index, name in enumerate(names)
+    ]
 
 
 def assemble(

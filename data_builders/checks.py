@@ -51,13 +51,13 @@ def check_photos(raw: RawDataset, missing: str = 'error', broken: str = 'error')
 
 def _check_all(raw: RawDataset) -> Iterator[tuple[str, CheckedPhoto]]:
     """Each photo with its split, in order."""
-    progress = tqdm(total=sum(map(len, raw.photos.values())), desc='Checking', unit='photo', disable=None)
-    with ThreadPoolExecutor(os.cpu_count()) as pool, progress as bar:
-        for split, photos in raw.photos.items():
-            for start in range(0, len(photos), PHOTOS_AT_A_TIME):
-                for checked in pool.map(_check, photos[start : start + PHOTOS_AT_A_TIME]):
-                    yield split, checked
-                    bar.update()
+    photos = [(split, photo) for split, many in raw.photos.items() for photo in many]
+    with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(photos, desc='Checking', unit='photo', disable=None) as bar:
+        for start in range(0, len(photos), PHOTOS_AT_A_TIME):
+            splits, some = zip(*photos[start : start + PHOTOS_AT_A_TIME], strict=True)
+            for split, checked in zip(splits, pool.map(_check, some), strict=True):
+                yield split, checked
+                bar.update()
 
 
 def _check(photo: Photo) -> CheckedPhoto:

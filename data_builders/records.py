@@ -1,7 +1,7 @@
 """What all builders share: the photos and lists that they read from a source, and the records made from them."""
 
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +12,7 @@ from jaxtyping import Int
 from tqdm import tqdm
 
 from asen_jax import files
+from asen_jax.data.images import read_file
 from asen_jax.data.triplets import Labels, draw_triplets, make_index
 from asen_jax.errors import InputError
 
@@ -61,6 +62,13 @@ class RawDataset(NamedTuple):
         kinds = {'query': self.queries, 'candidate': self.candidates, 'triplets': self.triplets}
         named = {f'{split}_{kind}': lists.get(split, ()) for split in SPLITS for kind, lists in kinds.items()}
         return {name: np.asarray(rows, np.int32) for name, rows in named.items() if len(rows)}
+
+
+def photo_in(folder: Path, name: str, labels: Collection[tuple[int, int]], where: str) -> Photo:
+    """The photo at `folder/name`, which is listed at `where`, with its labels (attribute, value)."""
+    attributes, values = zip(*labels, strict=True) if labels else ((), ())
+    path = folder / name
+    return Photo(name, partial(read_file, path), attributes, values, path=path, where=where)
 
 
 def keep_photos(raw: RawDataset, keep: Mapping[str, Sequence[bool]]) -> RawDataset:

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, and one process at a time holds a lock."""
+"""Files appear atomically, and one process at a time holds a lock."""
 
 import errno
 import hashlib

@@ -13,10 +13,13 @@ from asen_jax import sharding
 from asen_jax.data import images
 from asen_jax.data.cache import CachedPhotos, open_cache
 from asen_jax.data.prepared import LoadOptions, Records, read_labels, read_record, read_rows
-from asen_jax.data.triplets import TripletIndex, draw_triplets, make_index
-from asen_jax.data.workers import load_batches
+from asen_jax.data.triplets import Labels, TripletIndex, draw_triplets, make_index
+from asen_jax.data.workers import map_in_processes
 from asen_jax.errors import InputError
 from asen_jax.signals import StopRequest
+
+READ_THREADS = 2  # batches loaded at the same time in one process
+READ_AHEAD = 4  # batches; Grain's default of 500 fills up the memory
 
 Element = dict[str, Any]  # arrays and NumPy scalars
 
@@ -26,12 +29,7 @@ class PhotoLabels:
 
     def __init__(self, records: Records):
         """Raises InputError if the records have no labels."""
-        labels = read_labels(records, 'train')
-        if not len(labels.photo):
-            raise InputError(
-                f'{records.directory} has triplets but no labels, which config.train.loss needs; '
-                'set config.train.loss=triplet.'
-            )
+        labels = _train_labels(records, 'which config.train.loss needs; set config.train.loss=triplet.')
         order = np.argsort(labels.photo, kind='stable')
         self.photo, self.attribute, self.value = (part[order] for part in labels)
         self.shape = len(records.attributes), max(map(len, records.values))
@@ -157,12 +155,14 @@ class TripletSource:
 
 def make_train_index(records: Records) -> TripletIndex:
     """The index from which training draws its triplets; raises InputError if the train photos have no labels."""
+    return make_index(_train_labels(records, 'from which new triplets are drawn; set config.data.triplets=fixed.'))
+
+
+def _train_labels(records: Records, need: str) -> Labels:
     labels = read_labels(records, 'train')
     if not len(labels.photo):
-        raise InputError(
-            f'{records.directory} has triplets but no labels, from which new triplets are drawn; set config.data.triplets=fixed.'
-        )
-    return make_index(labels)
+        raise InputError(f'{records.directory} has triplets but no labels, {need}')
+    return labels
 
 
 def check_triplets(config: ConfigDict) -> None:
@@ -264,3 +264,16 @@ def eval_batches(
 def _num_workers(photos: Photos | CachedPhotos | None, config: ConfigDict) -> int:
     """None for arrays in memory or mapped, which are read faster than another process could hand them over."""
     return config.data.num_workers if isinstance(photos, Photos) else 0
+
+
+def load_batches(dataset: grain.MapDataset, num_workers: int) -> Generator[dict[str, np.ndarray]]:
+    """The batches of a dataset, loaded ahead by `num_workers` processes or, with 0, by threads of this one."""
+    if num_workers:
+        yield from map_in_processes(dataset.__getitem__, len(dataset), num_workers)
+        return
+    options = grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=READ_AHEAD)
+    iterator = iter(dataset.to_iter_dataset(options))
+    try:
+        yield from iterator
+    finally:
+        iterator.close()

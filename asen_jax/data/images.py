@@ -136,11 +136,6 @@ class Opened(NamedTuple):
     top: int
 
 
-def open_photo(data: bytes, box: Box | None = None) -> Opened:
-    """The photo in `data`, decoded and cropped to `box`; raises ValueError as `decode` does."""
-    return crop_to_box(decode(data), box)
-
-
 def crop_to_box(image: Image.Image, box: Box | None) -> Opened:
     """The part of an upright photo inside `box`, rounded outward and clipped to the photo; all of it without a box."""
     if box is None:

@@ -205,7 +205,7 @@ class LoadOptions(NamedTuple):
     def open(self, record: Mapping[str, Any]) -> images.Opened:
         """The record's photo, decoded; with `crop_to_bbox`, also cropped to its garment's box."""
         box = record.get('bbox') if self.crop_to_bbox else None
-        return images.open_photo(record['image'], None if box is None else tuple(box))
+        return images.crop_to_box(images.decode(record['image']), None if box is None else tuple(box))
 
     def read_square(self, records: Records, split: str, index: int) -> UInt8[np.ndarray, 'size size 3']:
         """The square input from a photo in `records`."""
@@ -222,15 +222,13 @@ def choose_image_size(records: Records, crop_to_bbox: bool) -> int:
     Networks find more in photos that are enlarged. It is at least MIN_CHOSEN_SIZE, five positions of a trunk of stride 32, and
     at most MAX_CHOSEN_SIZE, since larger photos take long without a GPU.
     """
-    count = records.splits['train']
-    places = np.linspace(0, count - 1, min(count, NUM_MEASURED)).astype(int).tolist()
-    sides = [_longer_side(read_record(records.directory, 'train', place), crop_to_bbox) for place in places]
+    count, sides = records.splits['train'], []
+    for place in np.linspace(0, count - 1, min(count, NUM_MEASURED)).astype(int).tolist():
+        record = read_record(records.directory, 'train', place)
+        if crop_to_bbox and 'bbox' in record:
+            left, top, right, bottom = record['bbox']
+            sides.append(max(right - left, bottom - top))
+        else:
+            sides.append(max(images.read_size(record['image'])))
     size = SIZE_STEP * round(2 * float(np.median(sides)) / SIZE_STEP)
     return min(max(size, MIN_CHOSEN_SIZE), MAX_CHOSEN_SIZE)
-
-
-def _longer_side(record: Mapping[str, Any], crop_to_bbox: bool) -> float:
-    if crop_to_bbox and record.get('bbox') is not None:
-        left, top, right, bottom = record['bbox']
-        return float(max(right - left, bottom - top))
-    return float(max(images.read_size(record['image'])))

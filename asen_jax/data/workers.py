@@ -1,93 +1,69 @@
-"""Loads batches ahead of the step, in threads of this process or in worker processes."""
+"""Work that several processes share: loading batches, or drawing photos."""
 
 import atexit
 import contextlib
 import multiprocessing
 import pickle
 import traceback
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from multiprocessing.connection import Connection
-
-import grain
-import numpy as np
+from typing import Any
 
 from asen_jax.errors import InputError
 from asen_jax.signals import signals_blocked
 
-READ_THREADS = 2  # batches loaded at the same time in one process
-READ_AHEAD = 4  # batches; Grain's default of 500 fills up the memory
 
+def map_in_processes(function: Callable[[int], Any], count: int, num_processes: int) -> Generator[Any]:
+    """`function` of each number below `count`, in order, computed ahead in processes.
 
-def load_batches(dataset: grain.MapDataset, num_workers: int) -> Generator[dict[str, np.ndarray]]:
-    """The batches of a dataset, loaded ahead by `num_workers` processes or, with 0, by threads of this one.
-
-    Raises InputError if a process is killed, and any exception that loading a batch raises.
-    """
-    if num_workers:
-        yield from _load_in_workers(dataset, num_workers)
-        return
-    options = grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=READ_AHEAD)
-    iterator = iter(dataset.to_iter_dataset(options))
-    try:
-        yield from iterator
-    finally:
-        iterator.close()
-
-
-def _load_in_workers(dataset: grain.MapDataset, num_workers: int) -> Generator[dict[str, np.ndarray]]:
-    """The batches, loaded in processes that hand them over through a pipe each, so that none waits for a dead one.
-
-    Grain's own workers use shared memory, of which a killed run leaves megabytes behind.
+    They hand results over through a pipe each, so that none waits for a dead one. Grain's own workers use shared memory, of
+    which a killed run leaves megabytes behind. Raises InputError if a process is killed; an InputError or OSError in a process
+    is raised here, other exceptions as RuntimeError.
     """
     spawn = multiprocessing.get_context('spawn')  # JAX has threads, which a fork would break
-    num_workers = min(num_workers, len(dataset))
+    num_processes = min(num_processes, count)
     pipes: list[Connection] = []
     with contextlib.ExitStack() as stack:
-        atexit.register(stack.close)  # or Python would wait at its exit for workers that wait to hand over a batch
+        atexit.register(stack.close)  # or Python would wait at its exit for workers that wait to hand over a result
         stack.callback(atexit.unregister, stack.close)
-        for number in range(num_workers):
+        for first in range(num_processes):
             pipe, end = spawn.Pipe()
-            worker = spawn.Process(target=_send_batches, args=(end, number, num_workers))
+            worker = spawn.Process(target=_send_results, args=(end, range(first, count, num_processes)))
             pipes.append(stack.enter_context(pipe))
             with end, signals_blocked():  # only the worker keeps its end, so its death ends the pipe
                 worker.start()
                 stack.callback(worker.join)
                 stack.callback(worker.kill)
-        pickled = pickle.dumps(dataset)
+        pickled = pickle.dumps(function)
         for pipe in pipes:  # as an argument of the process, `start` would wait until it is read, even by a dead worker
             with contextlib.suppress(OSError):  # of a dead worker, which is noticed below
                 pipe.send_bytes(pickled)
-        for number in range(len(dataset)):
+        for number in range(count):
             try:
-                batch = pipes[number % num_workers].recv()
+                result = pipes[number % num_processes].recv()
             except (EOFError, OSError):
                 raise InputError(
-                    'A process that loads photos was killed, perhaps because the memory is full; '
-                    'lower --config.data.num_workers and run the same command again.'
+                    'A process that loads or draws photos was killed, perhaps because the memory is full; run the same command '
+                    'again, if it loads photos with a lower --config.data.num_workers.'
                 ) from None
-            if isinstance(batch, Exception):
-                raise batch
-            yield batch
+            if isinstance(result, Exception):
+                raise result
+            yield result
 
 
-def _send_batches(pipe: Connection, first: int, step: int) -> None:
-    """In a worker: load every `step`th batch of the dataset that comes through `pipe`, and send it back."""
-    with contextlib.suppress(EOFError, OSError):  # the trainer has ended
-        dataset = pipe.recv()
-        for number in range(first, len(dataset), step):
-            pipe.send_bytes(_pickled_batch(dataset, number))
+def _send_results(pipe: Connection, numbers: range) -> None:
+    """In a worker: call the function that comes through `pipe`, and send back what it returns for each number."""
+    with contextlib.suppress(EOFError, OSError):  # the process that started this one has ended
+        function = pipe.recv()
+        for number in numbers:
+            pipe.send_bytes(_call(function, number))
 
 
-def _pickled_batch(dataset: grain.MapDataset, number: int) -> bytes:
-    """A batch, or the exception that loading it raised."""
+def _call(function: Callable[[int], Any], number: int) -> bytes:
+    """The result, pickled, or the exception; of one that is a bug, only the traceback, as not all can be pickled."""
     try:
-        return pickle.dumps(dataset[number])
-    except Exception as error:
-        report = f'In a process that loads photos:\n{traceback.format_exc()}'
-        error.add_note(report)
-        try:
-            pickled = pickle.dumps(error)
-            pickle.loads(pickled)  # which fails for some that can be pickled
-        except Exception:
-            return pickle.dumps(RuntimeError(report))
-        return pickled
+        return pickle.dumps(function(number))
+    except (InputError, OSError) as error:
+        return pickle.dumps(error)
+    except Exception:
+        return pickle.dumps(RuntimeError(f'In another process:\n{traceback.format_exc()}'))

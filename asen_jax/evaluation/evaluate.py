@@ -22,14 +22,6 @@ MAX_EXAMPLES, NUM_NEAREST = 8, 6  # of the picture
 TRIPLETS_AT_A_TIME = 10_000  # bounds the memory of their vectors
 
 
-class Targets(NamedTuple):
-    """What a split evaluates: rows (index, attribute, value) and (anchor, positive, negative, attribute)."""
-
-    query: Int[np.ndarray, 'queries 3']
-    candidate: Int[np.ndarray, 'candidates 3']
-    triplets: Int[np.ndarray, 'triplets 4']
-
-
 class AttributeRankings(NamedTuple):
     """The queries of one attribute, its candidates, and how each query ranks them."""
 
@@ -65,20 +57,27 @@ def evaluate(config: ConfigDict, records: Records, split: str, embed: Embed, ste
         raise InputError(
             f'{records.directory} has no queries and no triplets in its {split} split; name another --split.'
         )
-    targets = Targets(*(read_rows(records, f'{split}_{kind}') for kind in Targets._fields))
-    vectors = _embed_split(config, records, split, embed, targets)
+    query, candidate, triplets = (read_rows(records, f'{split}_{kind}') for kind in ('query', 'candidate', 'triplets'))
+    # the (photo, attribute) pairs to compare
+    wanted = np.zeros((records.splits.get(split, 0), len(records.attributes)), bool)
+    for rows in (query, candidate):
+        wanted[rows[:, 0], rows[:, 1]] = True
+    if config.eval.cross_attribute:
+        wanted[wanted.any(axis=1)] = True
+    for role in range(3):
+        wanted[triplets[:, role], triplets[:, 3]] = True
+    vectors = _embed_wanted(config, records, split, embed, wanted)
     check_unchanged(records)
 
     def rank(attribute: int, under: int, count: int = max(KS)) -> AttributeRankings:
         """How the attribute's queries rank its candidates by the vectors under the attribute `under`."""
-        query = targets.query[targets.query[:, 1] == attribute]
-        candidates = metrics.group_candidates(targets.candidate, attribute)
+        rows, candidates = query[query[:, 1] == attribute], metrics.group_candidates(candidate, attribute)
         compared = vectors.of(candidates.photos, under)
         product = None if jax.default_backend() == 'cpu' else product_on_device(compared)
         rankings = metrics.rank_candidates(
-            vectors.of(query[:, 0], under), compared, query[:, 2], candidates.values, count, vectors.distance, product
+            vectors.of(rows[:, 0], under), compared, rows[:, 2], candidates.values, count, vectors.distance, product
         )
-        return AttributeRankings(attribute, query, candidates, rankings)
+        return AttributeRankings(attribute, rows, candidates, rankings)
 
     by_attribute = {name: rank(number, number) for number, name in enumerate(records.attributes)}
 
@@ -91,16 +90,16 @@ def evaluate(config: ConfigDict, records: Records, split: str, embed: Embed, ste
         'split': split,
         'checkpoint_step': step,
         'map': summarize(lambda rankings: rankings.ap),
-        'chance_map': metrics.chance_map(records.attributes, targets.query, targets.candidate),
+        'chance_map': metrics.chance_map(records.attributes, query, candidate),
         'recall_at_k': {str(k): summarize(lambda rankings, k=k: rankings.recall_at(k))['overall'] for k in KS},
         'precision_at_k': {str(k): summarize(lambda rankings, k=k: rankings.precision_at(k))['overall'] for k in KS},
-        'triplet_accuracy': _triplet_accuracy(records, targets.triplets, vectors),
-        'num_queries': len(targets.query),
-        'num_candidates': metrics.count_candidates(targets.candidate),
+        'triplet_accuracy': _triplet_accuracy(records, triplets, vectors),
+        'num_queries': len(query),
+        'num_candidates': metrics.count_candidates(candidate),
         'dropped': {**dropped, 'list_file': str(Path(records.directory) / 'skipped.txt')},
         'caveat': records.caveat,
     }
-    if config.eval.cross_attribute and len(targets.query):
+    if config.eval.cross_attribute and len(query):
         queried = {name: each.attribute for name, each in by_attribute.items() if len(each.query)}
         cross = {
             name: [rank(own, other, 0).rankings.ap.mean() for other in queried.values() if other != own]
@@ -146,29 +145,16 @@ def photo_embedder(config: ConfigDict, records: Records, split: str, embed: Embe
     return embed_photo
 
 
-def _embed_split(config: ConfigDict, records: Records, split: str, embed: Embed, targets: Targets) -> Vectors:
-    """The vectors that the targets need, scaled to unit length if they are compared by cosine."""
-    wanted = _wanted(records, split, targets, config.eval.cross_attribute)
+def _embed_wanted(
+    config: ConfigDict, records: Records, split: str, embed: Embed, wanted: Bool[np.ndarray, 'photos attributes']
+) -> Vectors:
+    """The vectors of the `wanted` (photo, attribute) pairs, scaled to unit length if they are compared by cosine."""
     batches = eval_batches(records, split, np.flatnonzero(wanted.any(axis=1)), config)
     vectors = collect_vectors(embed, batches, wanted, f'embed {split}')._replace(distance=config.train.distance)
     if vectors.distance == 'cosine' and not config.model.normalize:
         lengths = np.sqrt(np.einsum('nd,nd->n', vectors.vectors, vectors.vectors))
         np.divide(vectors.vectors, np.maximum(lengths, 1e-12)[:, None], out=vectors.vectors)  # a copy may not fit
     return vectors
-
-
-def _wanted(
-    records: Records, split: str, targets: Targets, cross_attribute: bool
-) -> Bool[np.ndarray, 'photos attributes']:
-    """The (photo, attribute) pairs that the targets need; with `cross_attribute`, every attribute of every listed photo."""
-    wanted = np.zeros((records.splits.get(split, 0), len(records.attributes)), bool)
-    for rows in (targets.query, targets.candidate):
-        wanted[rows[:, 0], rows[:, 1]] = True
-    if cross_attribute:
-        wanted[wanted.any(axis=1)] = True
-    for role in range(3):
-        wanted[targets.triplets[:, role], targets.triplets[:, 3]] = True
-    return wanted
 
 
 def _triplet_accuracy(records: Records, triplets: Int[np.ndarray, 'triplets 4'], vectors: Vectors) -> dict:
@@ -202,17 +188,11 @@ def _selectivity(cross: dict[str, list], result: dict) -> dict:
 
 def _attention(records: Records, vectors: Vectors) -> dict:
     """The fraction of labels whose attention peaks inside their box, and the fraction of the input that the boxes cover."""
-    labeled = ~np.isnan(vectors.peak_in_box)
 
-    def means(select) -> dict:
-        return {
-            'peak_in_box': float(vectors.peak_in_box[select].mean()),
-            'box_share': float(vectors.box_share[select].mean()),
-        }
+    def means(*select) -> dict:
+        figures = {'peak_in_box': vectors.peak_in_box[select], 'box_share': vectors.box_share[select]}
+        return {name: float(np.nanmean(figure)) for name, figure in figures.items()}
 
-    per_attribute = {
-        name: means((labeled[:, number], number))
-        for number, name in enumerate(records.attributes)
-        if labeled[:, number].any()
-    }
-    return {**means(labeled), 'per_attribute': per_attribute}
+    labeled = np.flatnonzero((~np.isnan(vectors.peak_in_box)).any(axis=0)).tolist()
+    per_attribute = {records.attributes[number]: means(slice(None), number) for number in labeled}
+    return {**means(), 'per_attribute': per_attribute}

@@ -38,7 +38,7 @@ class Rankings(NamedTuple):
 
     def recall_at(self, k: int) -> Float[np.ndarray, ' queries']:
         """1 where at least one of the first `k` candidates is relevant (as in metric learning), else 0; `k` <= `count`."""
-        return self.relevant[:, :k].any(axis=1).astype(np.float64)
+        return np.asarray(self.relevant[:, :k].any(axis=1), np.float64)
 
     def precision_at(self, k: int) -> Float[np.ndarray, ' queries']:
         """The relevant share of the first min(`k`, candidates); `k` <= `count`."""
@@ -60,21 +60,6 @@ def group_candidates(rows: Int[np.ndarray, 'rows 3'], attribute: int) -> Candida
 def count_candidates(rows: Int[np.ndarray, 'rows 3']) -> int:
     """The number of candidates in a candidate list, summed over its attributes."""
     return len(np.unique(rows[:, :2], axis=0))
-
-
-def nearness(
-    queries: Float[np.ndarray, 'queries dim'], candidates: Float[np.ndarray, 'candidates dim'], distance: str = 'cosine'
-) -> Float[np.ndarray, 'queries candidates']:
-    """Scores that rank each query's candidates, highest for the nearest.
-
-    'cosine' is q.c, the cosine of unit vectors. 'euclidean' is q.c - ||c||^2 / 2, which falls as ||q - c|| grows.
-    """
-    return queries @ candidates.T - _offset(candidates, distance)
-
-
-def _offset(candidates: Float[np.ndarray, 'candidates dim'], distance: str) -> Float[np.ndarray, ' candidates'] | float:
-    """What `nearness` subtracts from q.c."""
-    return np.einsum('nd,nd->n', candidates, candidates) / 2 if distance == 'euclidean' else 0.0
 
 
 def sort_by_score(scores: Float[np.ndarray, 'queries candidates']) -> Int[np.ndarray, 'queries candidates']:
@@ -118,11 +103,13 @@ def rank_candidates(
 ) -> Rankings:
     """Rank all candidates for every query of one attribute, and keep the `count` nearest (all, if there are fewer).
 
+    'cosine' ranks by q.c, the cosine of unit vectors, and 'euclidean' by q.c - ||c||^2 / 2, which falls as ||q - c|| grows.
     Ties rank in the candidates' order; the PyTorch original leaves their order undefined. `product` computes the dot products
     with these candidates elsewhere than in NumPy. Beside the arguments, this needs less than 1 GB for a million candidates.
     """
     product = product or (lambda block: block @ candidates.T)
-    offset, shape = _offset(candidates, distance), (len(queries), min(count, len(candidates)))
+    offset = np.einsum('nd,nd->n', candidates, candidates) / 2 if distance == 'euclidean' else 0.0
+    shape = len(queries), min(count, len(candidates))
     ranked = Rankings(np.zeros(len(queries)), np.zeros(shape, np.int64), np.zeros(shape, bool))
     row_bytes = max(len(candidates) * queries.itemsize, 1)
 

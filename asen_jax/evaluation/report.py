@@ -36,7 +36,7 @@ MAX_VALUES = 20  # of an attribute, the most frequent, in the confusion and in t
 MAX_ON_MAP = 500  # photos, on all maps together
 FRACTIONS = ('_map', '_accuracy')  # how the names of numbers in metrics.jsonl end that are drawn in percent
 OTHER = 'other values'
-BLUE, GRAY, ORANGE = '#3b76b5', '#9a9a9a', '#d9822b'
+BLUE, GRAY = '#3b76b5', '#9a9a9a'
 
 
 class Example(NamedTuple):
@@ -137,13 +137,13 @@ def compare_attributes(
     if not first:
         return []
     index = first[len(first) // 2].query
-    photo, rows = embed_photo(index), []
+    photo, distance, rows = embed_photo(index), evaluation.vectors.distance, []
     for name, ranked in evaluation.by_attribute.items():
-        others = ranked.candidates.photos[ranked.candidates.photos != index]
-        compared = evaluation.vectors.of(others, ranked.attribute)
-        scores = metrics.nearness(photo.vectors[[ranked.attribute]], compared, evaluation.vectors.distance)
-        nearest = others[metrics.sort_by_score(scores)[0, :NUM_RANKS]].tolist()
-        look = None
+        others = ranked.candidates.photos != index
+        photos, values = ranked.candidates.photos[others], ranked.candidates.values[others]
+        vectors = photo.vectors[[ranked.attribute]], evaluation.vectors.of(photos, ranked.attribute)
+        rankings = metrics.rank_candidates(*vectors, np.zeros(1, int), values, NUM_RANKS, distance)
+        nearest, look = photos[rankings.nearest[0]].tolist(), None
         if photo.heatmaps is not None:
             look = data_uri(overlay_heatmap(photo.square, photo.heatmaps[ranked.attribute]))
         rows.append({'attribute': name, 'look': look, 'nearest': nearest, 'query': index})

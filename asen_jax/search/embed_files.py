@@ -100,12 +100,15 @@ def embed_files(
 def _open_parts(folder: Path, request: Mapping[str, Any]) -> Iterator[Path]:
     """`folder`, locked, with no parts but those of `request`; deleted afterwards unless there was an error."""
     folder.mkdir(parents=True, exist_ok=True)
+    known = None
+    with contextlib.suppress(OSError, ValueError):
+        known = json.loads((folder / 'request.json').read_text())
+    ours = isinstance(known, dict) and known.keys() == request.keys()
     foreign = [path.name for path in folder.iterdir() if not path.name.startswith(('.lock', '.request.json.'))]
-    if foreign and _read_request(folder, request) is None:
+    if foreign and not ours:
         raise InputError(f'{folder} has files that we did not write, such as {min(foreign)}; name another --output.')
     with lock(folder / '.lock', f'Another process is using {folder}; wait for it, or name another --output.'):
-        known = _read_request(folder, request) or request
-        changed = ', '.join(name for name in request if known[name] != request[name])
+        changed = ', '.join(name for name in request if ours and known[name] != request[name])
         if changed and any(folder.glob('part-*.npz')):
             raise InputError(
                 f'{folder} holds parts of a run with other {changed}, which only the same command can finish; '
@@ -119,15 +122,6 @@ def _open_parts(folder: Path, request: Mapping[str, Any]) -> Iterator[Path]:
                 path.unlink()
     with contextlib.suppress(OSError):  # the user's files stay
         folder.rmdir()
-
-
-def _read_request(folder: Path, like: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What the parts in `folder` were made from; None if we did not make them."""
-    with contextlib.suppress(OSError, ValueError):
-        known = json.loads((folder / 'request.json').read_text())
-        if isinstance(known, dict) and known.keys() == like.keys():
-            return known
-    return None
 
 
 def _part(folder: Path, number: int, photos: Sequence[ListedPhoto]) -> Path:

@@ -2,37 +2,21 @@
 
 import io
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
-import numpy as np
-from jaxtyping import Float
 from PIL import Image
 
-from asen_jax.embedder import Embedder
+from asen_jax.embedder import Embedded, Embedder
 from asen_jax.search.listing import ListedPhoto, slices
 
 THUMBNAIL_SIDE = 192  # pixels
-
-
-class Outcome(NamedTuple):
-    """What became of a photo: vectors and a thumbnail, or why it cannot be used."""
-
-    path: str
-    vectors: Float[np.ndarray, 'attributes dim'] | None = None
-    thumbnail: bytes | None = None
-    why: str | None = None
-
-
+Outcome = tuple[str, Embedded]  # a photo's path, and what became of it, with a thumbnail as `extra`
 Engine = Callable[[Sequence[ListedPhoto]], Iterator[Outcome]]  # embeds photos, in any order
 
 
 def embed_here(embedder: Embedder, photos: Sequence[ListedPhoto]) -> Iterator[Outcome]:
     """The engine of this process."""
-    pairs = [(photo.path, photo.box) for photo in photos]
-    for photo, result in zip(
-        photos, embedder.stream(slices(pairs, embedder.batch_size), keep=make_thumbnail), strict=True
-    ):
-        yield Outcome(photo.path, result.vectors, result.extra, result.why)
+    batches = slices([(photo.path, photo.box) for photo in photos], embedder.batch_size)
+    return zip((photo.path for photo in photos), embedder.stream(batches, keep=make_thumbnail), strict=True)
 
 
 def make_thumbnail(image: Image.Image) -> bytes:

@@ -54,14 +54,14 @@ class Finder:
         self.gallery.sample(1)
         return len(self.gallery)
 
-    def embed(self, data: bytes) -> Float[np.ndarray, 'attributes dim']:
-        """The vectors of an uploaded photo; raises InputError if it cannot be used."""
-        return self._run(decode_upload(data)).vectors
+    def embed(self, data: bytes) -> Embedded:
+        """What the network makes of an uploaded photo; raises InputError if it cannot be used."""
+        return self._run(decode_upload(data))
 
     def search_upload(self, data: bytes, attribute: str, k: int, where: str | None) -> dict[str, Any]:
         """The `k` photos most like an uploaded one; raises InputError if it cannot be used, and as `Gallery.search` does."""
         search = self._prepare_search(attribute, k, where)
-        result = self._run(decode_upload(data))
+        result = self.embed(data)
         return search(result.vectors, result.heatmaps)
 
     def search_photo(self, photo: str, attribute: str, k: int, where: str | None) -> dict[str, Any] | None:
@@ -70,12 +70,10 @@ class Finder:
         row = self.gallery.find(photo, [STATE, *self.gallery.vector_columns])
         if row is None:
             return None
-        heatmaps, path = None, row['path']
+        path = row['path']
         # a changed photo, or the part of one that is inside a box, is not what the page shows
-        if self.has_heatmaps and row[STATE] == photo_state(path, None):
-            [result] = self.embedder.stream([[(path, None)]], heatmaps=True)
-            heatmaps = result.heatmaps
-        return search(self.gallery.vectors_of(row), heatmaps, path)
+        is_shown = self.has_heatmaps and row[STATE] == photo_state(path, None)
+        return search(self.gallery.vectors_of(row), self._run(path).heatmaps if is_shown else None, path)
 
     def thumbnail(self, photo: str) -> bytes | None:
         """The JPEG of the gallery's photo with the id `photo`; None if there is no such photo."""
@@ -105,8 +103,8 @@ class Finder:
 
         return search
 
-    def _run(self, image: Image.Image) -> Embedded:
-        [result] = self.embedder.stream([[(image, None)]], heatmaps=self.has_heatmaps)
+    def _run(self, photo: Image.Image | str) -> Embedded:
+        [result] = self.embedder.stream([[(photo, None)]], heatmaps=self.has_heatmaps)
         return result
 
     def _read_facts(self, version: int) -> dict[str, Any]:

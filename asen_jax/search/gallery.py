@@ -41,7 +41,7 @@ class Match(NamedTuple):
     metadata: dict[str, str]  # the columns of the CSV that listed the photo, without empty cells
 
     def describe(self) -> dict[str, Any]:
-        """The match as JSON has it."""
+        """The match as a JSON object."""
         return {'path': self.path, 'score': self.score, **self.metadata}
 
 
@@ -135,15 +135,12 @@ class Gallery:
                 distances = found.column('_distance').to_numpy()  # l2 is squared
                 near = -np.sqrt(distances) if self.network_info['metric'] == 'l2' else 1 - distances
                 scores = dict(zip(found.column('path').to_pylist(), near.tolist(), strict=True))
-        scores.pop(without, None)
-        columns = self.metadata_columns
-        rows = {
-            row['path']: row for row in self.rows(list(scores)[:k], columns)
-        }  # another process may have deleted some
+        columns, paths = self.metadata_columns, [path for path in scores if path != without][:k]
+        rows = {row['path']: row for row in self.rows(paths, columns)}
         return [
-            Match(path, score, {name: rows[path][name] for name in columns if rows[path][name]})
-            for path, score in scores.items()
-            if path in rows
+            Match(path, scores[path], {name: rows[path][name] for name in columns if rows[path][name]})
+            for path in paths
+            if path in rows  # another process may have deleted it since
         ]
 
     def guess(self, query: Float[np.ndarray, 'attributes dim'], without: str | None = None) -> dict[str, Guess]:

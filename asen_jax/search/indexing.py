@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from asen_jax.embedder import Embedder
 from asen_jax.errors import InputError
-from asen_jax.search.engine import Engine, Outcome, embed_here
+from asen_jax.search.engine import Engine, embed_here
 from asen_jax.search.gallery import ID, SOURCE, STATE, THUMBNAIL, Gallery, path_conditions, photo_id
 from asen_jax.search.listing import TAB, ListedPhoto, absolute, list_photos, photo_state, slices, write_skipped
 from asen_jax.search.location import file_of, is_gallery, locate, locked, writing
@@ -81,7 +81,9 @@ def index_photos(
     photos, left_out = list_photos(images, with_boxes=embedder.crop_to_bbox)
     listed, skipped = _by_path(photos, images, folder)
     columns = sorted({name for each in listed.values() for name in each.photo.metadata})
-    _check_columns(columns, images)
+    for name in columns:
+        if name == 'score' or name.startswith(('gallery_', '_')) or '.' in name or '`' in name:
+            raise InputError(f'{images} has a column {name!r}, a name that galleries cannot use; rename it.')
     with locked(folder), writing(folder):
         gallery = _open_or_create(embedder, folder)
         if new := [name for name in columns if name not in gallery.metadata_columns]:
@@ -114,12 +116,6 @@ def _by_path(
             continue
         listed[path] = Listed(photo._replace(path=path), photo_state(path, photo.box), source)
     return listed, skipped
-
-
-def _check_columns(columns: Sequence[str], images: str | os.PathLike) -> None:
-    for name in columns:
-        if name == 'score' or name.startswith(('gallery_', '_')) or '.' in name or '`' in name:
-            raise InputError(f'{images} has a column {name!r}, a name that galleries cannot use; rename it.')
 
 
 def _open_or_create(embedder: Embedder, folder: Path | str) -> Gallery:
@@ -164,12 +160,22 @@ def _synchronize(
     with tqdm(total=len(outdated), desc='index', unit='photo', disable=None) as bar:
         outcomes = embed([usable[path].photo for path in outdated])
         while some := list(itertools.islice(outcomes, COMMIT_SIZE)):
-            broken = {each.path: each.why for each in some if each.why is not None}
+            broken = {path: result.why for path, result in some if result.why is not None}
             _refuse(broken, strict)
             unreadable |= broken
             _delete(gallery, [path for path in broken if path in known])  # its vectors are of an earlier photo
-            rows = [_row(gallery, each) for each in some if each.vectors is not None]
-            merge(gallery, [row | usable[row['path']].describe(columns) for row in rows])
+            rows = [
+                {
+                    'path': path,
+                    ID: photo_id(path),
+                    THUMBNAIL: result.extra,
+                    **dict(zip(gallery.vector_columns, result.vectors, strict=True)),
+                    **usable[path].describe(columns),
+                }
+                for path, result in some
+                if result.vectors is not None
+            ]
+            merge(gallery, rows)
             bar.update(len(some))
     added = sum(path not in known and path not in unreadable for path in outdated)
     lost = sum(path in known for path in unreadable)
@@ -194,12 +200,6 @@ def read_known(gallery: Gallery) -> dict[str, tuple[str | None, ...]]:
             cells = ([same.setdefault(cell, cell) for cell in batch.column(name).to_pylist()] for name in columns)
             known |= zip(batch.column('path').to_pylist(), zip(*cells, strict=True), strict=True)
     return known
-
-
-def _row(gallery: Gallery, outcome: Outcome) -> dict[str, Any]:
-    """The row of an embedded photo, without what the list says of it."""
-    vectors = dict(zip(gallery.vector_columns, outcome.vectors, strict=True))
-    return {'path': outcome.path, ID: photo_id(outcome.path), THUMBNAIL: outcome.thumbnail, **vectors}
 
 
 def merge(gallery: Gallery, rows: Sequence[Mapping[str, Any]]) -> None:

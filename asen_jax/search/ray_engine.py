@@ -15,7 +15,7 @@ import ray
 import ray.data
 from ml_collections import ConfigDict
 
-from asen_jax.embedder import Embedder
+from asen_jax.embedder import Embedded, Embedder
 from asen_jax.errors import InputError
 from asen_jax.search.engine import Engine, Outcome, embed_here
 from asen_jax.search.listing import ListedPhoto, absolute
@@ -35,9 +35,10 @@ class Worker:
     def __call__(self, photos: pa.Table) -> pa.Table:
         """The outcomes of photos, a table with their `path` and `box`."""
         outcomes = embed_here(self.embedder, [ListedPhoto(**photo) for photo in photos.to_pylist()])
-        rows = [each._asdict() for each in outcomes]
-        for row in rows:
-            row['vectors'] = None if row['vectors'] is None else list(row['vectors'])
+        rows = [
+            {'path': path, 'vectors': None if vectors is None else list(vectors), 'thumbnail': thumbnail, 'why': why}
+            for path, (vectors, _, thumbnail, why) in outcomes
+        ]
         return pa.Table.from_pylist(rows, schema=OUTCOMES)
 
 
@@ -65,8 +66,8 @@ def make_engine(config: ConfigDict, workdir: Path, which: str, num_workers: int 
             )
             for table in outcomes.iter_batches(batch_size=None, batch_format='pyarrow'):
                 for row in table.to_pylist():  # pyrefly: ignore[missing-attribute]
-                    vectors = row.pop('vectors')
-                    yield Outcome(vectors=None if vectors is None else np.array(vectors, np.float32), **row)
+                    vectors = None if row['vectors'] is None else np.array(row['vectors'], np.float32)
+                    yield row['path'], Embedded(vectors, extra=row['thumbnail'], why=row['why'])
 
     return embed
 

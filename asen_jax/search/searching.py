@@ -5,10 +5,6 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-from jaxtyping import UInt8
-from PIL import Image
-
 import asen_jax
 from asen_jax.data import images as pictures
 from asen_jax.errors import InputError
@@ -47,21 +43,22 @@ def search_gallery(
     if known and state and known[STATE].startswith(f'{state} '):
         query, picture = gallery.vectors_of(known), pictures.decode(known[THUMBNAIL])
     else:
-        # where the garment is in this photo is not known, so all of it is used
+        # its garment's box is not known, so the whole photo is used
         query = load_embedder(gallery, workdir).embed([path], boxes=[None])[0]
         picture = pictures.decode(pictures.read_file(path))
     without = path if known else None
     matches = gallery.search(query, weights, k, where, without)
     if as_json:
-        print(format_json(matches))
+        print(json.dumps([match.describe() for match in matches], indent=1, ensure_ascii=False))
     else:
         print(format_matches(matches, gallery.guess(query, without)))
     if output:
         drawn = [match.path for match in matches[:MAX_DRAWN]]
         thumbnails = {row['path']: row[THUMBNAIL] for row in gallery.rows(drawn, [THUMBNAIL])}
         found = [pictures.decode(thumbnails[path]) for path in drawn if path in thumbnails]
+        query_square, *squares = (pictures.fit_square(image, CELL, 'pad') for image in (picture, *found))
         with write_atomically(output) as file:
-            draw_matches(picture, attribute, found).save(file, 'JPEG', quality=88)
+            draw_rankings([Ranking(attribute, query_square, None, squares)]).save(file, 'JPEG', quality=88)
     if not as_json:
         print(f'wrote {output}')
     return matches
@@ -81,11 +78,6 @@ def load_embedder(gallery: Gallery, workdir: Path | None = None) -> 'asen_jax.Em
     return embedder
 
 
-def format_json(matches: Sequence[Match]) -> str:
-    """A JSON list of objects with path, score, and the columns of the CSV."""
-    return json.dumps([match.describe() for match in matches], indent=1, ensure_ascii=False)
-
-
 def format_matches(matches: Sequence[Match], guesses: Mapping[str, Guess]) -> str:
     """A table of the matches, and a line with the likely values."""
     lines = [f'{"rank":>4} {"score":>7}  path']
@@ -98,12 +90,3 @@ def format_matches(matches: Sequence[Match], guesses: Mapping[str, Guess]) -> st
         likely = ', '.join(f'{name} {g.value} ({g.share:.0%} of {g.num_voters})' for name, g in guesses.items())
         lines.append(f'likely values, judging by the nearest photos: {likely}')
     return '\n'.join(lines)
-
-
-def draw_matches(query: Image.Image, title: str, found: Sequence[Image.Image]) -> Image.Image:
-    """A contact sheet: the query and the nearest photos."""
-    return draw_rankings([Ranking(title, _square(query), None, list(map(_square, found)))])
-
-
-def _square(image: Image.Image) -> UInt8[np.ndarray, 'side side 3']:
-    return pictures.fit_square(image, CELL, 'pad')

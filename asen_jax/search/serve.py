@@ -98,7 +98,7 @@ def serve(folder: Path | str, host: str, port: int, workdir: Path | None = None)
         raise InputError(f'{host}:{port} cannot be used ({why}); choose another --port or --host.') from error
     with listener:
         app = create_app(Finder(gallery, load_embedder(gallery, workdir)), allowed_hosts(host))
-        logging.getLogger('python_multipart').setLevel('ERROR')  # malformed uploads are the client's affair
+        logging.getLogger('python_multipart').setLevel('ERROR')  # malformed uploads are the client's fault
         config = uvicorn.Config(
             app,
             log_level='error',
@@ -116,7 +116,7 @@ def serve(folder: Path | str, host: str, port: int, workdir: Path | None = None)
 
 
 def allowed_hosts(host: str) -> list[str]:
-    """The names under which the page may be asked for: on loopback only its own, so that no other site can pose as it."""
+    """The host names that requests may carry: on loopback only its own, so that no other site can pose as the page."""
     try:
         loopback = ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -145,7 +145,7 @@ def create_app(finder: Finder, hosts: list[str]) -> FastAPI:
     async def refuse(request: Request, error: InputError) -> JSONResponse:
         if not isinstance(error, DamageError):
             return JSONResponse({'detail': str(error)}, 400)
-        print(error, file=sys.stderr, flush=True)  # for whoever runs the server; visitors need not know where it is
+        print(error, file=sys.stderr, flush=True)  # for the operator; visitors need not know where the gallery is
         return JSONResponse({'detail': 'The gallery cannot be read; the log of the server says why.'}, 503)
 
     @app.get('/', include_in_schema=False)
@@ -165,8 +165,8 @@ def create_app(finder: Finder, hosts: list[str]) -> FastAPI:
     @app.post('/embed', responses=BUSY | LARGE)
     async def embed(photo: UploadFile) -> Embedding:
         """A photo's vector under each attribute."""
-        vectors = await run(lambda: finder.embed(photo.file.read()))
-        return Embedding(attributes=list(finder.gallery.attributes), embeddings=vectors.tolist())
+        result = await run(lambda: finder.embed(photo.file.read()))
+        return Embedding(attributes=list(finder.gallery.attributes), embeddings=result.vectors.tolist())
 
     @app.post('/search', responses=BUSY | LARGE)
     async def search(

@@ -1,7 +1,8 @@
 """How well a training uses its devices: a recording of some steps, and the share of the devices' peak."""
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,8 @@ def peak_flops(device_kind: str, precision: str) -> float | None:
 def step_flops(train_step: Any, *arguments: Any) -> int:
     """The floating-point operations of the products and convolutions of one call, over all devices.
 
-    `train_step` was compiled with `jax.jit` and called with such arguments, so JAX need not trace it again. XLA's own count leaves
-    out what a GPU does in cuBLAS and cuDNN.
+    `train_step` was compiled with `jax.jit` and called with such arguments, so JAX need not trace it again. XLA's own count takes a
+    loop for one round, and leaves out what a GPU does in cuBLAS and cuDNN.
     """
     return _count_flops(train_step.trace(*arguments).jaxpr)
 
@@ -44,8 +45,8 @@ def _count_flops(program: Any) -> int:
     total = 0
     for equation in program.eqns:
         name, params = equation.primitive.name, equation.params
-        inside = jax.tree.leaves(list(params.values()), is_leaf=_is_program)
-        total += params.get('length', 1) * sum(_count_flops(each) for each in inside if _is_program(each))
+        inside = [each for each in jax.tree.leaves(list(params.values())) if hasattr(each, 'eqns')]
+        total += params.get('length', 1) * sum(map(_count_flops, inside))
         if name in ('dot_general', 'conv_general_dilated'):
             left, right = (operand.aval.shape for operand in equation.invars[:2])
             if name == 'dot_general':
@@ -58,49 +59,42 @@ def _count_flops(program: Any) -> int:
     return total
 
 
-def _is_program(value: Any) -> bool:
-    return hasattr(value, 'eqns')
-
-
 class Profiler:
     """Records up to `num_steps` steps with jax.profiler below `folder`, where TensorBoard and XProf find them; never raises."""
 
     def __init__(self, folder: Path, num_steps: int):
-        self.folder, self.steps_left, self.steps_before = folder, num_steps, SKIPPED_STEPS
-        self.recording = False
+        self.folder, self.num_steps = folder, num_steps
+        self.steps_done, self.recording = 0, False
 
     def step(self, arrays: Any) -> None:
         """A step, whose results are `arrays`, has been started: begin or end the recording when it is time."""
-        if self.recording:
-            self.steps_left -= 1
-            if not self.steps_left:
-                self.close(arrays)
-        elif self.steps_left and self.steps_before:
-            self.steps_before -= 1
-            if not self.steps_before:
-                self._attempt(self._start, arrays)
+        self.steps_done += 1
+        if self.num_steps and self.steps_done == SKIPPED_STEPS:
+            with _reporting_errors():
+                jax.block_until_ready(arrays)  # so that only whole steps are recorded
+                options = jax.profiler.ProfileOptions()
+                options.python_tracer_level = 0  # every call of a Python function: slow, and large
+                jax.profiler.start_trace(self.folder, profiler_options=options)
+                self.recording = True
+        elif self.steps_done == SKIPPED_STEPS + self.num_steps:
+            self.close(arrays)
 
     def close(self, arrays: Any = ()) -> None:
         """End the recording, if there is one, once `arrays` are computed."""
         if self.recording:
-            self.recording, self.steps_left = False, 0
-            self._attempt(self._stop, arrays)
+            self.recording = False
+            with _reporting_errors():
+                jax.block_until_ready(arrays)
+                jax.profiler.stop_trace()
+                tqdm.write(
+                    f'wrote a profile to {self.folder / "plugins" / "profile"}; see it with TensorBoard or XProf'
+                )
 
-    def _start(self, arrays: Any) -> None:
-        jax.block_until_ready(arrays)  # so that only whole steps are recorded
-        options = jax.profiler.ProfileOptions()
-        options.python_tracer_level = 0  # every call of a Python function: slow, and large
-        jax.profiler.start_trace(self.folder, profiler_options=options)
-        self.recording = True
 
-    def _stop(self, arrays: Any) -> None:
-        jax.block_until_ready(arrays)
-        jax.profiler.stop_trace()
-        tqdm.write(f'wrote a profile to {self.folder / "plugins" / "profile"}; see it with TensorBoard or XProf')
-
-    def _attempt(self, work: Callable[[Any], None], arrays: Any) -> None:
-        try:
-            work(arrays)
-        except Exception as error:  # for example: a full disk, or another profiler that is running
-            self.steps_left = 0
-            tqdm.write(f'no profile of the steps: {str(error).splitlines()[0] if str(error) else type(error).__name__}')
+@contextlib.contextmanager
+def _reporting_errors() -> Iterator[None]:
+    """Print errors, such as a full disk or another profiler that is running, instead of raising them."""
+    try:
+        yield
+    except Exception as error:
+        tqdm.write(f'no profile of the steps: {str(error).splitlines()[0] if str(error) else type(error).__name__}')

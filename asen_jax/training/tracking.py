@@ -105,7 +105,7 @@ class Tracker:
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         """Add one line, and one TensorBoard point per number."""
-        with files.naming(self.path):
+        with files.errors_name(self.path):
             self.file.write(json.dumps({'step': step, **numbers}) + '\n')
             self.file.flush()
         for name, number in numbers.items():
@@ -122,6 +122,6 @@ class Tracker:
 
     def close(self) -> None:
         """Flush and close both files."""
-        with files.naming(self.path):
+        with files.errors_name(self.path):
             self.board.close()
             self.file.close()

@@ -4,14 +4,12 @@ import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool
 from ml_collections import ConfigDict
 
-from asen_jax.data.images import read_file
 from asen_jax.data.table import Row, Table, split_values
 from asen_jax.errors import InputError
 from data_builders import records
@@ -46,9 +44,7 @@ def config_name(data: ConfigDict) -> str:
 def read(data: ConfigDict) -> RawDataset:
     """Read labels.csv: splits, labels, boxes, and which photos of valid and test are queries."""
     table = read_labels(Path(data.manual_dir).expanduser())
-    values = column_values(table)
-    attributes, notes = choose_columns(table, values, data.attributes)
-    values = {name: tuple(sorted(values[name])) for name in attributes}
+    values, notes = choose_columns(table, data.attributes)
     numbers = {name: {value: number for number, value in enumerate(names)} for name, names in values.items()}
     rows = defaultdict(list)
     for row in table.rows:
@@ -62,24 +58,19 @@ def read(data: ConfigDict) -> RawDataset:
             is_query = choose_queries(rows[split])
             queries[split] = records.label_rows(photos[split], np.flatnonzero(is_query))
             candidates[split] = records.label_rows(photos[split], np.flatnonzero(~is_query))
-    return RawDataset('catalog', attributes, values, photos, queries, candidates, notes=tuple(notes))
+    return RawDataset('catalog', tuple(values), values, photos, queries, candidates, notes=tuple(notes))
 
 
-def column_values(table: Table) -> dict[str, Counter]:
-    """The values of each column that is not reserved, with the number of photos that have them."""
-    columns = [name for name in table.columns if name not in RESERVED]
-    return {name: Counter(v for row in table.rows for v in split_values(row.cells[name])) for name in columns}
-
-
-def choose_columns(
-    table: Table, values: Mapping[str, Counter], wanted: Sequence[str]
-) -> tuple[tuple[str, ...], list[str]]:
-    """The columns that are attributes, and notes that say what each column is used for.
+def choose_columns(table: Table, wanted: Sequence[str]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """The values of the columns that are attributes, and notes that say what each column is used for.
 
     They are the `wanted` columns, or without any the columns with 2 to 100 values.
     """
+    columns = [name for name in table.columns if name not in RESERVED]
+    values = {name: sorted({v for row in table.rows for v in split_values(row.cells[name])}) for name in columns}
+    counts = {name: f'{name} ({len(values[name])} values)' for name in columns}
     if wanted:
-        attributes = pick_attributes(wanted, list(values), str(table.path))
+        attributes = pick_attributes(wanted, columns, str(table.path))
         for name in attributes:
             if len(values[name]) < MIN_VALUES:
                 raise InputError(
@@ -87,18 +78,17 @@ def choose_columns(
                     f'remove it from data.attributes.'
                 )
     else:
-        attributes = tuple(name for name in values if MIN_VALUES <= len(values[name]) <= MAX_VALUES)
+        attributes = tuple(name for name in columns if MIN_VALUES <= len(values[name]) <= MAX_VALUES)
     if not attributes:
         found = ', '.join(f'{name} has {len(values[name])}' for name in values) or 'there is no other column'
         raise InputError(
             f'{table.path}: no column can serve as an attribute, which needs {MIN_VALUES} to {MAX_VALUES} values ({found}); '
             f'add one, or name columns with --config.data.attributes.'
         )
-    notes = ['attributes: ' + ', '.join(f'{name} ({len(values[name])} values)' for name in attributes)]
-    others = [f'{name} ({len(values[name])} values)' for name in values if name not in attributes]
-    if others:
+    notes = ['attributes: ' + ', '.join(counts[name] for name in attributes)]
+    if others := [counts[name] for name in columns if name not in attributes]:
         notes.append('metadata only: ' + ', '.join(others))
-    return attributes, notes
+    return {name: tuple(values[name]) for name in attributes}, notes
 
 
 def split_of(key: str) -> str:
@@ -131,16 +121,8 @@ def make_photo(table: Table, row: Row, numbers: Mapping[str, Mapping[str, int]])
         for attribute, (column, number_of) in enumerate(numbers.items())
         for value in split_values(row.cells[column])
     ]
-    path = table.path.parent / row.cells['path']
-    return Photo(
-        image_id=row.cells['path'],
-        read=partial(read_file, path),
-        attributes=tuple(attribute for attribute, _ in labels),
-        values=tuple(value for _, value in labels),
-        bbox=table.box(row),
-        path=path,
-        where=table.where(row),
-    )
+    photo = records.photo_in(table.path.parent, row.cells['path'], labels, table.where(row))
+    return photo._replace(bbox=table.box(row))
 
 
 def _hash(text: str) -> int:

@@ -10,7 +10,9 @@ import re
 import threading
 import time
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 
 import requests
@@ -106,7 +108,8 @@ def fetch(
         _write_lost(folder, lost)
         try:
             with open_session(workers, per_host, pause, backoff) as session:
-                _fetch_all(session, wanted, folder, lost, workers=workers, per_host=per_host, timeout=timeout)
+                fetch_one = partial(_fetch_one, session, timeout)
+                _fetch_all(fetch_one, wanted, folder, lost, workers, per_host)
         finally:
             _write_lost(folder, lost)
     reasons = Counter(sorted(why for name, (_, why) in lost.items() if name in urls))
@@ -175,14 +178,12 @@ def open_session(workers: int, per_host: int, pause: float, backoff: float) -> r
 
 
 def _fetch_all(
-    session: requests.Session,
+    fetch_one: Callable[[str, Path], None],
     urls: dict[str, str],
     folder: Path,
     lost: dict[str, tuple[str, str]],
-    *,
     workers: int,
     per_host: int,
-    timeout: float,
 ) -> None:
     """Fetch every photo, and record in `lost` and lost.txt what could not be fetched.
 
@@ -198,7 +199,7 @@ def _fetch_all(
             try:
                 if host.given_up:
                     raise LostError(f'host given up: {host.given_up}')
-                _fetch_one(session, url, folder / name, timeout)
+                fetch_one(url, folder / name)
                 host.failures = 0
             except LostError as error:
                 why = str(error)
@@ -209,11 +210,11 @@ def _fetch_all(
                 lost.pop(name, None)
                 if why:
                     lost[name] = url, why
-                    lost_file.write(_lost_line(name, url, why))
+                    lost_file.write(f'{name}\t{url}\t{why}\n')
                     lost_file.flush()  # a killed run loses nothing
                 bar.update()
 
-    queues: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    queues = defaultdict(list)
     for name, url in urls.items():
         queues[host_of(url)].append((name, url))
     for queue in queues.values():
@@ -231,36 +232,30 @@ def _fetch_all(
             stop.set()
 
 
-def _fetch_one(session: requests.Session, url: str, path: Path, timeout: float) -> None:
+def _fetch_one(session: requests.Session, timeout: float, url: str, path: Path) -> None:
     """Write the photo at `url` to `path` once it is whole and known to decode."""
     try:
         with session.get(url, timeout=timeout, stream=True) as response:
-            status = response.status_code
+            status, data, deadline = response.status_code, bytearray(), time.monotonic() + BODY_TIMEOUTS * timeout
             if status != 200:
                 raise LostError(f'HTTP {status}', failures=int(status in (429, 503)))
-            data = _read_body(response, time.monotonic() + BODY_TIMEOUTS * timeout)
+            while part := response.raw.read1(65536, decode_content=True):
+                data += part
+                if len(data) > MAX_BYTES:
+                    raise LostError(TOO_LARGE)
+                if time.monotonic() > deadline:
+                    raise TimeoutError
     except ERRORS as error:
         why = _describe(error)
         raise LostError(why, failures=int(why not in FINAL)) from error
     try:
         with DECODING:
-            decode(data)
+            decode(bytes(data))
     except ValueError as error:  # the page that a shop shows in place of a photo
         raise LostError(NOT_AN_IMAGE) from error
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.write_atomically(path) as file:
         file.write(data)
-
-
-def _read_body(response: requests.Response, deadline: float) -> bytes:
-    data = bytearray()
-    while part := response.raw.read1(65536, decode_content=True):
-        data += part
-        if len(data) > MAX_BYTES:
-            raise LostError(TOO_LARGE)
-        if time.monotonic() > deadline:
-            raise TimeoutError
-    return bytes(data)
 
 
 def _describe(error: BaseException) -> str:
@@ -288,15 +283,10 @@ def _check_names(urls: dict[str, str], urls_file: Path, folder: Path) -> None:
 def _read_lost(folder: Path) -> dict[str, tuple[str, str]]:
     """URL and reason of each photo in lost.txt; a killed run may have cut the last line short."""
     path = folder / LOST_FILE
-    lines = path.read_text(encoding='utf-8', errors='replace').split('\n') if path.is_file() else []
-    rows = [line.split('\t') for line in lines]
+    text = path.read_text(encoding='utf-8', errors='replace') if path.is_file() else ''
+    rows = [line.split('\t') for line in text.split('\n')]
     return {row[0]: (row[1], row[2]) for row in rows if len(row) == 3}
 
 
 def _write_lost(folder: Path, lost: dict[str, tuple[str, str]]) -> None:
-    with files.write_atomically(folder / LOST_FILE) as file:
-        file.writelines(_lost_line(name, *loss).encode() for name, loss in lost.items())
-
-
-def _lost_line(name: str, url: str, why: str) -> str:
-    return f'{name}\t{url}\t{why}\n'
+    files.write_text(folder / LOST_FILE, ''.join(f'{name}\t{url}\t{why}\n' for name, (url, why) in lost.items()))

@@ -4,7 +4,6 @@ Errors name the file and the line.
 """
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -12,14 +11,14 @@ import numpy as np
 from jaxtyping import Int
 from tqdm import tqdm
 
-from asen_jax.data.images import read_file
+from asen_jax.data.boxes import BOX_COLUMNS, Box, parse_box
 from asen_jax.errors import InputError
-from data_builders.annotations import Meta, check_relative
-from data_builders.records import Photo, RawDataset
+from data_builders.annotations import MAX_DIGITS, Meta, check_relative
+from data_builders.records import Photo, RawDataset, photo_in
 
 NAMES, PHOTOS, BOXES = 'list_attr_cloth.txt', 'list_attr_img.txt', 'list_bbox.txt'
 PLACES = ('Anno', 'Anno_coarse', 'Eval', '.')  # below DeepFashion's folder; releases differ
-ENTRIES = (b'-1', b'0', b'1')  # the photo lacks the attribute, unknown, has it
+ENTRIES = ('-1', '0', '1')  # the photo lacks the attribute, unknown, has it
 
 
 class Names(NamedTuple):
@@ -34,7 +33,7 @@ class Boxes(NamedTuple):
     """Garment boxes by photo path, 0-based and half-open; a photo with two different boxes has none."""
 
     path: Path
-    of: dict[str, tuple[int, tuple[float, float, float, float]]]  # line, box
+    of: dict[str, tuple[int, Box]]  # line, box
     unclear: dict[str, tuple[int, int]]  # the two lines
 
 
@@ -48,11 +47,9 @@ def read_names(path: Path, meta: Meta) -> Names:
     types = {str(number): number - 1 for number in range(1, len(meta.attributes) + 1)}
     names, attribute = [], []
     for line, text in _rows(path, 'attribute_name attribute_type'):
-        *name, kind = _decode(path, line, text).split() or ['']
+        *name, kind = text.split()
         if not name or kind not in types:
-            raise InputError(
-                f'{path}, line {line}: {" ".join([*name, kind])!r}; expected a name and a type 1-{len(types)}.'
-            )
+            raise InputError(f'{path}, line {line}: {text[:80]!r}; expected a name and a type 1-{len(types)}.')
         names.append(' '.join(name))
         attribute.append(types[kind])
     for number, name in enumerate(meta.attributes):
@@ -66,10 +63,8 @@ def read_names(path: Path, meta: Meta) -> Names:
 
 def name_values(meta: Meta, names: Names) -> Meta:
     """`meta` with DeepFashion's names of the values."""
-    values = {}
-    for number, attribute in enumerate(meta.attributes):
-        values[attribute] = tuple(names.names[i] for i in np.flatnonzero(names.attribute == number))
-    return meta._replace(values=values)
+    ids = {name: np.flatnonzero(names.attribute == number) for number, name in enumerate(meta.attributes)}
+    return meta._replace(values={name: tuple(names.names[i] for i in of) for name, of in ids.items()})
 
 
 def read_photos(path: Path, num_ids: int) -> Iterator[tuple[int, str, list[int]]]:
@@ -82,12 +77,12 @@ def read_photos(path: Path, num_ids: int) -> Iterator[tuple[int, str, list[int]]
                 f'in {NAMES}.'
             )
         if other := set(entries).difference(ENTRIES):
-            raise InputError(f'{path}, line {line}: entry {_show(other.pop())}; expected -1, 0 or 1.')
+            raise InputError(f'{path}, line {line}: entry {other.pop()!r}; expected -1, 0 or 1.')
         ids, place = [], -1
-        for _ in range(entries.count(b'1')):
-            place = entries.index(b'1', place + 1)
+        for _ in range(entries.count('1')):
+            place = entries.index('1', place + 1)
             ids.append(place)
-        yield line, _decode(path, line, name), ids
+        yield line, name, ids
 
 
 def rebuild_train(
@@ -103,9 +98,8 @@ def rebuild_train(
         elif not ids:
             bare += 1
         else:
-            file = folder / name
-            labels = tuple(names.attribute[ids].tolist()), tuple(rank[ids].tolist())
-            photos.append(Photo(name, partial(read_file, file), *labels, path=file, where=f'{path}, line {line}'))
+            labels = list(zip(names.attribute[ids].tolist(), rank[ids].tolist(), strict=True))
+            photos.append(photo_in(folder, name, labels, f'{path}, line {line}'))
     if absent := held_out - found:
         raise InputError(
             f'{path}: {len(absent):,} of the {len(held_out):,} photos of valid and test are missing from it (one is '
@@ -129,18 +123,10 @@ def read_boxes(path: Path) -> Boxes:
     """
     boxes, unclear = {}, {}
     for line, text in _rows(path, 'image_name x_1 y_1 x_2 y_2'):
-        words = _decode(path, line, text).split()
-        try:
-            name, (left, top, right, bottom) = _plain(words[0]), map(int, words[1:])
-            box = (left - 1.0, top - 1.0, float(right), float(bottom))
-        except (ValueError, IndexError, OverflowError) as error:
-            shown = ' '.join(words)[:80]
-            raise InputError(f'{path}, line {line}: {shown!r}; expected a path and four whole numbers.') from error
-        if right < left or bottom < top:
-            raise InputError(
-                f'{path}, line {line}: the box {left} {top} {right} {bottom} is empty; expected the top left pixel '
-                f'and the bottom right one.'
-            )
+        where, words = f'{path}, line {line}', text.split()
+        if len(words) != 5:
+            raise InputError(f'{where}: {text[:80]!r}; expected a path and four whole numbers.')
+        name, box = _plain(words[0]), parse_box(dict(zip(BOX_COLUMNS, words[1:], strict=True)), where)
         first, other = boxes.setdefault(name, (line, box))
         if other != box:
             unclear[name] = (first, line)
@@ -169,23 +155,19 @@ def _add_box(photo: Photo, boxes: Boxes) -> Photo:
     return photo._replace(bbox=box, where=f'{photo.where}; {boxes.path}, line {line}')
 
 
-def _rows(path: Path, columns: str) -> Iterator[tuple[int, bytes]]:
+def _rows(path: Path, columns: str) -> Iterator[tuple[int, str]]:
     """Line number and text of each row; the first two lines are the number of rows and the names of the columns."""
-    try:
-        file = path.open('rb')
-    except OSError as error:
-        raise InputError(f'{path} cannot be read ({error.strerror}); put the file there.') from error
-    with file:
-        first = file.readline().removeprefix(b'\xef\xbb\xbf').strip()
-        if not first.isdigit() or len(first) > 12:  # Python refuses to convert thousands of digits
-            raise InputError(f'{path}, line 1: {_show(first)}; expected the number of rows.')
-        second = file.readline()
-        if second.split()[:1] != [columns.split()[0].encode()]:
-            raise InputError(f'{path}, line 2: {_show(second)}; expected the names of the columns, "{columns}".')
+    with path.open('rb') as file:
+        lines = ((line, _decode(path, line, text)) for line, text in enumerate(file, 1))
+        _, first = next(lines, (1, ''))
+        if not first.isdecimal() or len(first) > MAX_DIGITS:
+            raise InputError(f'{path}, line 1: {first[:60]!r}; expected the number of rows.')
+        _, second = next(lines, (2, ''))
+        if second.split()[:1] != columns.split()[:1]:
+            raise InputError(f'{path}, line 2: {second[:60]!r}; expected the names of the columns, "{columns}".')
         count, expected = 0, int(first)
-        lines = tqdm(file, total=expected, desc=f'Reading {path.name}', unit='row', disable=None, delay=1)
-        for line, text in enumerate(lines, 3):
-            if not text.isspace():
+        for line, text in tqdm(lines, total=expected, desc=f'Reading {path.name}', unit='row', disable=None, delay=1):
+            if text:
                 count += 1
                 yield line, text
         if count != expected:
@@ -194,17 +176,13 @@ def _rows(path: Path, columns: str) -> Iterator[tuple[int, bytes]]:
             )
 
 
-def _plain(name: str) -> str:
-    """`name` without `./` and `//`, so that a photo has one name when train is kept apart from valid and test."""
-    return PurePosixPath(name).as_posix()
-
-
 def _decode(path: Path, line: int, text: bytes) -> str:
     try:
-        return text.decode()
+        return text.decode('utf-8-sig').strip()
     except UnicodeDecodeError as error:
         raise InputError(f'{path}, line {line}: not UTF-8 text; download the file again.') from error
 
 
-def _show(text: bytes) -> str:
-    return repr(text.strip().decode(errors='replace')[:60])
+def _plain(name: str) -> str:
+    """`name` without `./` and `//`, so that a photo has one name when train is kept apart from valid and test."""
+    return PurePosixPath(name).as_posix()

@@ -1,14 +1,12 @@
 """FashionAI's train split from the challenge's own label.csv, for a copy of the lists without the train lists."""
 
-from functools import partial
 from pathlib import Path, PurePosixPath
 
-from asen_jax.data.images import read_file
 from asen_jax.errors import InputError
 from data_builders import annotations
 from data_builders.annotations import Meta
 from data_builders.asen_lists import Source
-from data_builders.records import Photo
+from data_builders.records import Photo, photo_in
 
 TRAIN_FOLDERS = ('fashionAI_attributes_train1', 'fashionAI_attributes_train2')
 TABLES = (*(f'{name}/Annotations/label.csv' for name in TRAIN_FOLDERS), 'label.csv')
@@ -64,11 +62,10 @@ def _read_photos(source: Source, tables: list[Path]) -> list[Photo]:
                     f'{where}: {name} has value {value} of {source.meta.attributes[attribute]}, but value {known} '
                     f'on {listed}; delete one of the two lines.'
                 )
-    photos = []
-    for name, labels in labels_of.items():
-        path, values = source.folder / name, tuple(value for value, _ in labels.values())
-        photos.append(Photo(name, partial(read_file, path), tuple(labels), values, path=path, where=first[name]))
-    return photos
+    return [
+        photo_in(source.folder, name, [(attribute, value) for attribute, (value, _) in labels.items()], first[name])
+        for name, labels in labels_of.items()
+    ]
 
 
 def _read_line(text: str, meta: Meta, where: str) -> tuple[str, int, int]:

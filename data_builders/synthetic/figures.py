@@ -78,11 +78,6 @@ def mirrored(*points: tuple[float, float]) -> np.ndarray:
     return np.concatenate([right, (right * (-1, 1))[::-1]])
 
 
-def limbs(paths, start_width: float, end_width: float) -> list[np.ndarray]:
-    """A `ribbon` for each path."""
-    return [ribbon(path, start_width, end_width) for path in paths]
-
-
 def sleeves(pose: Pose, fraction: float, width: float) -> list[np.ndarray]:
     """Both sleeves, down to `fraction` of the arm; none at 0."""
     if fraction <= 0:

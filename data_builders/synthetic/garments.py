@@ -112,8 +112,9 @@ def draw_body(doll: Sketch, pose: Pose, look: Look, ground: Color) -> None:
     doll.fill(figures.ellipse(0, 0.985, 0.24, 0.02), sketch.blend(ground, OUTLINE, 0.3))
     if look.hair_style == 'long':
         doll.fill(figures.mirrored((0.05, 0.03), (0.076, 0.09), (0.082, 0.2), (0.06, 0.215)), look.hair)
-    for limb in figures.limbs(pose.legs, 0.05, 0.026) + figures.limbs(pose.arms, 0.036, 0.022):
-        doll.shape(limb, look.skin, edge)
+    for paths, *widths in ((pose.legs, 0.05, 0.026), (pose.arms, 0.036, 0.022)):
+        for path in paths:
+            doll.shape(figures.ribbon(path, *widths), look.skin, edge)
     for arm in pose.arms:
         doll.shape(figures.ellipse(*arm[-1], 0.025, 0.025), look.skin, edge)
     for leg in pose.legs:

@@ -2,6 +2,7 @@
 
 import functools
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,10 +10,10 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from asen_jax import files
+from asen_jax.data.workers import map_in_processes
 from data_builders import annotations, asen_lists, records
-from data_builders.processes import map_in_processes
 from data_builders.records import Photo, RawDataset
-from data_builders.synthetic.garments import ATTRIBUTES, Garment, draw_garment
+from data_builders.synthetic.garments import ATTRIBUTES, draw_garment
 
 SEED = 2020  # of the drawings; config.seed must not change records
 EVAL_SHARE = 10  # one photo in ten is in valid, and one in test
@@ -41,10 +42,11 @@ def config_name(data: ConfigDict) -> str:
 def read(data: ConfigDict) -> RawDataset:
     """Draw the photos; in valid and test, labels of the first fifth are queries and those of the others are candidates."""
     chosen = annotations.pick_attributes(data.attributes, tuple(ATTRIBUTES), 'synthetic')
-    draw = functools.partial(draw_photo, data.synthetic.photo_size)
-    drawn = map_in_processes(draw, range(data.synthetic.num_photos), PHOTOS_PER_PROCESS)
-    photos = list(tqdm(drawn, total=data.synthetic.num_photos, desc='Drawing', unit='photo', disable=None))
-    num_eval = data.synthetic.num_photos // EVAL_SHARE
+    draw, num_photos = functools.partial(draw_photo, data.synthetic.photo_size), data.synthetic.num_photos
+    num_processes = min(os.cpu_count() or 1, num_photos // PHOTOS_PER_PROCESS)
+    drawn = map_in_processes(draw, num_photos, num_processes) if num_processes > 1 else map(draw, range(num_photos))
+    photos = list(tqdm(drawn, total=num_photos, desc='Drawing', unit='photo', disable=None))
+    num_eval = num_photos // EVAL_SHARE
     splits = {'train': photos[: -2 * num_eval], 'valid': photos[-2 * num_eval : -num_eval], 'test': photos[-num_eval:]}
     num_queries = num_eval // QUERY_SHARE
     queries = {split: records.label_rows(splits[split], range(num_queries)) for split in ('valid', 'test')}
@@ -68,12 +70,8 @@ def write_catalog(folder: Path, photos: Sequence[Photo]) -> None:
 
 
 def draw_photo(size: int, index: int) -> Photo:
-    """The photo `index`, of `size` x `size` pixels."""
-    return make_photo(index, draw_garment(SEED, index, size))
-
-
-def make_photo(index: int, garment: Garment) -> Photo:
-    """A drawn photo like one from a source: encoded, with its labels and their boxes."""
+    """The photo `index`, of `size` x `size` pixels: encoded, with its labels and their boxes."""
+    garment = draw_garment(SEED, index, size)
     encoded = io.BytesIO()
     garment.image.save(encoded, 'JPEG', quality=JPEG_QUALITY, subsampling=0)
     names = tuple(ATTRIBUTES)

@@ -1,6 +1,7 @@
 """Batches do not depend on the number of workers or the starting step, and the last one is padded and masked."""
 
 import contextlib
+import functools
 import itertools
 import multiprocessing
 import os
@@ -10,20 +11,20 @@ import sys
 import time
 from multiprocessing.context import SpawnProcess
 
-import grain
 import numpy as np
 import pytest
 from PIL import Image
 
 from asen_jax import sharding
-from asen_jax.data import batches, images, prepared, workers
+from asen_jax.data import batches, images, prepared
+from asen_jax.data.workers import map_in_processes
 from asen_jax.errors import InputError
 from asen_jax.signals import STOP_SIGNALS
 from asen_jax.training import loop
 from data_builders.prepare import prepare
 from tests.conftest import ROOT, read_split
 
-KILLED = r'loads photos was killed, .*lower --config\.data\.num_workers'
+KILLED = r'draws photos was killed, .*lower --config\.data\.num_workers'
 
 
 def take(iterator, count):
@@ -119,9 +120,8 @@ def test_a_worker_that_is_killed_while_it_starts_is_reported(monkeypatch):
 
     start = SpawnProcess.start
     monkeypatch.setattr(SpawnProcess, 'start', start_and_kill)
-    large = grain.MapDataset.source(bytes(1_000_000))  # which a pipe does not hold, either
     with pytest.raises(InputError, match=KILLED):
-        next(workers.load_batches(large, num_workers=2))
+        next(map_in_processes(bytes(1_000_000).__getitem__, 4, 2))  # a pipe does not hold so much, either
 
 
 OPEN_BATCHES = """
@@ -148,23 +148,28 @@ def test_workers_end_silently_with_a_trainer_that_did_not_stop_them(records, end
     assert (done.returncode, done.stdout, done.stderr) == (status, '2 workers\n', '')
 
 
-class Unreadable:
-    """A source that cannot be read, and whose exception cannot be unpickled."""
+class Unpicklable(Exception):
+    """An exception that can be pickled, but not unpickled."""
 
-    class Error(Exception):
-        def __init__(self, *, why):
-            super().__init__(why)
-
-    def __len__(self):
-        return 1
-
-    def __getitem__(self, number):
-        raise self.Error(why='the disk is on fire')
+    def __init__(self, *, why):
+        super().__init__(why)
 
 
-def test_any_exception_in_a_worker_is_raised():
-    with pytest.raises(RuntimeError, match=r'(?s)In a process that loads photos:.*the disk is on fire'):
-        next(workers.load_batches(grain.MapDataset.source(Unreadable()), num_workers=1))
+ERRORS = (InputError('too large'), PermissionError(13, 'no'), Unpicklable(why='the disk is on fire'))
+
+
+def square_or_fail(kind, number):
+    if kind < len(ERRORS):
+        raise ERRORS[kind]
+    return number**2
+
+
+def test_results_of_processes_come_in_order_and_any_exception_is_raised():
+    assert list(map_in_processes(functools.partial(square_or_fail, len(ERRORS)), 3, 2)) == [0, 1, 4]
+    expected = ((InputError, 'too large'), (PermissionError, 'no'), (RuntimeError, r'(?s)In another.*disk is on fire'))
+    for kind, (error, message) in enumerate(expected):
+        with pytest.raises(error, match=message):
+            list(map_in_processes(functools.partial(square_or_fail, kind), 1, 1))
 
 
 def test_each_epoch_and_seed_draws_different_triplets(records, config):
@@ -242,7 +247,7 @@ def test_an_epoch_smaller_than_a_batch_is_rejected(records, config):
         batches.steps_per_epoch(records, config)
 
 
-@pytest.mark.parametrize('field,value', [('optim.trunk_factor', 0.0), ('data.cache', 'device')])
+@pytest.mark.parametrize('field,value', [('train.precompute_features', True), ('data.cache', 'device')])
 def test_a_dataset_without_train_photos_is_refused_before_they_are_read(config, tmp_path, field, value):
     photo = tmp_path / '0.jpg'
     Image.new('RGB', (32, 32)).save(photo)
@@ -250,6 +255,7 @@ def test_a_dataset_without_train_photos_is_refused_before_they_are_read(config, 
         shutil.copy(photo, tmp_path / f'{name}.jpg')
     (tmp_path / 'labels.csv').write_text('path,split,color\n0.jpg,valid,a\n1.jpg,valid,b\n2.jpg,test,a\n3.jpg,test,b\n')
     config.data.name, config.data.manual_dir, config.data.dir = 'catalog', str(tmp_path), str(tmp_path / 'records')
+    config.optim.groups, config.model.trunk_bn = ('trunk:0',), 'running'
     config.update_from_flattened_dict({field: value})
     with pytest.raises(InputError, match=r'has no train photos; prepare\.json there says which photos were read'):
         loop.train_and_evaluate(config, tmp_path / 'run', prepare(config))

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -159,3 +160,13 @@ def test_builder_keeps_the_chosen_attributes(data):
     assert raw.attributes == ('coat_length', 'collar_design')
     assert all(photo.attributes for photos in raw.photos.values() for photo in photos)
     assert synthetic.config_name(data) != every
+
+
+def test_photos_drawn_in_several_processes_are_those_of_one(monkeypatch, tmp_path):
+    data, drawn = common.get_config().data, []
+    data.synthetic.num_photos, data.synthetic.photo_size, data.dir = 100, 32, str(tmp_path)
+    monkeypatch.setattr(os, 'cpu_count', lambda: 2)
+    for photos_per_process in (50, 51):
+        monkeypatch.setattr(synthetic, 'PHOTOS_PER_PROCESS', photos_per_process)
+        drawn.append([photo.read() for photos in synthetic.read(data).photos.values() for photo in photos])
+    assert drawn[0] == drawn[1]

@@ -20,8 +20,7 @@ from asen_jax.data.images import read_file
 from asen_jax.data.prepared import open_records, read_records
 from asen_jax.errors import InputError
 from configs import common
-from data_builders import report
-from data_builders.catalog import catalog_dataset_builder
+from data_builders import records, report
 from data_builders.prepare import build_records, prepare, prepared_path, read_source
 from tests.conftest import tiny_config
 
@@ -77,9 +76,9 @@ def file_size_limit(size):
 def test_records_hold_the_original_bytes_and_labels(prepared):
     folder = prepared.parents[3] / 'shop'
     for split, start, count in (('train', 0, 40), ('valid', 40, 10), ('test', 50, 10)):
-        records = read(prepared, split)
-        assert len(records) == count
-        for index, record in enumerate(records):
+        rows = read(prepared, split)
+        assert len(rows) == count
+        for index, record in enumerate(rows):
             number = start + index
             assert record['image_id'].decode() == f'img/{number}.jpg'
             assert record['image'] == (folder / f'img/{number}.jpg').read_bytes()
@@ -158,18 +157,18 @@ def test_incomplete_records_are_rebuilt(config):
 def test_records_that_are_being_read_are_not_replaced(config):
     prepared = prepare(config)
     table = Path(config.data.manual_dir) / 'labels.csv'
-    with read_records(prepared) as records, read_records(prepared):
+    with read_records(prepared) as opened, read_records(prepared):
         assert prepare(config) == prepared  # they can be used as they are
         table.write_text(table.read_text().replace('img/50.jpg,test,a', 'img/50.jpg,test,b'))
         with pytest.raises(InputError, match='a training run or an evaluation is reading it; wait until it ends'):
             prepare(config)
-        assert open_records(prepared) == records and leftovers(prepared) == []
-    assert open_records(prepare(config)).fingerprint != records.fingerprint
+        assert open_records(prepared) == opened and leftovers(prepared) == []
+    assert open_records(prepare(config)).fingerprint != opened.fingerprint
 
 
 def test_a_full_disk_is_reported_and_leaves_earlier_records_intact(config):
     prepared = prepare(config)
-    records = open_records(prepared)
+    opened = open_records(prepared)
     table = Path(config.data.manual_dir) / 'labels.csv'
     table.write_text(table.read_text() + '\n')
     with (
@@ -177,8 +176,8 @@ def test_a_full_disk_is_reported_and_leaves_earlier_records_intact(config):
         pytest.raises(InputError, match=r'shop-\w+ cannot be written \(File too large\); make room'),
     ):
         prepare(config)
-    assert open_records(prepared) == records and leftovers(prepared) == []
-    assert open_records(prepare(config)).fingerprint != records.fingerprint
+    assert open_records(prepared) == opened and leftovers(prepared) == []
+    assert open_records(prepare(config)).fingerprint != opened.fingerprint
 
 
 def test_drawn_photos_that_do_not_fit_on_the_disk_are_reported(tmp_path):
@@ -250,7 +249,7 @@ def test_an_interrupted_build_is_started_over(config, monkeypatch):
         return read_file(path)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(catalog_dataset_builder, 'read_file', interrupt)
+        patch.setattr(records, 'read_file', interrupt)
         prepare(config)
     assert not target.exists() and leftovers(target) == []
     (target.parent / 'incomplete' / 'catalog').mkdir(parents=True)  # a process that is killed leaves this

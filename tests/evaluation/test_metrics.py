@@ -51,7 +51,9 @@ def test_figures_are_those_of_the_definition(distance, num_candidates):
         queries, candidates = np.split(vectors.astype(np.float32)[: 20 + num_candidates], [20])
         query_values, values = rng.integers(0, 6, 20), rng.integers(-1, 5, (num_candidates, 3))
         ranked = metrics.rank_candidates(queries, candidates, query_values, values, 1000, distance)
-        scores = metrics.nearness(queries, candidates, distance)
+        scores = queries @ candidates.T
+        if distance == 'euclidean':
+            scores -= np.einsum('nd,nd->n', candidates, candidates) / 2
         for row, value in enumerate(query_values):
             relevant = (values == value).any(axis=1)[np.argsort(-scores[row], kind='stable')]
             precision = np.cumsum(relevant) / np.arange(1, num_candidates + 1)
@@ -144,9 +146,10 @@ def test_euclidean_rankings_and_triplets_follow_the_distance():
     rng = np.random.default_rng(0)
     queries, candidates = rng.normal(size=(6, 4)).astype(np.float32), 3 * rng.normal(size=(9, 4)).astype(np.float32)
     distances = np.linalg.norm(queries[:, None] - candidates[None], axis=2)
-    order = np.argsort(-metrics.nearness(queries, candidates, 'euclidean'), axis=1)
+    values = np.zeros(6, int), np.zeros((9, 1), int)
+    order = metrics.rank_candidates(queries, candidates, *values, distance='euclidean').nearest
     np.testing.assert_array_equal(order, np.argsort(distances, axis=1))
-    assert (order != np.argsort(-metrics.nearness(queries, candidates), axis=1)).any()
+    assert (order != metrics.rank_candidates(queries, candidates, *values).nearest).any()
     right = metrics.triplet_is_right(queries, candidates[:6], candidates[3:], 'euclidean')
     np.testing.assert_array_equal(right, distances[range(6), range(6)] < distances[range(6), range(3, 9)])
     assert not metrics.triplet_is_right(queries, candidates[:6], candidates[:6], 'euclidean').any()

@@ -18,7 +18,7 @@ class FakeEmbedder(Embedder):
         self.stop_at, self.dim, self.fingerprint, self.crop_to_bbox = stop_at, dim, fingerprint, crop_to_bbox
         self.read = []
 
-    def stream(self, batches, attributes=None, heatmaps=False):
+    def stream(self, batches, heatmaps=False):
         for path, _ in itertools.chain.from_iterable(batches):
             if Path(path).name == self.stop_at:
                 raise KeyboardInterrupt

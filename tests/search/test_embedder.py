@@ -20,7 +20,7 @@ from asen_jax.search.embed_files import embed_files
 from asen_jax.sharding import make_mesh
 from configs import variants
 from tests.conftest import tiny_config
-from tests.search.conftest import ATTRIBUTES, VALUES, save_network
+from tests.search.conftest import ATTRIBUTES, save_network
 
 
 def test_batch_size_and_neighbors_change_nothing(network, photos):
@@ -138,7 +138,6 @@ def test_an_image_may_be_given_many_times(network, photos, monkeypatch):
 def test_rows_and_attributes_are_those_requested(network, photos):
     every = network.embed(photos)
     assert network.attributes == ATTRIBUTES
-    assert network.values == VALUES
     np.testing.assert_array_equal(network.embed(photos, ['color', 'sleeve_length']), every[:, [2, 0]])
     np.testing.assert_array_equal(network.embed(photos, 'neckline'), every[:, [1]])
     maps = network.heatmaps(photos)
