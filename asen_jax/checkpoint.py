@@ -39,7 +39,7 @@ class Checkpoints:
     """The two managers of a workdir; a context manager, so that asynchronous saves finish before it closes."""
 
     def __init__(self, workdir: Path, read_only: bool = False):
-        self.root = Path(workdir).resolve() / 'checkpoints'
+        self.workdir, self.root = Path(workdir), Path(workdir).resolve() / 'checkpoints'
         self.managers = {}
         for kind in KINDS:
             if not read_only:

@@ -108,7 +108,7 @@ def start(
     config: ConfigDict, records: Records, checkpoints: Checkpoints, stop: StopRequest, trunk: Trunk
 ) -> tuple[Run, TrainState, Meters]:
     """Build the network, the step and the state: fresh, or from the newest checkpoint."""
-    mesh, workdir, writes = sharding.make_mesh(config.mesh.model), checkpoints.root.parent, processes.is_writer()
+    mesh, workdir, writes = sharding.make_mesh(config.mesh.model), checkpoints.workdir, processes.is_writer()
     epoch_steps = steps_per_epoch(records, config)
     graphdef, params, batch_stats = build_model(config, len(records.attributes))
     params, batch_stats = params | trunk[0], batch_stats | trunk[1]
@@ -165,7 +165,7 @@ def photos_on_devices(run: Run, step: int) -> dict[str, jax.Array]:
 
 def frozen_features(run: Run, state: TrainState) -> np.ndarray | None:
     """With `train.precompute_features` and if epochs remain, the features of the train photos."""
-    config, folder = run.config, run.checkpoints.root.parent
+    config, folder = run.config, run.checkpoints.workdir
     if not config.train.precompute_features or int(state.step) >= run.epoch_steps * config.train.num_epochs:
         return None
     return compute_features(
@@ -326,6 +326,6 @@ def evaluate_best(run: Run) -> dict | None:
         raise InputError(
             f'{run.checkpoints.root} has lost its best checkpoint; test the last one with --mode eval --checkpoint=latest.'
         )
-    workdir = run.checkpoints.root.parent
+    workdir = run.checkpoints.workdir
     network = load_network(workdir, 'best', run.config.precision, run.mesh)
     return evaluate_network(run.config, network, run.records, workdir, 'test', run.mesh, with_report=True)
