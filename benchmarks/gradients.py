@@ -20,8 +20,9 @@ from torch_asen import NUM_ATTRIBUTES, Batch
 
 from asen_jax.models.apply import embed_triplets
 from asen_jax.models.build import build_model
+from asen_jax.models.interfaces import Train
 from asen_jax.training import losses
-from asen_jax.weights.torch_names import fill_from_torch, flatten, our_path
+from asen_jax.weights.torch_names import fill_from_torch, flatten, network_names
 from configs import fashionai
 from tests.golden import recipe
 
@@ -63,17 +64,19 @@ def golden_batch(network: torch_asen.Network, size: int) -> Batch:
 
 def in_our_names(config, state_dict: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """A state dict, or gradients under its names, as float64 arrays in our names and layouts."""
-    params, _ = fill_from_torch(config.model.name, *build_model(config, NUM_ATTRIBUTES)[1:], state_dict)
+    params, _ = fill_from_torch(config.model, *build_model(config, NUM_ATTRIBUTES)[1:], state_dict, NUM_ATTRIBUTES)
     return {name: array.astype(np.float64) for name, array in flatten(params).items()}
 
 
 def our_gradients(config, state_dict: dict[str, np.ndarray], batch: Batch) -> dict[str, np.ndarray]:
     """Our gradients of the same step."""
     model, params, stats = build_model(config, NUM_ATTRIBUTES)
-    params, stats = fill_from_torch(config.model.name, params, stats, state_dict)
+    params, stats = fill_from_torch(config.model, params, stats, state_dict, NUM_ATTRIBUTES)
 
     def objective(params, stats, images, attribute):
-        vectors = embed_triplets(model, params, stats, images, attribute, jax.random.key(0))[0].embedding
+        vectors = embed_triplets(model, params, stats, images, attribute, Train(jax.random.key(0)))[0].embedding[
+            :, :, 0
+        ]
         near, far = (losses.cosine_similarity(vectors[:, 0], vectors[:, role]) for role in (1, 2))
         return losses.triplet_loss(near, far, config.train.margin).mean()
 
@@ -86,8 +89,10 @@ def stored_norms(args: argparse.Namespace) -> dict[str, float]:
     if args.size != GOLDEN_SIZE:
         return {}
     with np.load(GOLDEN / f'{args.network}.npz') as stored:
-        names = [our_path(args.network, str(name))[0] for name in stored['grad_names']]
-        return dict(zip(names, stored['grad_norms'], strict=True))
+        config = fashionai.get_config(args.network)
+        paths = flatten(build_model(config, NUM_ATTRIBUTES)[1])
+        path_of = {name: path for path, name in network_names(config.model, paths).items()}
+        return {path_of[str(name)]: norm for name, norm in zip(stored['grad_names'], stored['grad_norms'], strict=True)}
 
 
 def print_gradients(gradients: dict[str, dict], stored: dict[str, float]) -> None:

@@ -156,7 +156,7 @@ def our_side(
     config.precision = precision
     mesh = sharding.make_mesh(devices=jax.devices()[:num_devices])
     model, params, stats = build_model(config, NUM_ATTRIBUTES)
-    params, stats = fill_from_torch(config.model.name, params, stats, weights)
+    params, stats = fill_from_torch(config.model, params, stats, weights, NUM_ATTRIBUTES)
     optimizer = make_optimizer(config, make_schedule(config, steps_per_epoch=1000), params)
     state = create_state(params, stats, optimizer)
     places = sharding.state_shardings(state, mesh)
@@ -175,7 +175,7 @@ def our_side(
         jax.block_until_ready(bind(state.params, state.batch_stats)(photos))
 
     def vectors() -> np.ndarray:
-        return np.asarray(bind(state.params, state.batch_stats)(photos)[0])
+        return np.asarray(bind(state.params, state.batch_stats)(photos).embedding)
 
     def peak() -> float:
         """FLOP/s of the best of three sizes of matrix products in this precision."""

@@ -21,7 +21,7 @@ from data_builders import prepare
 def imported(config, records, tmp_path):
     """A workdir with an import of an untrained network, without the names of its attributes."""
     _, *arrays = build_model(config, len(records.attributes))
-    tensors = torch_names.to_torch('asen_v2', *jax.device_get(arrays), len(records.attributes))
+    tensors = torch_names.to_torch(config.model, *jax.device_get(arrays), len(records.attributes))
     save_file(tensors, tmp_path / 'weights.safetensors')
     import_checkpoint(config, tmp_path / 'run', tmp_path / 'weights.safetensors')
     return tmp_path / 'run'
