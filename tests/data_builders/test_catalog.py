@@ -9,6 +9,7 @@ from PIL import Image
 from asen_jax.data.prepared import open_records
 from asen_jax.errors import InputError
 from asen_jax.evaluation.evaluate import evaluate, rank_examples
+from asen_jax.models.interfaces import Output
 from configs import common
 from data_builders import prepare
 from data_builders.catalog import catalog_dataset_builder as catalog
@@ -102,7 +103,7 @@ def test_two_products_are_enough_for_queries_and_one_is_not(read):
 def embed_colors(images):
     """A perfect network: the vector of a photo is its mean color, of unit length."""
     vectors = np.asarray(images, np.float32).mean(axis=(1, 2))[:, None]
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-6), None
+    return Output(vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-6))
 
 
 def test_a_photo_with_two_values_is_one_candidate(read, config, tmp_path):

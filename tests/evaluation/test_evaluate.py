@@ -15,6 +15,7 @@ from asen_jax.evaluation import evaluate, metrics
 from asen_jax.evaluation.run import evaluate_network, match_attributes
 from asen_jax.evaluation.vectors import collect_vectors, product_on_device, score_attention
 from asen_jax.models.build import build_model
+from asen_jax.models.interfaces import Output
 from asen_jax.network import TrainedNetwork, make_embedder
 
 
@@ -111,7 +112,7 @@ def test_products_run_on_an_accelerator_if_there_is_one(records, config, embed, 
 @pytest.mark.parametrize(('distance', 'expected'), [('cosine', 1), ('euclidean', 6)])
 def test_only_cosines_scale_vectors_to_unit_length(records, config, distance, expected):
     def embed(images):
-        return np.full((len(images), len(records.attributes), 4), 3, np.float32), None
+        return Output(np.full((len(images), len(records.attributes), 4), 3, np.float32))
 
     config.model.normalize, config.train.distance = False, distance
     vectors = evaluate.evaluate(config, records, 'test', embed, step=0).vectors.vectors

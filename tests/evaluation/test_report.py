@@ -9,6 +9,7 @@ import numpy as np
 from asen_jax.evaluation import evaluate, metrics, published, report
 from asen_jax.evaluation.evaluate import AttributeRankings
 from asen_jax.evaluation.vectors import Vectors
+from asen_jax.models.interfaces import Output
 from tests.conftest import ROOT
 
 NEAREST_FIRST = np.array([[1.0], [0.9], [0.8], [0.7], [-1.0]], np.float32)  # a query and four candidates
@@ -40,7 +41,7 @@ def test_the_page_has_every_part_escapes_names_and_loads_nothing(records, config
 
     def embed(images):
         vectors = rng.normal(size=(len(images), num_attributes, 4)).astype(np.float32)
-        return vectors, rng.random((len(images), num_attributes, 2, 2), np.float32)
+        return Output(vectors, rng.random((len(images), num_attributes, 2, 2), np.float32))
 
     names = ('<script>alert(1)</script>', *records.attributes[1:])
     records = records._replace(attributes=names, values=tuple(('<i>', *values[1:]) for values in records.values))
@@ -87,7 +88,7 @@ def test_curves_draw_every_number_of_a_run_that_was_killed_in_the_middle_of_a_li
 
 def test_published_figures_are_compared_by_the_same_mean_with_their_source(records, config, tmp_path):
     def embed(images):
-        return np.ones((len(images), len(records.attributes), 4), np.float32), None
+        return Output(np.ones((len(images), len(records.attributes), 4), np.float32))
 
     evaluation = evaluate.evaluate(config, records._replace(dataset='fashionai'), 'test', embed, 7)
     meta = {'config': json.loads(config.to_json())}

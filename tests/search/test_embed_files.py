@@ -79,10 +79,10 @@ def test_the_mode_writes_what_numpy_would_of_the_embedders_vectors(network, work
     np.testing.assert_allclose(arrays['heatmaps'], network.heatmaps(paths), atol=1e-6)
     np.savez(tmp_path / 'numpy.npz', **arrays)
     assert output.read_bytes() == (tmp_path / 'numpy.npz').read_bytes()
-    first, second, *others = capsys.readouterr().out.splitlines()
-    assert first == 'config.data.image_size is 32, as in the training of the checkpoint'
-    assert second.startswith('11 photos under 3 attributes, 32 numbers each; 11 photos in ')
-    assert others == [f'wrote {output}']
+    *notices, summary, last = capsys.readouterr().out.splitlines()
+    assert 'config.data.image_size is 32, as in the training of the checkpoint' in notices
+    assert summary.startswith('11 photos under 3 attributes, 32 numbers each; 11 photos in ')
+    assert last == f'wrote {output}'
     assert main.run([*command, '--checkpoint=latest']) == 2
     assert "no checkpoint 'latest'" in capsys.readouterr().err
 
