@@ -30,7 +30,7 @@ def embed_triplets(
     network = nnx.merge(graphdef, params, batch_stats)
     batch, num_roles = photos.shape[:2]
     conditions = network.conditions()
-    each = conditions[None] if attribute is None else jnp.repeat(conditions[attribute], num_roles, axis=0)[:, None]
+    each = conditions[None] if attribute is None else conditions[jnp.repeat(attribute, num_roles)][:, None]
     output = network(photos.reshape(batch * num_roles, *photos.shape[2:]), each, mode)
     unfolded = jax.tree.map(lambda part: part.reshape(batch, num_roles, *part.shape[1:]), output)
     return unfolded, nnx.to_pure_dict(nnx.state(network, nnx.BatchStat))

@@ -45,8 +45,8 @@ class AsenHead(nnx.Module):
 class AsenV2Head(nnx.Module):
     """channel(spatial(x, E_c), E_c) with one attribute table E and no last layer, so the embedding has the trunk's size.
 
-    The condition is [E_c; onehot(c)]. `projection` adds what the paper does not have: relu(fc(.)) times the attribute's own
-    matrix, [hidden units, dimensions of the embedding].
+    The condition is E_c, or [E_c; onehot(c)] with `projection`, which adds what the paper does not have: relu(fc(.)) times the
+    attribute's own matrix, [hidden units, dimensions of the embedding].
     """
 
     def __init__(self, options: ConfigDict, trunk_dim: int, num_attributes: int, numerics: Numerics, rngs: nnx.Rngs):
@@ -65,21 +65,22 @@ class AsenV2Head(nnx.Module):
 
     def __call__(self, projected: Projected, condition: Float[Array, '#n e']) -> Output:
         pooled, heatmap = projected.features, None
-        embedded, one_hot = condition[:, : -self.num_attributes], condition[:, -self.num_attributes :]
+        embedded = condition[:, :ATTRIBUTE_DIM]
         if self.spatial and projected.image is not None:
             pooled, heatmap = self.spatial(projected.features, projected.image, embedded)
         if self.channel and self.channel_fc:
             pooled = self.channel(pooled, nnx.relu(self.channel_fc(embedded)))
         if self.hidden_fc and self.fc:
             hidden = nnx.relu(self.hidden_fc(pooled))
-            matrices = self.fc(one_hot).astype(hidden.dtype)
+            matrices = self.fc(condition[:, -self.num_attributes :]).astype(hidden.dtype)
             pooled = jnp.einsum('nh,nhd->nd', hidden, matrices, precision=self.precision)
         return Output(pooled, heatmap)
 
 
-def table_dim(options: ConfigDict) -> int:
-    """The columns of ASEN v2's attribute table, which only its attention reads."""
-    return ATTRIBUTE_DIM if options.asen.spatial_attention or options.asen.channel_attention else 0
+def v2_conditions(options: ConfigDict) -> dict[str, Any]:
+    """The attribute table of ASEN v2, which only its attention reads, and the one-hot vectors that a projection needs."""
+    attention = options.asen.spatial_attention or options.asen.channel_attention
+    return {'dim': ATTRIBUTE_DIM if attention else 0, 'one_hot': options.asen_v2.projection > 0}
 
 
 def recognize_asen(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], int] | None:
@@ -130,7 +131,7 @@ NETWORKS = {
     ),
     'asen_v2': NetworkKind(
         paper="ASEN, second version in its authors' repository: Ma et al., AAAI 2020, arXiv 2002.02814",
-        build=single(AsenV2Head, table_dim),
+        build=single(AsenV2Head, v2_conditions),
         torch=TorchLayout(lambda options: ASEN_V2_NAMES, recognize_asen_v2),
     ),
 }

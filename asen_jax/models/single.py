@@ -1,6 +1,7 @@
 """A network with one trunk, whose features serve every attribute: ASEN, ASEN v2, CSN, and the triplet network."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -70,13 +71,13 @@ class SingleNetwork(nnx.Module):
 
 
 def single(
-    build_head: BuildHead, condition_dim: Callable[[ConfigDict], int] = lambda options: 0
+    build_head: BuildHead, conditions_of: Callable[[ConfigDict], dict[str, Any]] = lambda options: {}
 ) -> Callable[[ConfigDict, int, Numerics, nnx.Rngs], SingleNetwork]:
-    """What builds a network with the head of `build_head`, and conditions from a table of `condition_dim(config.model)` columns."""
+    """What builds a network with the head of `build_head`; `conditions_of(config.model)` are options of `AttributeConditions`."""
 
     def build(options: ConfigDict, num_attributes: int, numerics: Numerics, rngs: nnx.Rngs) -> SingleNetwork:
         trunk = trunk_kind(options.trunk).build(options, numerics, rngs)
-        conditions = AttributeConditions(num_attributes, condition_dim(options), rngs=rngs)
+        conditions = AttributeConditions(num_attributes, **conditions_of(options), rngs=rngs)
         roles = ASEN_ROLES if options.bn_per_role else TOGETHER
         return SingleNetwork(
             trunk,
