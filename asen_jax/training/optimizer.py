@@ -31,7 +31,9 @@ class Groups:
             unmatched.pop(group, None)
         for group in unmatched:
             parts = ', '.join(dict.fromkeys(str(path[0]) for path in self.factors))
-            raise InputError(f'config.optim.groups has {group!r}, which no parameter needs; paths begin with {parts}.')
+            raise InputError(
+                f'config.optim.groups has {group!r}, which applies to no parameter; paths begin with {parts}.'
+            )
 
     def split(self, tree: dict) -> tuple[dict, dict]:
         """The part of a tree like the parameters that is trained, and the part that is frozen."""

@@ -69,7 +69,7 @@ def test_frozen_parameters_stay_and_have_no_gradient_and_no_state(config):
         ('trunk', "has 'trunk'; write REGEX:FACTOR"),
         ('trunk:-1', "has 'trunk:-1'; write"),
         ('(trunk:0', "has '(trunk:0'; write"),
-        ('neck:0', "has 'neck:0', which no parameter needs; paths begin with conditions, head, trunk."),
+        ('neck:0', "has 'neck:0', which applies to no parameter; paths begin with conditions, head, trunk."),
     ],
 )
 def test_a_group_that_means_nothing_is_refused(group, says, config, tmp_path):
