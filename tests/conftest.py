@@ -3,7 +3,9 @@
 import os
 import tempfile
 
-os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+# most tests compile small programs for longer than they run them: without optimizations, that takes half the time
+FAST = '--xla_backend_optimization_level=0 --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters'
+os.environ['XLA_FLAGS'] = f'{FAST} --xla_force_host_platform_device_count=8 {os.environ.get("XLA_FLAGS", "")}'.strip()
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 COMPILED = tempfile.TemporaryDirectory(prefix='compiled-')  # the same small programs are compiled many times
