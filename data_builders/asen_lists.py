@@ -131,17 +131,10 @@ def assemble(
 
     Photos of valid and test have the labels that their lists give them, or those of the split in `labels`.
     """
-    photos = {'train': train}
+    photos, rows = {'train': train}, {}
     for split, part in lists.items():
+        rows |= {f'{split}_query': part.query, f'{split}_candidate': part.candidate}
         photos[split] = make_photos(source.folder, part.names, labels.get(split, part.labels), part.names_file)
-    raw = RawDataset(
-        dataset=name,
-        attributes=source.meta.attributes,
-        values=source.meta.values,
-        photos=photos,
-        queries={split: part.query for split, part in lists.items()},
-        candidates={split: part.candidate for split, part in lists.items()},
-        notes=tuple(notes),
-    )
+    raw = RawDataset(name, source.meta.attributes, source.meta.values, photos, rows, tuple(notes))
     meta_file = str(source.folder.parent / 'meta.json')
     return records.choose_attributes(raw, annotations.pick_attributes(data.attributes, raw.attributes, meta_file))

@@ -13,6 +13,7 @@ from asen_jax.errors import InputError
 from asen_jax.evaluation.metrics import count_candidates
 from data_builders.records import Photo, RawDataset, keep_photos
 
+PLURALS = {'query': (len, 'queries'), 'candidate': (count_candidates, 'candidates')}  # how to count a list's entries
 PHOTOS_AT_A_TIME = 512  # submitted to the threads together: bounds the work wasted after the first broken photo
 
 
@@ -104,17 +105,12 @@ def _with_box(photo: Photo, size: tuple[int, int], boxed: bool) -> Photo:
 def _note_skipped(kept: RawDataset, raw: RawDataset, skipped: list[dict]) -> RawDataset:
     """`kept` with a record of the photos that were skipped, and of the list entries dropped with them."""
     dropped, notes = {}, list(raw.notes)
-    for split in raw.queries:
-        lost = {
-            'queries': len(raw.queries[split]) - len(kept.queries[split]),
-            'candidates': count_candidates(raw.candidates[split]) - count_candidates(kept.candidates[split]),
-        }
-        dropped[split] = lost
-        if any(lost.values()):
-            notes.append(
-                f'{split}: {lost["queries"]} queries and {lost["candidates"]} candidates were dropped with skipped photos'
-            )
-    for split in raw.triplets:
-        if gone := len(raw.triplets[split]) - len(kept.triplets[split]):
-            notes.append(f'{split}: {gone:,} triplets were dropped with skipped photos')
+    for name, rows in raw.lists.items():
+        split, kind = name.split('_')
+        count, kinds = PLURALS.get(kind, (len, kind))
+        lost = count(rows) - count(kept.lists[name])
+        if kind in PLURALS:
+            dropped.setdefault(split, {})[kinds] = lost
+        if lost:
+            notes.append(f'{split}: {lost:,} {kinds} were dropped with skipped photos')
     return kept._replace(skipped=tuple(skipped), dropped=dropped, notes=tuple(notes))

@@ -77,7 +77,7 @@ def test_views_of_a_product_stay_together(read, split):
     product = {f'{i}.jpg': i // 4 for i in range(1200)}
     roles = {}
     for name, photos in raw.photos.items():
-        asking = set(raw.queries[name][:, 0].tolist()) if name in raw.queries else set()
+        asking = set(raw.lists[f'{name}_query'][:, 0].tolist()) if name != 'train' else set()
         for index, photo in enumerate(photos):
             roles.setdefault(product[photo.image_id], set()).add((name, index in asking))
     assert all(len(role) == 1 for role in roles.values())
@@ -86,17 +86,17 @@ def test_views_of_a_product_stay_together(read, split):
 def test_a_fifth_of_the_photos_are_queries_and_the_others_candidates(read):
     rows = [f'{i}.jpg,test,{"ab"[i % 2]},{"cd"[i % 3 > 0]}' for i in range(100)]
     raw = read(many('path,split,color,fit', rows))
-    queries, candidates = set(raw.queries['test'][:, 0].tolist()), set(raw.candidates['test'][:, 0].tolist())
+    queries, candidates = set(raw.lists['test_query'][:, 0].tolist()), set(raw.lists['test_candidate'][:, 0].tolist())
     assert (len(queries), len(candidates), len(queries & candidates)) == (20, 80, 0)
-    assert (len(raw.queries['test']), len(raw.candidates['test'])) == (40, 160)
+    assert (len(raw.lists['test_query']), len(raw.lists['test_candidate'])) == (40, 160)
     assert 'no photo is in train' in raw.notes and 'no photo is in valid' in raw.notes
 
 
 def test_two_products_are_enough_for_queries_and_one_is_not(read):
     raw = read('path,split,group,color\na.jpg,test,p,red\nb.jpg,test,p,red\nc.jpg,test,q,blue\nd.jpg,test,q,red\n')
-    assert len(raw.queries['test']) == 2 and len(raw.candidates['test']) == 2
+    assert len(raw.lists['test_query']) == 2 and len(raw.lists['test_candidate']) == 2
     raw = read('path,split,color\na.jpg,test,red\nb.jpg,train,blue\n')
-    assert len(raw.queries['test']) == 0 and len(raw.candidates['test']) == 1
+    assert len(raw.lists['test_query']) == 0 and len(raw.lists['test_candidate']) == 1
 
 
 def embed_colors(images):
@@ -109,7 +109,9 @@ def test_a_photo_with_two_values_is_one_candidate(read, config, tmp_path):
     """A perfect network scores 1, and the contact sheet shows each photo once."""
     kinds = ['red', 'red|green', 'green|red', 'red|green', 'green']
     columns, paths = 'path,split,color', [f'{i}.png' for i in range(6)]
-    (query,) = read(many(columns, [f'{path},test,{"rg"[i % 2]}' for i, path in enumerate(paths)])).queries['test'][:, 0]
+    (query,) = read(many(columns, [f'{path},test,{"rg"[i % 2]}' for i, path in enumerate(paths)])).lists['test_query'][
+        :, 0
+    ]
     kinds.insert(query, 'red')
     (tmp_path / 'labels.csv').write_text(many(columns, [f'{p},test,{k}' for p, k in zip(paths, kinds, strict=True)]))
     for path, kind in zip(paths, kinds, strict=True):

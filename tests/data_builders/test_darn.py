@@ -113,7 +113,7 @@ def test_attributes_are_chosen_by_names_with_spaces(config):
     config.data.attributes = ('sleeve shape', 'clothes category')
     raw = darn.read(config.data)
     assert raw.attributes == ('clothes category', 'sleeve shape')
-    assert raw.queries['test'].tolist() == [[4, 0, 3], [5, 0, 3], [6, 0, 7], [7, 1, 2]]
+    assert raw.lists['test_query'].tolist() == [[4, 0, 3], [5, 0, 3], [6, 0, 7], [7, 1, 2]]
     config.data.attributes = ('clothes colour',)
     with pytest.raises(InputError, match=r"no attribute 'clothes colour' .*did you mean 'clothes color'"):
         darn.read(config.data)

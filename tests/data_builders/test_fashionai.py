@@ -101,8 +101,8 @@ def test_reads_the_lists(data):
         ('test/Images/v1.jpg', (1,), (0,)),
         ('test/Images/v2.jpg', (0,), (1,)),
     ]
-    assert raw.queries['valid'].tolist() == [[2, 0, 1]]
-    assert raw.candidates['test'].tolist() == [[1, 1, 2]]
+    assert raw.lists['valid_query'].tolist() == [[2, 0, 1]]
+    assert raw.lists['test_candidate'].tolist() == [[1, 1, 2]]
 
 
 def test_chosen_attributes_need_only_their_own_photos(data, folder):
@@ -110,7 +110,7 @@ def test_chosen_attributes_need_only_their_own_photos(data, folder):
     data.attributes = ('sleeve',)
     raw = check_photos(fashionai.read(data))
     assert [(p.image_id[-5:], p.values) for p in raw.photos['train']] == [('1.jpg', (2,)), ('2.jpg', (1,))]
-    assert len(raw.queries['valid']) == 0
+    assert len(raw.lists['valid_query']) == 0
     assert fashionai.config_name(data) != 'all'
 
 

@@ -148,7 +148,7 @@ def test_builder_splits_photos_and_lists_every_label_once(data):
     raw = synthetic.read(data)
     assert {split: len(photos) for split, photos in raw.photos.items()} == {'train': 80, 'valid': 10, 'test': 10}
     for split in ('valid', 'test'):
-        lists = raw.queries[split], raw.candidates[split]
+        lists = raw.lists[f'{split}_query'], raw.lists[f'{split}_candidate']
         assert [sorted(set(rows[:, 0].tolist())) for rows in lists] == [[0, 1], [2, 3, 4, 5, 6, 7, 8, 9]]
         assert sorted(map(tuple, np.concatenate(lists).tolist())) == sorted(labels_of(raw.photos[split]))
 

@@ -40,7 +40,9 @@ def test_as_many_triplets_as_csn_uses_in_proportion_to_the_attributes(config, mo
     assert zappos.NUM_TRIPLETS == {'train': 200_000, 'valid': 80_000, 'test': 160_000}  # CSN's defaults
     monkeypatch.setattr(zappos, 'NUM_TRIPLETS', {'train': 50, 'valid': 10, 'test': 1000})
     raw = zappos.read(config.data)
-    assert tree.counts(raw) == [50, 10, 100] and len(np.unique(raw.triplets['train'][:, 3])) == 4  # shuffled, then cut
+    assert (
+        tree.counts(raw) == [50, 10, 100] and len(np.unique(raw.lists['train_triplets'][:, 3])) == 4
+    )  # shuffled, then cut
     config.data.attributes = ('heel', 'class', 'gender')
     raw = zappos.read(config.data)
     assert raw.attributes == ('class', 'gender', 'heel') and tree.counts(raw) == [37, 7, 70]
