@@ -14,13 +14,11 @@ RESERVED = ('path', 'split', 'group', *BOX_COLUMNS)
 
 def read_labels(folder: Path) -> Table:
     """The labels.csv of `folder`, with its paths and splits checked."""
-    if not folder.is_dir():
-        what = 'is a file' if folder.exists() else 'does not exist'
-        raise InputError(f'{folder} {what}; set --config.data.manual_dir to the folder of labels.csv and photos.')
-    if not (folder / 'labels.csv').is_file():
-        what = 'has no labels.csv' if any(folder.iterdir()) else 'is empty: it has no labels.csv'
-        raise InputError(f'{folder} {what}; {EXAMPLE} (data_builders/catalog/README.md).')
-    table = read_table(folder / 'labels.csv')
+    path = folder / 'labels.csv'
+    if not path.is_file():
+        where = 'set --config.data.manual_dir to a folder of photos with a labels.csv'
+        raise InputError(f'{path} does not exist; {where}, in which {EXAMPLE} (data_builders/catalog/README.md).')
+    table = read_table(path)
     _check_paths(table)
     _check_splits(table)
     return table

@@ -69,7 +69,8 @@ def read(data: ConfigDict) -> RawDataset:
 
 def read_triplets(path: Path, num_photos: int) -> Int[np.ndarray, 'n 3']:
     """Rows (anchor, positive, negative) from lines `a b c`, which say that a is closer to c than to b."""
-    numbers = annotations.read_numbers(path, '"a b c", three lines of filenames.json counted from 0')
+    expected = '"a b c", three lines of filenames.json counted from 0'
+    numbers = np.array(annotations.read_numbers(path, expected), np.int32)
     for line, column in np.argwhere(numbers >= num_photos)[:1]:
         raise InputError(
             f'{path}, line {line + 1}: index {numbers[line, column]}, but filenames.json ends at {num_photos - 1} '

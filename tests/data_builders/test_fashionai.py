@@ -162,7 +162,7 @@ def test_train_is_rebuilt_from_the_challenges_tables(data, folder, gone):
         ('Images/a/0.jpg,neck,ny', "unknown attribute 'neck'"),
         ('Images/a/0.jpg,neck_labels', '2 cells; expected "path,attribute_labels,nnynn"'),
         ('', '1 cells; expected'),
-        ('../0.jpg,neck_labels,ny', "'../0.jpg' leaves the folder"),
+        ('../0.jpg,neck_labels,ny', "'../0.jpg' is not the path of a file"),
         ('Images/a/1.jpg,neck_labels,ny', 'has value 1 of neck, but value 0 on '),
     ],
 )

@@ -219,8 +219,8 @@ def test_every_way_to_write_the_list_is_read(tmp_path):
     ('line', 'says'),
     [
         ('1/b', '\'1/b\' is not "ID/NAME URL"'),
-        ('/1/b http://x/b', "'/1/b' is an absolute path"),
-        ('pic/../../b http://x/b', 'leaves the folder'),
+        ('/1/b http://x/b', "'/1/b' is not the path of a file"),
+        ('pic/../../b http://x/b', 'not the path of a file in the folder'),
         ('b http://x/b', '\'b\' is not the "ID/NAME" of a photo'),
         ('1/.b http://x/b', '"ID/NAME"'),
         ('1/b file:///etc/passwd', "'file:///etc/passwd' is not an HTTP address"),

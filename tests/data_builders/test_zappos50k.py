@@ -76,12 +76,12 @@ def test_unusual_triplets_are_kept_and_counted(config, folder):
 @pytest.mark.parametrize(
     ('name', 'text', 'says'),
     [
-        ('tripletlists/gender_tripletlist_test.txt', '0 1', '2 numbers; expected "a b c"'),
-        ('tripletlists/gender_tripletlist_test.txt', '', '0 numbers'),
-        ('tripletlists/gender_tripletlist_test.txt', '0 1.0 2', r"'0 1\.0 2' is not all whole numbers"),
+        ('tripletlists/gender_tripletlist_test.txt', '0 1', '; expected "a b c"'),
+        ('tripletlists/gender_tripletlist_test.txt', '', '; expected'),
+        ('tripletlists/gender_tripletlist_test.txt', '0 1.0 2', r"'0 1\.0 2'; expected"),
         ('tripletlists/gender_tripletlist_test.txt', '0 1 121', r'index 121, but filenames\.json ends at 120'),
-        ('tripletlists/gender_tripletlist_test.txt', '-1 1 2', "'-1 1 2' is not all whole numbers"),
-        ('filenames.json', '../4.jpg', "'../4.jpg' leaves the folder"),
+        ('tripletlists/gender_tripletlist_test.txt', '-1 1 2', "'-1 1 2'; expected"),
+        ('filenames.json', '../4.jpg', "'../4.jpg' is not the path of a file"),
         ('filenames.json', '', 'is empty, but every line is a photo'),
     ],
 )
