@@ -76,8 +76,8 @@ def test_unusual_triplets_are_kept_and_counted(config, folder):
 @pytest.mark.parametrize(
     ('name', 'text', 'says'),
     [
-        ('tripletlists/gender_tripletlist_test.txt', '0 1', '; expected "a b c"'),
-        ('tripletlists/gender_tripletlist_test.txt', '', '; expected'),
+        ('tripletlists/gender_tripletlist_test.txt', '0 1', "'0 1'; expected \"a b c"),
+        ('tripletlists/gender_tripletlist_test.txt', '', "''; expected"),
         ('tripletlists/gender_tripletlist_test.txt', '0 1.0 2', r"'0 1\.0 2'; expected"),
         ('tripletlists/gender_tripletlist_test.txt', '0 1 121', r'index 121, but filenames\.json ends at 120'),
         ('tripletlists/gender_tripletlist_test.txt', '-1 1 2', "'-1 1 2'; expected"),
