@@ -66,9 +66,13 @@ def build_records(source: Source) -> Path:
     if raw is None:
         return target
     module = load_builder(data.name)
+    busy = (
+        f'{target} would be replaced, but a training run or an evaluation is reading it; wait until it ends, '
+        'or choose another --config.data.dir.'
+    )
     with _full_disk_names(target.parent), _lock(target.parent), _removing_leftovers(target):
         if not _can_reuse(target, module, data)[0]:  # the other process may have built them
-            with _lock_out_readers(target):
+            with files.lock(target.parent / READING, busy):
                 raw = with_triplets(check_photos(raw, data.missing, data.broken))
                 built = _write_records(raw, target)
                 _write_files(raw, built, _description(module, data))
@@ -174,17 +178,6 @@ def _lock(home: Path) -> contextlib.AbstractContextManager[None]:
     except OSError as error:
         raise InputError(f'{home} cannot be written ({error.strerror}); choose another --config.data.dir.') from error
     return files.lock(path, f'Another process is preparing {home}; waiting for it.', wait=True)
-
-
-def _lock_out_readers(target: Path) -> contextlib.AbstractContextManager[None]:
-    """A lock that keeps runs from reading the records in `target`, if there are any; raises InputError if one reads them now."""
-    if not target.exists():
-        return contextlib.nullcontext()
-    busy = (
-        f'{target} would be replaced, but a training run or an evaluation is reading it; wait until it ends, '
-        'or choose another --config.data.dir.'
-    )
-    return files.lock(target.parent / READING, busy)
 
 
 @contextlib.contextmanager
