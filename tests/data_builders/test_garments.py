@@ -61,8 +61,8 @@ def test_values_are_uniform_and_independent():
         expected = counts.total() / len(values)
         assert all(abs(counts[value] - expected) < 5 * expected**0.5 for value in values), counts
     pairs = Counter((each['sleeve_length'], each['pant_length']) for each in labels if 'pant_length' in each)
-    expected = pairs.total() / len(garments.SLEEVE_ENDS) / len(garments.PANT_ENDS)
-    assert len(pairs) == len(garments.SLEEVE_ENDS) * len(garments.PANT_ENDS)
+    expected = pairs.total() / len(garments.SLEEVE_ENDS) / len(garments.HEMS['pant_length'])
+    assert len(pairs) == len(garments.SLEEVE_ENDS) * len(garments.HEMS['pant_length'])
     assert all(abs(count - expected) < 5 * expected**0.5 for count in pairs.values())
 
 
