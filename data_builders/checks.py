@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -17,14 +16,6 @@ PLURALS = {'query': (len, 'queries'), 'candidate': (count_candidates, 'candidate
 PHOTOS_AT_A_TIME = 512  # submitted to the threads together: bounds the work wasted after the first broken photo
 
 
-class CheckedPhoto(NamedTuple):
-    """A photo with its width and height, or with the reason why it cannot be used."""
-
-    photo: Photo
-    size: tuple[int, int] | None = None
-    why: str = ''  # 'missing' or 'broken: ...'
-
-
 def check_photos(raw: RawDataset, missing: str = 'error', broken: str = 'error') -> RawDataset:
     """Decode every photo. A missing or broken one is an error, or is left out if its policy is 'skip'.
 
@@ -36,7 +27,7 @@ def check_photos(raw: RawDataset, missing: str = 'error', broken: str = 'error')
         _refuse_missing(raw)
     boxed = any(photo.bbox is not None for photos in raw.photos.values() for photo in photos)
     checked, keep, skipped = {split: [] for split in raw.photos}, {split: [] for split in raw.photos}, []
-    for split, (photo, size, why) in _check_all(raw):
+    for split, photo, size, why in _check_all(raw):
         if why:
             if policies[kind := why.split(':')[0]] != 'skip':
                 raise InputError(f'{_name(photo)} is {why}; {_remedy(raw, kind)}')
@@ -50,26 +41,27 @@ def check_photos(raw: RawDataset, missing: str = 'error', broken: str = 'error')
     return _note_skipped(keep_photos(raw._replace(photos=checked), keep), raw, skipped)
 
 
-def _check_all(raw: RawDataset) -> Iterator[tuple[str, CheckedPhoto]]:
-    """Each photo with its split, in order."""
+def _check_all(raw: RawDataset) -> Iterator[tuple[str, Photo, tuple[int, int], str]]:
+    """Each split and photo, in order, with what `_check` returns."""
     photos = [(split, photo) for split, many in raw.photos.items() for photo in many]
     with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(photos, desc='Checking', unit='photo', disable=None) as bar:
         for start in range(0, len(photos), PHOTOS_AT_A_TIME):
-            splits, some = zip(*photos[start : start + PHOTOS_AT_A_TIME], strict=True)
-            for split, checked in zip(splits, pool.map(_check, some), strict=True):
-                yield split, checked
+            some = photos[start : start + PHOTOS_AT_A_TIME]
+            for (split, photo), checked in zip(some, pool.map(lambda each: _check(each[1]), some), strict=True):
+                yield split, photo, *checked
                 bar.update()
 
 
-def _check(photo: Photo) -> CheckedPhoto:
+def _check(photo: Photo) -> tuple[tuple[int, int], str]:
+    """Width and height, and why the photo cannot be used: '', 'missing' or 'broken: ...'."""
     try:
-        return CheckedPhoto(photo, decode(photo.read()).size)
+        return decode(photo.read()).size, ''
     except (FileNotFoundError, NotADirectoryError):
-        return CheckedPhoto(photo, why='missing')
+        return (0, 0), 'missing'
     except OSError as error:
-        return CheckedPhoto(photo, why=f'broken: cannot be read ({error.strerror or error})')
+        return (0, 0), f'broken: cannot be read ({error.strerror or error})'
     except ValueError as error:
-        return CheckedPhoto(photo, why=f'broken: {error}')
+        return (0, 0), f'broken: {error}'
 
 
 def _refuse_missing(raw: RawDataset) -> None:

@@ -150,7 +150,7 @@ def read_table(path: Path, attributes: Sequence[str]) -> Table:
     header = next(lines, (1, []))[1]
     cid, columns, values, notes = _choose_columns(path, header, attributes)
     wanted = [column for chosen in columns.values() for column in chosen]
-    rows, first, packed = {}, {}, []
+    rows, first, words = {}, {}, []
     for line, cells in lines:
         for column in wanted:
             if cells[column] not in ('0', '1'):
@@ -161,15 +161,13 @@ def read_table(path: Path, attributes: Sequence[str]) -> Table:
         if first.setdefault(file, line) != line:
             raise InputError(f'{path}, line {line}: CID {cells[cid]!r} is already on line {first[file]}; {TABLE_HELP}.')
         rows[file] = len(rows)
-        packed.append(''.join([cells[column] for column in wanted]))
+        words.append([cells[column] for column in wanted])
     if not rows:
         raise InputError(f'{path} has no rows below its first line; {TABLE_HELP}.')
-    bits = np.frombuffer(''.join(packed).encode(), np.uint8).reshape(len(rows), len(wanted)) == ord('1')
-    flags = {}
+    bits, flags = np.array(words) == '1', {}
     for name, chosen in columns.items():
         flags[name] = np.zeros((len(rows), len(values[name])), bool)
-        flags[name][:, list(chosen.values())] = bits[:, : len(chosen)]
-        bits = bits[:, len(chosen) :]
+        flags[name][:, list(chosen.values())] = bits[:, [wanted.index(column) for column in chosen]]
     return Table(rows, values, flags, notes)
 
 
