@@ -4,6 +4,7 @@ A label shows only in its own region: pose, scale, place, colors, patterns, back
 independently of it.
 """
 
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -48,22 +49,6 @@ class Garment(NamedTuple):
     boxes: dict[str, tuple[float, float, float, float]]
 
 
-class Look(NamedTuple):
-    """Everything that varies independently of the labels."""
-
-    skin: Color
-    hair: Color
-    shoes: Color
-    upper: Color
-    lower: Color
-    collar: Color
-    sleeve_width: float
-    leg_width: float
-    flare: float
-    hair_style: str
-    belted: bool
-
-
 def draw_garment(seed: int, index: int, size: int) -> Garment:
     """Photo `index` of the series `seed`, size x size pixels, with its labels and their boxes."""
     rng = np.random.default_rng([seed, index])
@@ -85,12 +70,12 @@ def draw_labels(rng: np.random.Generator, kind: str) -> dict[str, str]:
     return {name: str(rng.choice(ATTRIBUTES[name])) for name in ('sleeve_length', front, length)}
 
 
-def draw_look(rng: np.random.Generator) -> Look:
-    """Colors that stay apart from their neighbors, and widths."""
+def draw_look(rng: np.random.Generator) -> SimpleNamespace:
+    """Everything that varies independently of the labels: colors that stay apart from their neighbors, and widths."""
     skin = sketch.pick_color(rng, sketch.SKINS)
     upper = sketch.pick_color(rng, sketch.CLOTHS, [skin], 170)
     lower = sketch.pick_color(rng, sketch.CLOTHS, [skin, upper], 170)
-    return Look(
+    return SimpleNamespace(
         skin=skin,
         hair=sketch.pick_color(rng, sketch.HAIRS, [skin], 130),
         shoes=sketch.pick_color(rng, sketch.CLOTHS, [skin, lower], 100),
@@ -105,7 +90,7 @@ def draw_look(rng: np.random.Generator) -> Look:
     )
 
 
-def draw_body(doll: Sketch, pose: Pose, look: Look, ground: Color) -> None:
+def draw_body(doll: Sketch, pose: Pose, look: SimpleNamespace, ground: Color) -> None:
     """What is behind the clothes: hair, a shadow on the floor, bare limbs, shoes and neck."""
     edge = sketch.blend(look.skin, OUTLINE, 0.45)
     doll.fill(figures.ellipse(0, 0.985, 0.24, 0.02), sketch.blend(ground, OUTLINE, 0.3))
@@ -124,7 +109,7 @@ def draw_body(doll: Sketch, pose: Pose, look: Look, ground: Color) -> None:
 
 
 def draw_clothes(
-    doll: Sketch, pose: Pose, look: Look, kind: str, labels: dict[str, str], rng: np.random.Generator
+    doll: Sketch, pose: Pose, look: SimpleNamespace, kind: str, labels: dict[str, str], rng: np.random.Generator
 ) -> None:
     """The garments from the inside out; a coat is worn over full-length trousers, whatever its own length."""
     upper, lower = (sketch.weave(rng, doll.picture.width, color) for color in (look.upper, look.lower))
@@ -160,7 +145,7 @@ def draw_opening(doll: Sketch, hem: float, edge: Color) -> None:
         doll.fill(figures.ellipse(0.028, y, 0.011, 0.011), edge)
 
 
-def draw_front(doll: Sketch, look: Look, labels: dict[str, str], edge: Color) -> None:
+def draw_front(doll: Sketch, look: SimpleNamespace, labels: dict[str, str], edge: Color) -> None:
     """The neckline or the collar."""
     if 'neckline_design' in labels:
         doll.shape(figures.enlarge(figures.NECKLINES[labels['neckline_design']]), look.skin, edge, 0.012)
@@ -174,7 +159,7 @@ def draw_front(doll: Sketch, look: Look, labels: dict[str, str], edge: Color) ->
             doll.line(figures.enlarge(np.array([(x, 0.152), (x * 1.3, 0.208)])), collar_edge, 0.006)
 
 
-def draw_head(doll: Sketch, look: Look) -> None:
+def draw_head(doll: Sketch, look: SimpleNamespace) -> None:
     """Face and hair."""
     edge = sketch.blend(look.skin, OUTLINE, 0.45)
     style, hair = look.hair_style, look.hair
