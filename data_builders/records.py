@@ -151,10 +151,8 @@ def with_triplets(raw: RawDataset) -> RawDataset:
 
 def _describe_left_out(raw: RawDataset, left_out: Sequence[tuple[int, int, int]]) -> str:
     """A note on (attribute, value, photos) that supply no anchor."""
-    listed = []
-    for attribute, value, num_photos in left_out:
-        name = raw.attributes[attribute]
-        listed.append(f'{name}={raw.values[name][value]} ({num_photos})')
+    values = [(name, raw.values[name]) for name in raw.attributes]
+    listed = [f'{values[a][0]}={values[a][1][value]} ({num_photos})' for a, value, num_photos in left_out]
     more = ', ...' if len(listed) > MAX_NAMED else ''
     return (
         f'{len(listed)} values give no triplets, because they have one photo or no other value to contrast with '
