@@ -70,7 +70,9 @@ def build_records(source: Source) -> Path:
         f'{target} would be replaced, but a training run or an evaluation is reading it; wait until it ends, '
         'or choose another --config.data.dir.'
     )
-    with _full_disk_names(target.parent), _lock(target.parent), _removing_leftovers(target):
+    with _full_disk_names(target.parent), _lock(target.parent), contextlib.ExitStack() as stack:
+        _remove_leftovers(target)
+        stack.callback(_remove_leftovers, target)
         if not _can_reuse(target, module, data)[0]:  # the other process may have built them
             with files.lock(target.parent / READING, busy):
                 raw = with_triplets(check_photos(raw, data.missing, data.broken))
@@ -194,20 +196,11 @@ def _full_disk_names(home: Path) -> Iterator[None]:
         ) from error
 
 
-@contextlib.contextmanager
-def _removing_leftovers(target: Path) -> Iterator[None]:
-    """Remove what builds leave behind, before and after; one interrupted between its two moves gets its old records back."""
-
-    def clear() -> None:
-        replaced = target.parent / REPLACED
-        if replaced.exists() and not target.exists():
-            replaced.rename(target)
-        for path in (replaced, *target.parent.glob('incomplete*')):
-            if path.exists():
-                shutil.rmtree(path)
-
-    clear()
-    try:
-        yield
-    finally:
-        clear()
+def _remove_leftovers(target: Path) -> None:
+    """Remove what a build leaves behind; after one that was interrupted between its two moves, restore the old records."""
+    replaced = target.parent / REPLACED
+    if replaced.exists() and not target.exists():
+        replaced.rename(target)
+    for path in (replaced, *target.parent.glob('incomplete*')):
+        if path.exists():
+            shutil.rmtree(path)
