@@ -27,6 +27,12 @@ TRIPLETS_PER_LABEL = 10
 MAX_NAMED = 8  # values that a note names
 LABEL_FIELDS = ('index', 'attribute', 'value')  # of a query or candidate
 TRIPLET_FIELDS = ('anchor', 'positive', 'negative', 'attribute')
+ARRAYS = {  # shape and type of a photo's fields
+    'attributes': ((None,), np.int32),
+    'values': ((None,), np.int32),
+    'bbox': ((4,), np.float32),
+    'attribute_boxes': ((None, 4), np.float32),
+}
 NO_ENTRIES = types.MappingProxyType({})
 
 
@@ -105,11 +111,10 @@ def choose_attributes(raw: RawDataset, chosen: Sequence[str]) -> RawDataset:
         photos={split: [narrow(photo) for photo in photos] for split, photos in raw.photos.items()},
         lists=_renumber(raw.lists, {'attribute'}, new),
     )
-    before = sum(map(len, raw.photos.values()))
-    raw = keep_photos(raw, {split: [bool(p.attributes) for p in photos] for split, photos in raw.photos.items()})
-    after = sum(map(len, raw.photos.values()))
-    note = f'{before - after} photos without a label of {", ".join(chosen)} are left out'
-    return raw._replace(notes=(*raw.notes, note))
+    keep = {split: [bool(photo.attributes) for photo in photos] for split, photos in raw.photos.items()}
+    count = sum(kept.count(False) for kept in keep.values())
+    note = f'{count} photos without a label of {", ".join(chosen)} are left out'
+    return keep_photos(raw, keep)._replace(notes=(*raw.notes, note))
 
 
 def label_rows(photos: Sequence[Photo], indices: Iterable[int]) -> Int[np.ndarray, 'n 3']:
@@ -177,12 +182,7 @@ class RecordsBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         self._empty = {'image': b'', 'image_id': ''}
         for name in (*LABEL_FIELDS, *TRIPLET_FIELDS):
             self._features[name], self._empty[name] = features.Scalar(dtype=np.int32), -1
-        for name, shape, dtype in (
-            ('attributes', (None,), np.int32),
-            ('values', (None,), np.int32),
-            ('bbox', (4,), np.float32),
-            ('attribute_boxes', (None, 4), np.float32),
-        ):
+        for name, (shape, dtype) in ARRAYS.items():
             if any(getattr(photo, name) is not None for photo in photos):
                 self._features[name] = features.Tensor(shape=shape, dtype=dtype)
                 self._empty[name] = np.zeros([length or 0 for length in shape], dtype)
@@ -231,11 +231,9 @@ class RecordsBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
 def _photo_fields(index: int, photo: Photo) -> dict:
     """The fields of a photo's record. `image` is read later: TFDS holds all examples of a shard in memory."""
     fields = {'image': types.SimpleNamespace(read=photo.read), 'image_id': photo.image_id, 'index': index}
-    fields |= {name: np.array(getattr(photo, name), np.int32) for name in ('attributes', 'values')}
-    if photo.bbox is not None:
-        fields['bbox'] = np.array(photo.bbox, np.float32)
-    if photo.attribute_boxes is not None:
-        fields['attribute_boxes'] = np.array(photo.attribute_boxes, np.float32).reshape(-1, 4)
+    for name, (shape, dtype) in ARRAYS.items():
+        if (values := getattr(photo, name)) is not None:
+            fields[name] = np.array(values, dtype).reshape(-1, *shape[1:])
     return fields
 
 
