@@ -58,10 +58,10 @@ def summary(prepared: Path) -> str:
         table.append((split, *(f'{facts[count]:,}' for count in COUNTS), _percent(chance[split].get('overall'))))
     values = [('', *(head for split in splits for head in (f'{split} values', 'chance MAP')))]
     for name in next(iter(splits.values()))['values']:
-        cells = [
-            (f'{splits[each]["values"][name]:,}', _percent(chance[each]['per_attribute'].get(name))) for each in splits
-        ]
-        values.append((name, *sum(cells, ())))
+        row = [name]
+        for split, facts in splits.items():
+            row += [f'{facts["values"][name]:,}', _percent(chance[split]['per_attribute'].get(name))]
+        values.append(row)
     lines = [f'{content["dataset"]}: {prepared}', '', *_align(table), '', *_align(values), '']
     lines.append(f'skipped: {len(skipped):,} photos')
     lines += [f'  {entry["image_id"]}: {entry["why"]}' for entry in skipped[:MAX_SKIPPED]]

@@ -103,9 +103,7 @@ def _draw_negatives(
         size, start = index.group_size[group[wrong]], index.group_start[group[wrong]]
         drawn = index.attribute_start[which[wrong]] + rng.integers(0, index.attribute_size[which[wrong]] - size)
         negative[wrong] = np.where(drawn >= start, drawn + size, drawn)
-        if strict:
-            wrong = wrong[_has_value(index, negative[wrong], group[wrong])]
-        if not strict or not len(wrong):
+        if not strict or not len(wrong := wrong[_has_value(index, negative[wrong], group[wrong])]):
             return negative
     entry = index.group_start[group[wrong[0]]]
     raise InputError(

@@ -26,8 +26,9 @@ def list_files(data: ConfigDict) -> list[Path]:
     if photos and not asen_lists.has_train_lists(data, DATASET):
         train = [names or photos.with_name(anno.NAMES), photos]
     label_files = [path for split in EVAL_SPLITS if (path := _label_file(folder, split)).is_file()]
-    files = [*asen_lists.list_files(data, DATASET, train), *label_files, *filter(None, (names, boxes))]
-    return list(dict.fromkeys(files))
+    return list(
+        dict.fromkeys([*asen_lists.list_files(data, DATASET, train), *label_files, *filter(None, (names, boxes))])
+    )
 
 
 def read(data: ConfigDict) -> RawDataset:

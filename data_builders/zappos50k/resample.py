@@ -185,9 +185,7 @@ def _choose_columns(
         family = {column: pattern.sub('', text, count=1) for column, text in enumerate(header) if pattern.match(text)}
         if name == 'heel':
             if unknown := [rest for rest in family.values() if _plain(rest) not in bins]:
-                notes.append(
-                    f'{path.name}: {FAMILIES[name]} {", ".join(unknown)} is not a known height; it is left out'
-                )
+                notes.append(f'{path.name}: HeelHeight {", ".join(unknown)} is not a known height; it is left out')
             columns[name] = {column: bins[_plain(rest)] for column, rest in family.items() if rest not in unknown}
             values[name] = HEELS
         else:

@@ -131,7 +131,7 @@ def test_an_error_about_a_missing_list_says_what_to_do(config, name):
 @pytest.mark.parametrize(
     ('name', 'line', 'text', 'says'),
     [
-        ('DARN/filenames_test.txt', 3, '../pic/1/a.jpg', 'leaves the folder'),
+        ('DARN/filenames_test.txt', 3, '../pic/1/a.jpg', 'is not the path of a file'),
         ('DARN/label_train.txt', 6, '5 8 17', 'value 17'),
         ('DARN/query_test.txt', 2, '8 0 3', 'index 8'),
         ('DARN/candidate_valid.txt', 3, '2 9 1', 'attribute 9'),
