@@ -21,10 +21,9 @@ def parse_box(cells: Mapping[str, str], where: str) -> Box | None:
         return None
     try:
         left, top, right, bottom = map(float, words)
-        usable = -math.inf < left <= right < math.inf and -math.inf < top <= bottom < math.inf
     except ValueError:
-        usable = False
-    if not usable:
+        left = top = right = bottom = math.nan
+    if not (-math.inf < left <= right < math.inf and -math.inf < top <= bottom < math.inf):
         raise InputError(
             f'{where}: the box is {",".join(words)!r}; x1,y1 is its top left pixel and x2,y2 its bottom right one, counted '
             'from 1, or all four cells are empty.'
