@@ -162,9 +162,7 @@ def read_table(path: Path, attributes: Sequence[str]) -> Table:
             raise InputError(f'{path}, line {line}: CID {cells[cid]!r} is already on line {first[file]}; {TABLE_HELP}.')
         rows[file] = len(rows)
         words.append([cells[column] for column in wanted])
-    if not rows:
-        raise InputError(f'{path} has no rows below its first line; {TABLE_HELP}.')
-    bits, flags = np.array(words) == '1', {}
+    bits, flags = np.array(words).reshape(len(rows), len(wanted)) == '1', {}
     for name, chosen in columns.items():
         flags[name] = np.zeros((len(rows), len(values[name])), bool)
         flags[name][:, list(chosen.values())] = bits[:, [wanted.index(column) for column in chosen]]
