@@ -78,14 +78,12 @@ def read_filenames(path: Path) -> list[str]:
 
 def check_relative(name: str, where: str) -> None:
     """Refuse a photo's path that is absolute, leaves its folder, or is longer than file systems allow."""
-    if name.startswith(('/', '\\', '~')) or name[1:2] == ':':
-        raise InputError(f'{where}: {name!r} is an absolute path; write it relative to the folder.')
-    if '..' in name.replace('\\', '/').split('/'):
-        raise InputError(f'{where}: {name!r} leaves the folder; write a path inside it, without "..".')
-    if len(name) > MAX_PATH or any(len(part.encode()) > MAX_NAME for part in name.split('/')):
+    parts = name.replace('\\', '/').split('/')
+    outside = parts[0] == '' or name[0] == '~' or name[1:2] == ':' or '..' in parts
+    if outside or len(name) > MAX_PATH or any(len(part.encode()) > MAX_NAME for part in parts):
         raise InputError(
-            f'{where}: the path has {len(name):,} characters, too long for a file; write at most {MAX_PATH:,}, and at most '
-            f'{MAX_NAME} bytes between two slashes.'
+            f'{where}: {name[:80]!r} is not the path of a file in the folder; write it relative to the folder, without "..", in '
+            f'at most {MAX_PATH:,} characters and {MAX_NAME} bytes between two slashes.'
         )
 
 
@@ -96,16 +94,15 @@ def read_label_train(path: Path, num_photos: int, meta: Meta) -> Labels:
 
 def read_triples(path: Path, num_photos: int, meta: Meta) -> Int[np.ndarray, 'n 3']:
     """Lines `index attribute value` of a query or candidate list, in the list's order."""
-    table = read_numbers(path, '"index attribute value"')
-    entries = Entries(path, np.arange(1, len(table) + 1), table)
-    entries.check(0, num_photos, 'in the list of file names')
-    return entries.check_all(meta)
+    return read_pairs(path, num_photos, '"index attribute value"', most=3).check_all(meta)
 
 
-def read_pairs(path: Path, num_photos: int) -> Entries:
+def read_pairs(
+    path: Path, num_photos: int, expected: str = '"index attribute value ..."', most: float = np.inf
+) -> Entries:
     """Lines `index (attribute value)+`, of which only the index is checked."""
     entries = []
-    for line, (index, *pairs) in enumerate(_parse(path, '"index attribute value ..."'), 1):
+    for line, (index, *pairs) in enumerate(read_numbers(path, expected, most), 1):
         entries += [(line, index, *pair) for pair in zip(pairs[::2], pairs[1::2], strict=True)]
     table = np.array(entries, np.int32)
     found = Entries(path, table[:, 0], table[:, 1:])
@@ -113,22 +110,15 @@ def read_pairs(path: Path, num_photos: int) -> Entries:
     return found
 
 
-def read_numbers(path: Path, expected: str) -> Int[np.ndarray, 'lines 3']:
-    """The three whole numbers of each line."""
-    return np.array(_parse(path, expected, most=3), np.int32)
-
-
-def _parse(path: Path, expected: str, most: float = np.inf) -> list[list[int]]:
-    """The whole numbers of each line: three or more, and always an odd number of them."""
+def read_numbers(path: Path, expected: str, most: float = 3) -> list[list[int]]:
+    """The whole numbers of each line: an odd number of them, from three to `most`."""
     rows = []
     for line, text in enumerate(read_lines(path), 1):
         words = text.split()
-        if not all(word.isdecimal() and len(word) <= MAX_DIGITS for word in words):
-            raise InputError(
-                f'{path}, line {line}: {text[:80]!r} is not all whole numbers of up to {MAX_DIGITS} digits; expected {expected}.'
-            )
-        if not 3 <= len(words) <= most or len(words) % 2 == 0:
-            raise InputError(f'{path}, line {line}: {len(words)} numbers; expected {expected}.')
+        whole = all(word.isdecimal() and len(word) <= MAX_DIGITS for word in words)
+        if not whole or not 3 <= len(words) <= most or len(words) % 2 == 0:
+            expected = f'{expected}, all whole numbers of up to {MAX_DIGITS} digits'
+            raise InputError(f'{path}, line {line}: {text[:80]!r}; expected {expected}.')
         rows.append(list(map(int, words)))
     return rows
 

@@ -17,7 +17,7 @@ from data_builders.annotations import Meta
 from data_builders.records import Photo, RawDataset, photo_in
 
 TRAIN_LISTS = ('filenames_train.txt', 'label_train.txt')
-EVAL_SPLITS = ('valid', 'test')
+EVAL_SPLITS, KINDS = ('valid', 'test'), ('filenames', 'query', 'candidate')
 INSTRUCTIONS = (
     'data_builders/{name}/README.md says what to download and where each file goes (meta.json in the folder '
     '--config.data.manual_dir, lists and photos in {folder}/ below it{other}).'
@@ -54,8 +54,7 @@ def list_files(data: ConfigDict, dataset: str, train: Sequence[Path] | None = No
     """The files that describe the dataset: meta.json and the lists of all splits; `train` replaces the published train lists."""
     folder = dataset_folder(data, dataset)
     train = [folder / name for name in TRAIN_LISTS] if train is None else train
-    kinds = ('filenames', 'query', 'candidate')
-    return [folder.parent / 'meta.json', *train, *(folder / f'{k}_{split}.txt' for split in EVAL_SPLITS for k in kinds)]
+    return [folder.parent / 'meta.json', *train, *(folder / f'{k}_{split}.txt' for split in EVAL_SPLITS for k in KINDS)]
 
 
 def has_train_lists(data: ConfigDict, dataset: str) -> bool:
@@ -100,11 +99,10 @@ def read_eval_lists(source: Source) -> dict[str, EvalLists]:
     """The lists of valid and test."""
     lists = {}
     for split in EVAL_SPLITS:
-        names_file, *files = (source.folder / f'{kind}_{split}.txt' for kind in ('filenames', 'query', 'candidate'))
+        names_file, *files = (source.folder / f'{kind}_{split}.txt' for kind in KINDS)
         names = annotations.read_filenames(names_file)
-        lists[split] = EvalLists(
-            names_file, names, *(annotations.read_triples(path, len(names), source.meta) for path in files)
-        )
+        rows = (annotations.read_triples(path, len(names), source.meta) for path in files)
+        lists[split] = EvalLists(names_file, names, *rows)
     return lists
 
 
@@ -131,17 +129,10 @@ def assemble(
 
     Photos of valid and test have the labels that their lists give them, or those of the split in `labels`.
     """
-    photos = {'train': train}
+    photos, rows = {'train': train}, {}
     for split, part in lists.items():
+        rows |= {f'{split}_query': part.query, f'{split}_candidate': part.candidate}
         photos[split] = make_photos(source.folder, part.names, labels.get(split, part.labels), part.names_file)
-    raw = RawDataset(
-        dataset=name,
-        attributes=source.meta.attributes,
-        values=source.meta.values,
-        photos=photos,
-        queries={split: part.query for split, part in lists.items()},
-        candidates={split: part.candidate for split, part in lists.items()},
-        notes=tuple(notes),
-    )
+    raw = RawDataset(name, source.meta.attributes, source.meta.values, photos, rows, tuple(notes))
     meta_file = str(source.folder.parent / 'meta.json')
     return records.choose_attributes(raw, annotations.pick_attributes(data.attributes, raw.attributes, meta_file))

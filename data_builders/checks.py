@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -13,15 +12,8 @@ from asen_jax.errors import InputError
 from asen_jax.evaluation.metrics import count_candidates
 from data_builders.records import Photo, RawDataset, keep_photos
 
+PLURALS = {'query': (len, 'queries'), 'candidate': (count_candidates, 'candidates')}  # how to count a list's entries
 PHOTOS_AT_A_TIME = 512  # submitted to the threads together: bounds the work wasted after the first broken photo
-
-
-class CheckedPhoto(NamedTuple):
-    """A photo with its width and height, or with the reason why it cannot be used."""
-
-    photo: Photo
-    size: tuple[int, int] | None = None
-    why: str = ''  # 'missing' or 'broken: ...'
 
 
 def check_photos(raw: RawDataset, missing: str = 'error', broken: str = 'error') -> RawDataset:
@@ -35,7 +27,7 @@ def check_photos(raw: RawDataset, missing: str = 'error', broken: str = 'error')
         _refuse_missing(raw)
     boxed = any(photo.bbox is not None for photos in raw.photos.values() for photo in photos)
     checked, keep, skipped = {split: [] for split in raw.photos}, {split: [] for split in raw.photos}, []
-    for split, (photo, size, why) in _check_all(raw):
+    for split, photo, size, why in _check_all(raw):
         if why:
             if policies[kind := why.split(':')[0]] != 'skip':
                 raise InputError(f'{_name(photo)} is {why}; {_remedy(raw, kind)}')
@@ -49,26 +41,27 @@ def check_photos(raw: RawDataset, missing: str = 'error', broken: str = 'error')
     return _note_skipped(keep_photos(raw._replace(photos=checked), keep), raw, skipped)
 
 
-def _check_all(raw: RawDataset) -> Iterator[tuple[str, CheckedPhoto]]:
-    """Each photo with its split, in order."""
+def _check_all(raw: RawDataset) -> Iterator[tuple[str, Photo, tuple[int, int], str]]:
+    """Each split and photo, in order, with what `_check` returns."""
     photos = [(split, photo) for split, many in raw.photos.items() for photo in many]
     with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(photos, desc='Checking', unit='photo', disable=None) as bar:
         for start in range(0, len(photos), PHOTOS_AT_A_TIME):
-            splits, some = zip(*photos[start : start + PHOTOS_AT_A_TIME], strict=True)
-            for split, checked in zip(splits, pool.map(_check, some), strict=True):
-                yield split, checked
+            some = photos[start : start + PHOTOS_AT_A_TIME]
+            for (split, photo), checked in zip(some, pool.map(lambda each: _check(each[1]), some), strict=True):
+                yield split, photo, *checked
                 bar.update()
 
 
-def _check(photo: Photo) -> CheckedPhoto:
+def _check(photo: Photo) -> tuple[tuple[int, int], str]:
+    """Width and height, and why the photo cannot be used: '', 'missing' or 'broken: ...'."""
     try:
-        return CheckedPhoto(photo, decode(photo.read()).size)
+        return decode(photo.read()).size, ''
     except (FileNotFoundError, NotADirectoryError):
-        return CheckedPhoto(photo, why='missing')
+        return (0, 0), 'missing'
     except OSError as error:
-        return CheckedPhoto(photo, why=f'broken: cannot be read ({error.strerror or error})')
+        return (0, 0), f'broken: cannot be read ({error.strerror or error})'
     except ValueError as error:
-        return CheckedPhoto(photo, why=f'broken: {error}')
+        return (0, 0), f'broken: {error}'
 
 
 def _refuse_missing(raw: RawDataset) -> None:
@@ -104,17 +97,12 @@ def _with_box(photo: Photo, size: tuple[int, int], boxed: bool) -> Photo:
 def _note_skipped(kept: RawDataset, raw: RawDataset, skipped: list[dict]) -> RawDataset:
     """`kept` with a record of the photos that were skipped, and of the list entries dropped with them."""
     dropped, notes = {}, list(raw.notes)
-    for split in raw.queries:
-        lost = {
-            'queries': len(raw.queries[split]) - len(kept.queries[split]),
-            'candidates': count_candidates(raw.candidates[split]) - count_candidates(kept.candidates[split]),
-        }
-        dropped[split] = lost
-        if any(lost.values()):
-            notes.append(
-                f'{split}: {lost["queries"]} queries and {lost["candidates"]} candidates were dropped with skipped photos'
-            )
-    for split in raw.triplets:
-        if gone := len(raw.triplets[split]) - len(kept.triplets[split]):
-            notes.append(f'{split}: {gone:,} triplets were dropped with skipped photos')
+    for name, rows in raw.lists.items():
+        split, kind = name.split('_')
+        count, kinds = PLURALS.get(kind, (len, kind))
+        lost = count(rows) - count(kept.lists[name])
+        if kind in PLURALS:
+            dropped.setdefault(split, {})[kinds] = lost
+        if lost:
+            notes.append(f'{split}: {lost:,} {kinds} were dropped with skipped photos')
     return kept._replace(skipped=tuple(skipped), dropped=dropped, notes=tuple(notes))

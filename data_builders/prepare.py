@@ -25,7 +25,7 @@ from asen_jax import files
 from asen_jax.data.prepared import READING, REPORT, checksum, checksum_of_report, open_records
 from asen_jax.errors import InputError
 from data_builders.checks import check_photos
-from data_builders.records import FORMAT, RawDataset, with_triplets, write_arrays
+from data_builders.records import FORMAT, RawDataset, RecordsBuilder, with_triplets, write_arrays
 from data_builders.report import describe
 
 REPLACED = 'replaced'  # the old records, between the two moves that replace them
@@ -66,11 +66,17 @@ def build_records(source: Source) -> Path:
     if raw is None:
         return target
     module = load_builder(data.name)
-    with _full_disk_names(target.parent), _lock(target.parent), _removing_leftovers(target):
+    busy = (
+        f'{target} would be replaced, but a training run or an evaluation is reading it; wait until it ends, '
+        'or choose another --config.data.dir.'
+    )
+    with _full_disk_names(target.parent), _lock(target.parent), contextlib.ExitStack() as stack:
+        _remove_leftovers(target)
+        stack.callback(_remove_leftovers, target)
         if not _can_reuse(target, module, data)[0]:  # the other process may have built them
-            with _lock_out_readers(target):
+            with files.lock(target.parent / READING, busy):
                 raw = with_triplets(check_photos(raw, data.missing, data.broken))
-                built = _write_records(module, raw, target)
+                built = _write_records(raw, target)
                 _write_files(raw, built, _description(module, data))
                 if target.exists():
                     target.rename(target.parent / REPLACED)
@@ -87,11 +93,11 @@ def prepared_path(config: ConfigDict) -> Path:
     """`<data.dir>/<name>/<builder config>/<version>`."""
     module = load_builder(config.data.name)
     root = Path(config.data.dir).expanduser()
-    return root / config.data.name / module.config_name(config.data) / str(module.Builder.VERSION)
+    return root / config.data.name / module.config_name(config.data) / str(RecordsBuilder.VERSION)
 
 
 def load_builder(name: str) -> ModuleType:
-    """The builder's module: `Builder`, `list_files(data)`, `config_name(data)` and `read(data) -> RawDataset`."""
+    """The builder's module: `list_files(data)`, `config_name(data)` and `read(data) -> RawDataset`."""
     return importlib.import_module(f'data_builders.{name}.{name}_dataset_builder')
 
 
@@ -121,15 +127,15 @@ def _can_reuse(target: Path, module: ModuleType, data: ConfigDict) -> tuple[bool
 def _description(module: ModuleType, data: ConfigDict) -> str:
     """A hash of everything that determines the records: lists, options (they are in the config's name), versions."""
     hashes = [[path.name, files.sha256(path)] for path in module.list_files(data)]
-    facts = [data.name, module.config_name(data), str(module.Builder.VERSION), FORMAT, hashes]
+    facts = [data.name, module.config_name(data), str(RecordsBuilder.VERSION), FORMAT, hashes]
     return files.sha256_of_json(facts)
 
 
-def _write_records(module: ModuleType, raw: RawDataset, target: Path) -> Path:
+def _write_records(raw: RawDataset, target: Path) -> Path:
     """Let TFDS write the records below `incomplete`, and return their directory."""
     config = tfds.core.BuilderConfig(name=target.parent.name)
     with _quiet_tfds():
-        builder = module.Builder(raw=raw, data_dir=target.parent / 'incomplete', config=config)
+        builder = RecordsBuilder(raw=raw, data_dir=target.parent / 'incomplete', config=config)
         builder.download_and_prepare(file_format='array_record')
     assert builder.is_prepared()  # TFDS takes an existing empty directory for finished records
     return Path(builder.data_path)
@@ -176,17 +182,6 @@ def _lock(home: Path) -> contextlib.AbstractContextManager[None]:
     return files.lock(path, f'Another process is preparing {home}; waiting for it.', wait=True)
 
 
-def _lock_out_readers(target: Path) -> contextlib.AbstractContextManager[None]:
-    """A lock that keeps runs from reading the records in `target`, if there are any; raises InputError if one reads them now."""
-    if not target.exists():
-        return contextlib.nullcontext()
-    busy = (
-        f'{target} would be replaced, but a training run or an evaluation is reading it; wait until it ends, '
-        'or choose another --config.data.dir.'
-    )
-    return files.lock(target.parent / READING, busy)
-
-
 @contextlib.contextmanager
 def _full_disk_names(home: Path) -> Iterator[None]:
     """Turn the errors of a full disk into one sentence that names `home`."""
@@ -201,20 +196,11 @@ def _full_disk_names(home: Path) -> Iterator[None]:
         ) from error
 
 
-@contextlib.contextmanager
-def _removing_leftovers(target: Path) -> Iterator[None]:
-    """Remove what builds leave behind, before and after; one interrupted between its two moves gets its old records back."""
-
-    def clear() -> None:
-        replaced = target.parent / REPLACED
-        if replaced.exists() and not target.exists():
-            replaced.rename(target)
-        for path in (replaced, *target.parent.glob('incomplete*')):
-            if path.exists():
-                shutil.rmtree(path)
-
-    clear()
-    try:
-        yield
-    finally:
-        clear()
+def _remove_leftovers(target: Path) -> None:
+    """Remove what a build leaves behind; after one that was interrupted between its two moves, restore the old records."""
+    replaced = target.parent / REPLACED
+    if replaced.exists() and not target.exists():
+        replaced.rename(target)
+    for path in (replaced, *target.parent.glob('incomplete*')):
+        if path.exists():
+            shutil.rmtree(path)

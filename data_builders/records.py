@@ -1,5 +1,6 @@
 """What all builders share: the photos and lists that they read from a source, and the records made from them."""
 
+import itertools
 import types
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -9,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Int
+from tensorflow_datasets.core import dataset_metadata
 from tqdm import tqdm
 
 from asen_jax import files
@@ -25,6 +27,12 @@ TRIPLETS_PER_LABEL = 10
 MAX_NAMED = 8  # values that a note names
 LABEL_FIELDS = ('index', 'attribute', 'value')  # of a query or candidate
 TRIPLET_FIELDS = ('anchor', 'positive', 'negative', 'attribute')
+ARRAYS = {  # shape and type of a photo's fields
+    'attributes': ((None,), np.int32),
+    'values': ((None,), np.int32),
+    'bbox': ((4,), np.float32),
+    'attribute_boxes': ((None, 4), np.float32),
+}
 NO_ENTRIES = types.MappingProxyType({})
 
 
@@ -48,20 +56,11 @@ class RawDataset(NamedTuple):
     attributes: tuple[str, ...]
     values: Mapping[str, tuple[str, ...]]  # the value names of each attribute
     photos: Mapping[str, list[Photo]]  # by split
-    queries: Mapping[str, Int[np.ndarray, 'n 3']] = NO_ENTRIES  # valid, test: index, attribute, value
-    candidates: Mapping[str, Int[np.ndarray, 'n 3']] = NO_ENTRIES
-    triplets: Mapping[str, Int[np.ndarray, 'n 4']] = NO_ENTRIES  # anchor, positive, negative, attribute
+    lists: Mapping[str, Int[np.ndarray, 'n fields']]  # by the records' own split: `valid_query`, `train_triplets`, ...
     notes: tuple[str, ...] = ()  # remarks for the user
     skipped: tuple[dict, ...] = ()  # {'image_id', 'why', 'path'} of photos left out
     caveat: str = ''  # a remark that must accompany every figure from these records
     dropped: Mapping[str, dict] = NO_ENTRIES  # {split: {'queries', 'candidates'}}: how many were dropped with them
-
-    @property
-    def lists(self) -> dict[str, Int[np.ndarray, 'n fields']]:
-        """The lists that have rows, by the name of their split in the records: `valid_query`, `train_triplets`, ..."""
-        kinds = {'query': self.queries, 'candidate': self.candidates, 'triplets': self.triplets}
-        named = {f'{split}_{kind}': lists.get(split, ()) for split in SPLITS for kind, lists in kinds.items()}
-        return {name: np.asarray(rows, np.int32) for name, rows in named.items() if len(rows)}
 
 
 def photo_in(folder: Path, name: str, labels: Collection[tuple[int, int]], where: str) -> Photo:
@@ -74,23 +73,23 @@ def photo_in(folder: Path, name: str, labels: Collection[tuple[int, int]], where
 def keep_photos(raw: RawDataset, keep: Mapping[str, Sequence[bool]]) -> RawDataset:
     """Leave out photos and the list entries that point to them, and renumber the other entries."""
     new = {split: np.where(kept, np.cumsum(kept) - 1, -1) for split, kept in keep.items()}
-    photos = {split: [p for p, k in zip(many, keep[split], strict=True) if k] for split, many in raw.photos.items()}
-    return raw._replace(
-        photos=photos,
-        queries=_renumber(raw.queries, [0], new),
-        candidates=_renumber(raw.candidates, [0], new),
-        triplets=_renumber(raw.triplets, [0, 1, 2], new),
-    )
+    photos = {split: list(itertools.compress(many, keep[split])) for split, many in raw.photos.items()}
+    return raw._replace(photos=photos, lists=_renumber(raw.lists, {'index', 'anchor', 'positive', 'negative'}, new))
 
 
-def _renumber(lists: Mapping[str, np.ndarray], columns: list[int], new: Mapping[str, np.ndarray]) -> dict:
-    """The rows with the `new` numbers of their split in these columns, without those that get -1."""
+def _renumber(lists: Mapping[str, np.ndarray], fields: set[str], new: Mapping[str, np.ndarray]) -> dict:
+    """The rows with the `new` numbers of their split in these fields, without those that get -1."""
     kept = {}
-    for split, rows in lists.items():
-        rows = np.array(rows, np.int32)
-        rows[:, columns] = new[split][rows[:, columns]]
-        kept[split] = rows[(rows[:, columns] >= 0).all(axis=1)]
+    for name, rows in lists.items():
+        rows, columns = np.array(rows, np.int32), [i for i, field in enumerate(fields_of(rows)) if field in fields]
+        rows[:, columns] = new[name.split('_')[0]][rows[:, columns]]
+        kept[name] = rows[(rows[:, columns] >= 0).all(axis=1)]
     return kept
+
+
+def fields_of(rows: Int[np.ndarray, '*n fields']) -> tuple[str, ...]:
+    """The names of a list's columns: for queries and candidates, or for triplets."""
+    return LABEL_FIELDS if rows.shape[-1] == len(LABEL_FIELDS) else TRIPLET_FIELDS
 
 
 def choose_attributes(raw: RawDataset, chosen: Sequence[str]) -> RawDataset:
@@ -110,15 +109,12 @@ def choose_attributes(raw: RawDataset, chosen: Sequence[str]) -> RawDataset:
         attributes=tuple(chosen),
         values={name: raw.values[name] for name in chosen},
         photos={split: [narrow(photo) for photo in photos] for split, photos in raw.photos.items()},
-        queries=_renumber(raw.queries, [1], new),
-        candidates=_renumber(raw.candidates, [1], new),
-        triplets=_renumber(raw.triplets, [3], new),
+        lists=_renumber(raw.lists, {'attribute'}, new),
     )
-    before = sum(map(len, raw.photos.values()))
-    raw = keep_photos(raw, {split: [bool(p.attributes) for p in photos] for split, photos in raw.photos.items()})
-    after = sum(map(len, raw.photos.values()))
-    note = f'{before - after} photos without a label of {", ".join(chosen)} are left out'
-    return raw._replace(notes=(*raw.notes, note))
+    keep = {split: [bool(photo.attributes) for photo in photos] for split, photos in raw.photos.items()}
+    count = sum(kept.count(False) for kept in keep.values())
+    note = f'{count} photos without a label of {", ".join(chosen)} are left out'
+    return keep_photos(raw, keep)._replace(notes=(*raw.notes, note))
 
 
 def label_rows(photos: Sequence[Photo], indices: Iterable[int]) -> Int[np.ndarray, 'n 3']:
@@ -137,11 +133,14 @@ def labels_of(photos: Sequence[Photo]) -> Labels:
 
 
 def with_triplets(raw: RawDataset) -> RawDataset:
-    """Draw triplets with a fixed seed for each split whose source publishes none; notes say why some cannot be drawn."""
-    triplets, notes = {split: rows for split, rows in raw.triplets.items() if len(rows)}, list(raw.notes)
+    """Draw triplets with a fixed seed for each split whose source publishes none; notes say why some cannot be drawn.
+
+    Lists without rows are left out, since TFDS cannot read them.
+    """
+    lists, notes = {name: rows for name, rows in raw.lists.items() if len(rows)}, list(raw.notes)
     for number, split in enumerate(SPLITS):
         labels = labels_of(raw.photos.get(split, ()))
-        if split in triplets or not len(labels.photo):
+        if f'{split}_triplets' in lists or not len(labels.photo):
             continue
         try:
             index = make_index(labels)
@@ -149,18 +148,16 @@ def with_triplets(raw: RawDataset) -> RawDataset:
             notes.append(f'{split}: {error}')
             continue
         total = min(MAX_TRIPLETS[split], TRIPLETS_PER_LABEL * len(labels.photo))
-        triplets[split] = draw_triplets(index, total, np.random.default_rng([TRIPLETS_SEED, number]))
+        lists[f'{split}_triplets'] = draw_triplets(index, total, np.random.default_rng([TRIPLETS_SEED, number]))
         if index.left_out:
             notes.append(f'{split}: {_describe_left_out(raw, index.left_out)}')
-    return raw._replace(triplets=triplets, notes=tuple(notes))
+    return raw._replace(lists=lists, notes=tuple(notes))
 
 
 def _describe_left_out(raw: RawDataset, left_out: Sequence[tuple[int, int, int]]) -> str:
     """A note on (attribute, value, photos) that supply no anchor."""
-    listed = []
-    for attribute, value, num_photos in left_out:
-        name = raw.attributes[attribute]
-        listed.append(f'{name}={raw.values[name][value]} ({num_photos})')
+    values = [(name, raw.values[name]) for name in raw.attributes]
+    listed = [f'{values[a][0]}={values[a][1][value]} ({num_photos})' for a, value, num_photos in left_out]
     more = ', ...' if len(listed) > MAX_NAMED else ''
     return (
         f'{len(listed)} values give no triplets, because they have one photo or no other value to contrast with '
@@ -171,8 +168,6 @@ def _describe_left_out(raw: RawDataset, left_out: Sequence[tuple[int, int, int]]
 class RecordsBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     """Writes the records of a source that has been read and checked; `data_builders.prepare` calls it.
 
-    Every dataset has a subclass `Builder`, which gives the records their name and version.
-
     TFDS has one set of features for all splits, none of them optional. So every record has all fields, and those that
     belong to another kind of record are empty: b'' and '', no labels, -1, zeros. Box fields exist only if the source
     has boxes. Read with `decoders={'image': tfds.decode.SkipDecoding()}`, because the lists' b'' cannot be decoded.
@@ -181,28 +176,24 @@ class RecordsBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version('1.0.0')
 
     def __init__(self, *, raw: RawDataset, **kwargs):
-        self._raw = raw  # set first: TFDS's constructor calls _info
-        self._empty = {
-            'image': b'',
-            'image_id': '',
-            'attributes': np.zeros(0, np.int32),
-            'values': np.zeros(0, np.int32),
-        }
-        self._empty |= dict.fromkeys({*LABEL_FIELDS, *TRIPLET_FIELDS}, -1)
-        photos = [photo for many in raw.photos.values() for photo in many]
-        if any(photo.bbox is not None for photo in photos):
-            self._empty['bbox'] = np.zeros(4, np.float32)
-        if any(photo.attribute_boxes is not None for photo in photos):
-            self._empty['attribute_boxes'] = np.zeros((0, 4), np.float32)
+        self._raw, self.name = raw, raw.dataset  # set first: TFDS's constructor calls _info
+        features, photos = tfds.features, [photo for many in raw.photos.values() for photo in many]
+        self._features = {'image': features.Image(shape=(None, None, 3)), 'image_id': features.Text()}
+        self._empty = {'image': b'', 'image_id': ''}
+        for name in (*LABEL_FIELDS, *TRIPLET_FIELDS):
+            self._features[name], self._empty[name] = features.Scalar(dtype=np.int32), -1
+        for name, (shape, dtype) in ARRAYS.items():
+            if any(getattr(photo, name) is not None for photo in photos):
+                self._features[name] = features.Tensor(shape=shape, dtype=dtype)
+                self._empty[name] = np.zeros([length or 0 for length in shape], dtype)
         super().__init__(**kwargs)
+
+    def get_metadata(self) -> dataset_metadata.DatasetMetadata:
+        """The citation and description in the dataset's folder."""
+        return dataset_metadata.load(Path(__file__).with_name(self.name))
 
     def _info(self) -> tfds.core.DatasetInfo:
         raw = self._raw
-        features = {name: tfds.features.Scalar(dtype=np.int32) for name in (*LABEL_FIELDS, *TRIPLET_FIELDS)}
-        features |= {name: tfds.features.Tensor(shape=(None,), dtype=np.int32) for name in ('attributes', 'values')}
-        features |= {'image': tfds.features.Image(shape=(None, None, 3)), 'image_id': tfds.features.Text()}
-        features['bbox'] = tfds.features.Tensor(shape=(4,), dtype=np.float32)
-        features['attribute_boxes'] = tfds.features.Tensor(shape=(None, 4), dtype=np.float32)
         metadata = {
             'dataset': raw.dataset,
             'attributes': list(raw.attributes),
@@ -210,7 +201,7 @@ class RecordsBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             'dropped': {split: dict(counts) for split, counts in raw.dropped.items()},
         }
         info = self.dataset_info_from_configs(
-            features=tfds.features.FeaturesDict({name: features[name] for name in self._empty}),
+            features=tfds.features.FeaturesDict(self._features),
             metadata=tfds.core.MetadataDict(metadata),
             disable_shuffling=True,
         )
@@ -220,9 +211,7 @@ class RecordsBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     def _shard_iterators_per_split(self, dl_manager) -> dict[str, list[Iterator]]:
         """Photos are read one by one, as they are written."""
         splits = {split: (photos, _photo_fields) for split in SPLITS if (photos := self._raw.photos.get(split))}
-        splits |= {
-            name: (rows, _list_fields) for name, rows in self._raw.lists.items()
-        }  # TFDS cannot read an empty one
+        splits |= {name: (rows, _list_fields) for name, rows in self._raw.lists.items()}
         total = sum(len(rows) for rows, _ in splits.values())
         bar = tqdm(total=total, desc='Writing', unit='record', disable=None)
 
@@ -241,23 +230,16 @@ class RecordsBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
 
 def _photo_fields(index: int, photo: Photo) -> dict:
     """The fields of a photo's record. `image` is read later: TFDS holds all examples of a shard in memory."""
-    fields = {
-        'image': types.SimpleNamespace(read=photo.read),
-        'image_id': photo.image_id,
-        'index': index,
-        'attributes': np.array(photo.attributes, np.int32),
-        'values': np.array(photo.values, np.int32),
-    }
-    if photo.bbox is not None:
-        fields['bbox'] = np.array(photo.bbox, np.float32)
-    if photo.attribute_boxes is not None:
-        fields['attribute_boxes'] = np.array(photo.attribute_boxes, np.float32).reshape(-1, 4)
+    fields = {'image': types.SimpleNamespace(read=photo.read), 'image_id': photo.image_id, 'index': index}
+    for name, (shape, dtype) in ARRAYS.items():
+        if (values := getattr(photo, name)) is not None:
+            fields[name] = np.array(values, dtype).reshape(-1, *shape[1:])
     return fields
 
 
 def _list_fields(_: int, row: Int[np.ndarray, ' fields']) -> dict:
     """The fields of a list's row, whose own position is in no field: `index` is the photo's."""
-    return dict(zip(LABEL_FIELDS if len(row) == 3 else TRIPLET_FIELDS, row.tolist(), strict=True))
+    return dict(zip(fields_of(row), row.tolist(), strict=True))
 
 
 def write_arrays(raw: RawDataset, path: Path) -> None:

@@ -31,7 +31,9 @@ def describe_split(raw: RawDataset, split: str) -> dict:
     A query is unanswered if no candidate has its attribute and value.
     """
     labels = labels_of(raw.photos[split])
-    query, candidate = raw.queries.get(split, NO_ROWS), raw.candidates.get(split, NO_ROWS)
+    query, candidate, triplets = (
+        raw.lists.get(f'{split}_{kind}', NO_ROWS) for kind in ('query', 'candidate', 'triplets')
+    )
     attribute_of_value = np.unique(np.stack([labels.attribute, labels.value]), axis=1)[0]
     answers = set(map(tuple, candidate[:, 1:].tolist()))
     return {
@@ -41,7 +43,7 @@ def describe_split(raw: RawDataset, split: str) -> dict:
         'queries': len(query),
         'candidates': count_candidates(candidate),
         'unanswered': sum(tuple(row) not in answers for row in query[:, 1:].tolist()),
-        'triplets': len(raw.triplets.get(split, ())),
+        'triplets': len(triplets),
         'chance_map': chance_map(raw.attributes, query, candidate) if len(query) else None,
     }
 
@@ -56,10 +58,10 @@ def summary(prepared: Path) -> str:
         table.append((split, *(f'{facts[count]:,}' for count in COUNTS), _percent(chance[split].get('overall'))))
     values = [('', *(head for split in splits for head in (f'{split} values', 'chance MAP')))]
     for name in next(iter(splits.values()))['values']:
-        cells = [
-            (f'{splits[each]["values"][name]:,}', _percent(chance[each]['per_attribute'].get(name))) for each in splits
-        ]
-        values.append((name, *sum(cells, ())))
+        row = [name]
+        for split, facts in splits.items():
+            row += [f'{facts["values"][name]:,}', _percent(chance[split]['per_attribute'].get(name))]
+        values.append(row)
     lines = [f'{content["dataset"]}: {prepared}', '', *_align(table), '', *_align(values), '']
     lines.append(f'skipped: {len(skipped):,} photos')
     lines += [f'  {entry["image_id"]}: {entry["why"]}' for entry in skipped[:MAX_SKIPPED]]

@@ -109,8 +109,7 @@ class TripletSource:
         self.strict_negatives = config.data.strict_negatives
         self.labels = PhotoLabels(records) if with_labels else None
         fixed = config.data.triplets == 'fixed'
-        self.fixed = read_rows(records, 'train_triplets') if fixed else None
-        self.index = None if fixed else make_train_index(records)
+        self.triplets = read_rows(records, 'train_triplets') if fixed else make_train_index(records)
         self.photos = None if self.on_device or features is not None else open_photos(records, 'train', config)
 
     def __len__(self) -> int:
@@ -120,10 +119,9 @@ class TripletSource:
     def table(self, epoch: int) -> Int[np.ndarray, 'triplets 4']:
         """The epoch's triplets: (anchor, positive, negative, attribute)."""
         rng = np.random.default_rng([self.seed, 1, epoch])
-        if self.index is not None:
-            return draw_triplets(self.index, self.epoch_size, rng, self.strict_negatives)
-        assert self.fixed is not None
-        return self.fixed[rng.permutation(len(self.fixed))[: self.epoch_size]]
+        if isinstance(self.triplets, TripletIndex):
+            return draw_triplets(self.triplets, self.epoch_size, rng, self.strict_negatives)
+        return self.triplets[rng.permutation(len(self.triplets))[: self.epoch_size]]
 
     def __getitem__(self, index: int) -> Element:
         step, row = divmod(index, len(self.rows))
@@ -137,20 +135,15 @@ class TripletSource:
             element['features'] = self.features[photos, flips.astype(int)]
         else:
             element['flip'] = flips
-        if self.photos is not None:
-            element['images'] = self._load(self.photos, photos, rng)
+        if isinstance(self.photos, CachedPhotos):
+            element['images'] = self.photos.images[photos]
+        elif self.photos is not None:
+            element['images'] = np.stack([self.photos.read_jittered(photo, rng, self.jitter) for photo in photos])
         if self.labels is not None or self.on_device:
             element['photo'] = np.array(photos, np.int32)
         if self.labels is not None:
             element['labels'] = self.labels.of(photos)
         return element
-
-    def _load(
-        self, source: Photos | CachedPhotos, photos: list[int], rng: np.random.Generator
-    ) -> UInt8[np.ndarray, 'roles size size 3']:
-        if isinstance(source, CachedPhotos):
-            return source.images[photos]
-        return np.stack([source.read_jittered(photo, rng, self.jitter) for photo in photos])
 
 
 def make_train_index(records: Records) -> TripletIndex:

@@ -11,14 +11,6 @@ BOX_COLUMNS = ('x1', 'y1', 'x2', 'y2')  # the first and the last pixel, counted 
 OVERHANG = 1.0  # pixels that a box may reach beyond its photo: since counting from 0 and from 1 is easily confused
 
 
-def check_box_columns(columns: Sequence[str], where: str) -> None:
-    """Raise InputError, which begins with `where`, if a CSV file has only some of the four box columns."""
-    absent = [name for name in BOX_COLUMNS if name not in columns]
-    if 0 < len(absent) < len(BOX_COLUMNS):
-        present = ', '.join(name for name in BOX_COLUMNS if name in columns)
-        raise InputError(f'{where}: there is {present} but no {", ".join(absent)}; a box needs x1, y1, x2, y2.')
-
-
 def parse_box(cells: Mapping[str, str], where: str) -> Box | None:
     """The box of a CSV row that has the box columns, or None if all four cells are empty.
 
@@ -27,22 +19,14 @@ def parse_box(cells: Mapping[str, str], where: str) -> Box | None:
     words = [cells[name] for name in BOX_COLUMNS]
     if not any(words):
         return None
-    numbers = []
-    for name, word in zip(BOX_COLUMNS, words, strict=True):
-        try:
-            number = float(word)
-        except ValueError:
-            number = math.nan
-        if not math.isfinite(number):
-            raise InputError(
-                f"{where}: {name} is {word!r}, not a number; write the box's first and last pixel, counted from 1, "
-                'or leave all four cells empty.'
-            )
-        numbers.append(number)
-    left, top, right, bottom = numbers
-    if right < left or bottom < top:
+    try:
+        left, top, right, bottom = map(float, words)
+    except ValueError:
+        left = top = right = bottom = math.nan
+    if not (-math.inf < left <= right < math.inf and -math.inf < top <= bottom < math.inf):
         raise InputError(
-            f'{where}: the box {",".join(words)} is empty; x1,y1 is its top left pixel and x2,y2 its bottom right one.'
+            f'{where}: the box is {",".join(words)!r}; x1,y1 is its top left pixel and x2,y2 its bottom right one, counted '
+            'from 1, or all four cells are empty.'
         )
     return left - 1, top - 1, right, bottom
 

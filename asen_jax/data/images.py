@@ -151,11 +151,9 @@ def fit_square(image: Image.Image, size: int, fit: str = 'crop') -> UInt8[np.nda
     'crop' is what the papers do. 'pad' shows the whole photo and repeats its edge pixels around it. 'stretch' changes
     the aspect ratio.
     """
-    return FITS[fit](image, size)
-
-
-def _stretch_square(image: Image.Image, size: int) -> UInt8[np.ndarray, 'size size 3']:
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+    if fit == 'stretch':
+        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+    return _crop_square(image, size) if fit == 'crop' else _pad_square(image, size)
 
 
 def _pad_square(image: Image.Image, size: int) -> UInt8[np.ndarray, 'size size 3']:
@@ -182,9 +180,6 @@ def _crop_square(image: Image.Image, size: int) -> UInt8[np.ndarray, 'size size 
     left, top = round((width - size) / 2), round((height - size) / 2)
     image = image.resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(image.crop((left, top, left + size, top + size)))
-
-
-FITS = {'crop': _crop_square, 'pad': _pad_square, 'stretch': _stretch_square}
 
 
 def box_to_square(box: Box, opened: Opened, size: int, fit: str = 'crop') -> Float[np.ndarray, ' 4']:

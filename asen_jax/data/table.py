@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from asen_jax.data.boxes import BOX_COLUMNS, Box, check_box_columns, parse_box
+from asen_jax.data.boxes import BOX_COLUMNS, Box, parse_box
 from asen_jax.errors import InputError
 
 EXAMPLE = 'the first line names the columns, for example "path,color,sleeve", and each line below it is a photo'
@@ -39,9 +39,7 @@ class Table(NamedTuple):
 def read_table(path: Path) -> Table:
     """The photos that a CSV file lists, at least one."""
     lines = read_cells(path)
-    first, columns = next(lines, (0, []))
-    if not columns:
-        raise InputError(f'{path} is empty; {EXAMPLE}.')
+    first, columns = next(lines, (1, []))
     _check_columns(columns, f'{path}, line {first}')
     table = Table(path, tuple(columns), [Row(line, dict(zip(columns, cells, strict=True))) for line, cells in lines])
     if not table.rows:
@@ -103,10 +101,10 @@ def _check_columns(columns: list[str], where: str) -> None:
     if 'path' not in columns:
         close = [name for name in columns if difflib.get_close_matches(name.lower(), ['path'])]
         hint = f' ({close[0]!r} is close)' if close else ''
-        raise InputError(f"{where}: no column is named path{hint}; give that name to the one with the photos' files.")
+        raise InputError(f'{where}: no column is named path{hint}; {EXAMPLE}.')
     for number, name in enumerate(columns, 1):
-        if not name:
-            raise InputError(f'{where}: column {number} has no name; name it or remove it.')
-        if columns.index(name) != number - 1:
-            raise InputError(f'{where}: two columns are named {name!r}; rename one.')
-    check_box_columns(columns, where)
+        if not name or name in columns[: number - 1]:
+            raise InputError(f'{where}: column {number} is named {name!r}; give it a name of its own, or remove it.')
+    boxes = [name for name in BOX_COLUMNS if name in columns]
+    if 0 < len(boxes) < len(BOX_COLUMNS):
+        raise InputError(f'{where}: a box needs x1, y1, x2, y2, but there is only {", ".join(boxes)}.')

@@ -81,8 +81,7 @@ def draw_triplets(
     size, start = index.group_size[group], index.group_start[group]
     anchor = rng.integers(0, size)
     positive = (anchor + 1 + rng.integers(0, size - 1)) % size
-    draw = _draw_strict_negatives if strict_negatives else _draw_negatives
-    negative = draw(index, which, group, rng)
+    negative = _draw_negatives(index, which, group, rng, strict_negatives)
     photo = index.labels.photo
     rows = (photo[start + anchor], photo[start + positive], photo[negative], index.attributes[which])
     return np.stack(rows, axis=1).astype(np.int32)
@@ -93,26 +92,18 @@ def _draw_negatives(
     which: Int[np.ndarray, ' triplets'],
     group: Int[np.ndarray, ' triplets'],
     rng: np.random.Generator,
+    strict: bool,
 ) -> Int[np.ndarray, ' triplets']:
-    """Entries drawn uniformly from the attribute's other values: draw from (all - group) and skip the group's block."""
-    size, start = index.group_size[group], index.group_start[group]
-    first = index.attribute_start[which]
-    negative = first + rng.integers(0, index.attribute_size[which] - size)
-    return np.where(negative >= start, negative + size, negative)
+    """Entries drawn uniformly from the attribute's other values: draw from (all - group) and skip the group's block.
 
-
-def _draw_strict_negatives(
-    index: TripletIndex,
-    which: Int[np.ndarray, ' triplets'],
-    group: Int[np.ndarray, ' triplets'],
-    rng: np.random.Generator,
-) -> Int[np.ndarray, ' triplets']:
-    """`_draw_negatives`, repeated for the entries whose photo also has the group's value."""
+    With `strict`, those are drawn again whose photo also has the group's value.
+    """
     negative, wrong = np.zeros_like(group), np.arange(len(group))
     for _ in range(STRICT_ROUNDS):
-        negative[wrong] = _draw_negatives(index, which[wrong], group[wrong], rng)
-        wrong = wrong[_has_value(index, negative[wrong], group[wrong])]
-        if not len(wrong):
+        size, start = index.group_size[group[wrong]], index.group_start[group[wrong]]
+        drawn = index.attribute_start[which[wrong]] + rng.integers(0, index.attribute_size[which[wrong]] - size)
+        negative[wrong] = np.where(drawn >= start, drawn + size, drawn)
+        if not strict or not len(wrong := wrong[_has_value(index, negative[wrong], group[wrong])]):
             return negative
     entry = index.group_start[group[wrong[0]]]
     raise InputError(

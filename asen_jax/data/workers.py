@@ -56,14 +56,10 @@ def _send_results(pipe: Connection, numbers: range) -> None:
     with contextlib.suppress(EOFError, OSError):  # the process that started this one has ended
         function = pipe.recv()
         for number in numbers:
-            pipe.send_bytes(_call(function, number))
-
-
-def _call(function: Callable[[int], Any], number: int) -> bytes:
-    """The result, pickled, or the exception; of one that is a bug, only the traceback, as not all can be pickled."""
-    try:
-        return pickle.dumps(function(number))
-    except (InputError, OSError) as error:
-        return pickle.dumps(error)
-    except Exception:
-        return pickle.dumps(RuntimeError(f'In another process:\n{traceback.format_exc()}'))
+            try:
+                result = pickle.dumps(function(number))
+            except (InputError, OSError) as error:
+                result = pickle.dumps(error)
+            except Exception:  # a bug: only its traceback, as not every exception can be pickled
+                result = pickle.dumps(RuntimeError(f'In another process:\n{traceback.format_exc()}'))
+            pipe.send_bytes(result)

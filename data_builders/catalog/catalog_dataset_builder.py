@@ -22,12 +22,6 @@ SHARES = {'train': 0.8, 'valid': 0.1, 'test': 0.1}
 QUERY_SHARE = 0.2  # of a split's photos; the published lists have the same ratio
 
 
-class Builder(records.RecordsBuilder):
-    """Writes the records of a catalog."""
-
-    MANUAL_DOWNLOAD_INSTRUCTIONS = 'A folder of photos with a labels.csv; data_builders/catalog/README.md describes it.'
-
-
 def list_files(data: ConfigDict) -> list[Path]:
     """The files that describe the dataset; when one changes, the records are rebuilt."""
     return [Path(data.manual_dir).expanduser() / 'labels.csv']
@@ -49,16 +43,16 @@ def read(data: ConfigDict) -> RawDataset:
     rows = defaultdict(list)
     for row in table.rows:
         rows[row.cells.get('split') or split_of(product_of(row))].append(row)
-    photos, queries, candidates = {}, {}, {}
+    photos, lists = {}, {}
     for split in SPLITS:
         photos[split] = [make_photo(table, row, numbers) for row in rows[split]]
         if not rows[split]:
             notes.append(f'no photo is in {split}')
         if split != 'train':
             is_query = choose_queries(rows[split])
-            queries[split] = records.label_rows(photos[split], np.flatnonzero(is_query))
-            candidates[split] = records.label_rows(photos[split], np.flatnonzero(~is_query))
-    return RawDataset('catalog', tuple(values), values, photos, queries, candidates, notes=tuple(notes))
+            lists[f'{split}_query'] = records.label_rows(photos[split], np.flatnonzero(is_query))
+            lists[f'{split}_candidate'] = records.label_rows(photos[split], np.flatnonzero(~is_query))
+    return RawDataset('catalog', tuple(values), values, photos, lists, tuple(notes))
 
 
 def choose_columns(table: Table, wanted: Sequence[str]) -> tuple[dict[str, tuple[str, ...]], list[str]]:

@@ -14,15 +14,21 @@ RESERVED = ('path', 'split', 'group', *BOX_COLUMNS)
 
 def read_labels(folder: Path) -> Table:
     """The labels.csv of `folder`, with its paths and splits checked."""
-    if not folder.is_dir():
-        what = 'is a file' if folder.exists() else 'does not exist'
-        raise InputError(f'{folder} {what}; set --config.data.manual_dir to the folder of labels.csv and photos.')
-    if not (folder / 'labels.csv').is_file():
-        what = 'has no labels.csv' if any(folder.iterdir()) else 'is empty: it has no labels.csv'
-        raise InputError(f'{folder} {what}; {EXAMPLE} (data_builders/catalog/README.md).')
-    table = read_table(folder / 'labels.csv')
-    _check_paths(table)
-    _check_splits(table)
+    path = folder / 'labels.csv'
+    if not path.is_file():
+        where = 'set --config.data.manual_dir to a folder of photos with a labels.csv'
+        raise InputError(f'{path} does not exist; {where}, in which {EXAMPLE} (data_builders/catalog/README.md).')
+    table, first_of_path, first_of_product = read_table(path), {}, {}
+    for row in table.rows:
+        name = row.cells['path']
+        check_relative(name, table.where(row))
+        line = first_of_path.setdefault(PurePosixPath(name), row.line)  # ./a.jpg equals a.jpg
+        if line != row.line:
+            raise InputError(
+                f'{table.where(row)}: {name!r} is already on line {line}; write two values of one photo as "a|b".'
+            )
+        if 'split' in table.columns:
+            _check_split(table, row, first_of_product.setdefault(product_of(row), row))
     return table
 
 
@@ -31,32 +37,15 @@ def product_of(row: Row) -> str:
     return row.cells.get('group') or row.cells['path']
 
 
-def _check_paths(table: Table) -> None:
-    first = {}
-    for row in table.rows:
-        name = row.cells['path']
-        check_relative(name, table.where(row))
-        line = first.setdefault(PurePosixPath(name), row.line)  # ./a.jpg equals a.jpg
-        if line != row.line:
-            raise InputError(
-                f'{table.where(row)}: {name!r} is already on line {line}; write two values of one photo as "a|b".'
-            )
-
-
-def _check_splits(table: Table) -> None:
-    """Refuse an unknown split, and a product whose views are in different splits."""
-    if 'split' not in table.columns:
-        return
-    first = {}
-    for row in table.rows:
-        split, product = row.cells['split'], product_of(row)
-        if split not in SPLITS:
-            close = 'valid' if split.lower().startswith('val') else ''.join(difflib.get_close_matches(split, SPLITS, 1))
-            hint = f' (did you mean {close!r}?)' if close else ''
-            raise InputError(f'{table.where(row)}: the split is {split!r}{hint}; write train, valid or test.')
-        other = first.setdefault(product, row)
-        if other.cells['split'] != split:
-            raise InputError(
-                f'{table.where(row)}: group {product!r} is in {split} here and in {other.cells["split"]} on line '
-                f'{other.line}; all views of a product belong in one split: change one, or remove the column split or group.'
-            )
+def _check_split(table: Table, row: Row, other: Row) -> None:
+    """Refuse an unknown split, or one in which the `other` view of the product is not."""
+    split = row.cells['split']
+    if split not in SPLITS:
+        close = 'valid' if split.lower().startswith('val') else ''.join(difflib.get_close_matches(split, SPLITS, 1))
+        hint = f' (did you mean {close!r}?)' if close else ''
+        raise InputError(f'{table.where(row)}: the split is {split!r}{hint}; write train, valid or test.')
+    if other.cells['split'] != split:
+        raise InputError(
+            f'{table.where(row)}: group {product_of(row)!r} is in {split} here and in {other.cells["split"]} on line '
+            f'{other.line}; all views of a product belong in one split: change one, or remove the column split or group.'
+        )

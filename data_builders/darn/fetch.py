@@ -108,8 +108,7 @@ def fetch(
         _write_lost(folder, lost)
         try:
             with open_session(workers, per_host, pause, backoff) as session:
-                fetch_one = partial(_fetch_one, session, timeout)
-                _fetch_all(fetch_one, wanted, folder, lost, workers, per_host)
+                _fetch_all(partial(_fetch_one, session, timeout), wanted, folder, lost, workers, per_host)
         finally:
             _write_lost(folder, lost)
     reasons = Counter(sorted(why for name, (_, why) in lost.items() if name in urls))
@@ -139,15 +138,15 @@ def read_urls(path: Path) -> dict[str, str]:
     for number, line in enumerate(annotations.read_lines(path), 1):
         if not line:
             continue
-        where, (name, *rest) = f'{path}, line {number}', line.split(None, 1)
-        if not rest:
-            raise InputError(f'{where}: {line[:80]!r} is not "ID/NAME URL"; correct the line or delete it.')
-        annotations.check_relative(name, where)
+        name, *rest = line.split(None, 1)
         match = re.fullmatch(r'(?:pic/)?(\w[\w.-]*/\w[\w.-]*?)(?:\.jpg)?', name, re.ASCII | re.IGNORECASE)
-        if not match:
-            raise InputError(f'{where}: {name[:80]!r} is not the "ID/NAME" of a photo; correct the line or delete it.')
-        if not host_of(url := requote_uri(rest[0])):
-            raise InputError(f'{where}: {rest[0][:80]!r} is not an HTTP address; correct the line or delete it.')
+        url = requote_uri(''.join(rest))
+        if not match or not host_of(url):
+            raise InputError(
+                f'{path}, line {number}: {line[:80]!r} is not "ID/NAME URL" of a photo, with an HTTP address; correct the line '
+                'or delete it.'
+            )
+        annotations.check_relative(name, f'{path}, line {number}')
         urls.setdefault(f'pic/{match[1]}.jpg', url)
     return urls
 

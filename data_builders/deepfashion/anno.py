@@ -3,6 +3,7 @@
 Errors name the file and the line.
 """
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -18,7 +19,7 @@ from data_builders.records import Photo, RawDataset, photo_in
 
 NAMES, PHOTOS, BOXES = 'list_attr_cloth.txt', 'list_attr_img.txt', 'list_bbox.txt'
 PLACES = ('Anno', 'Anno_coarse', 'Eval', '.')  # below DeepFashion's folder; releases differ
-ENTRIES = ('-1', '0', '1')  # the photo lacks the attribute, unknown, has it
+ENTRIES = {'-1', '0', '1'}  # the photo lacks the attribute, unknown, has it
 
 
 class Names(NamedTuple):
@@ -71,18 +72,12 @@ def read_photos(path: Path, num_ids: int) -> Iterator[tuple[int, str, list[int]]
     """Line number, path and global ids of each photo in list_attr_img.txt, which is too large to hold in memory."""
     for line, text in _rows(path, 'image_name attribute_labels'):
         name, *entries = text.split()
-        if len(entries) != num_ids:
+        if len(entries) != num_ids or not ENTRIES.issuperset(entries):
             raise InputError(
                 f'{path}, line {line}: {len(entries)} entries after the path; expected {num_ids}, one for each name '
-                f'in {NAMES}.'
+                f'in {NAMES}, all of them -1, 0 or 1.'
             )
-        if other := set(entries).difference(ENTRIES):
-            raise InputError(f'{path}, line {line}: entry {other.pop()!r}; expected -1, 0 or 1.')
-        ids, place = [], -1
-        for _ in range(entries.count('1')):
-            place = entries.index('1', place + 1)
-            ids.append(place)
-        yield line, name, ids
+        yield line, name, list(itertools.compress(range(num_ids), map('1'.__eq__, entries)))
 
 
 def rebuild_train(
@@ -135,7 +130,14 @@ def read_boxes(path: Path) -> Boxes:
 
 def add_boxes(raw: RawDataset, boxes: Boxes) -> RawDataset:
     """`raw` with the boxes of its photos, whose lines are added to `where`, and a note that counts them."""
-    added = {split: [_add_box(photo, boxes) for photo in photos] for split, photos in raw.photos.items()}
+
+    def add(photo: Photo) -> Photo:
+        if photo.image_id not in boxes.of:
+            return photo
+        line, box = boxes.of[photo.image_id]
+        return photo._replace(bbox=box, where=f'{photo.where}; {boxes.path}, line {line}')
+
+    added = {split: list(map(add, photos)) for split, photos in raw.photos.items()}
     photos = [photo for many in added.values() for photo in many]
     boxed = sum(photo.bbox is not None for photo in photos)
     note = (
@@ -148,23 +150,15 @@ def add_boxes(raw: RawDataset, boxes: Boxes) -> RawDataset:
     return raw._replace(photos=added, notes=(*raw.notes, note))
 
 
-def _add_box(photo: Photo, boxes: Boxes) -> Photo:
-    if photo.image_id not in boxes.of:
-        return photo
-    line, box = boxes.of[photo.image_id]
-    return photo._replace(bbox=box, where=f'{photo.where}; {boxes.path}, line {line}')
-
-
 def _rows(path: Path, columns: str) -> Iterator[tuple[int, str]]:
     """Line number and text of each row; the first two lines are the number of rows and the names of the columns."""
     with path.open('rb') as file:
         lines = ((line, _decode(path, line, text)) for line, text in enumerate(file, 1))
-        _, first = next(lines, (1, ''))
-        if not first.isdecimal() or len(first) > MAX_DIGITS:
-            raise InputError(f'{path}, line 1: {first[:60]!r}; expected the number of rows.')
-        _, second = next(lines, (2, ''))
-        if second.split()[:1] != columns.split()[:1]:
-            raise InputError(f'{path}, line 2: {second[:60]!r}; expected the names of the columns, "{columns}".')
+        (_, first), (_, second) = next(lines, (1, '')), next(lines, (2, ''))
+        if not first.isdecimal() or len(first) > MAX_DIGITS or second.split()[:1] != columns.split()[:1]:
+            raise InputError(
+                f'{path}, lines 1 and 2: {first[:60]!r} and {second[:60]!r}; expected the number of rows and "{columns}".'
+            )
         count, expected = 0, int(first)
         for line, text in tqdm(lines, total=expected, desc=f'Reading {path.name}', unit='row', disable=None, delay=1):
             if text:

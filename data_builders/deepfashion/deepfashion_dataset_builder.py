@@ -6,7 +6,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from asen_jax.data.triplets import Labels
-from data_builders import annotations, asen_lists, records
+from data_builders import annotations, asen_lists
 from data_builders.asen_lists import EVAL_SPLITS, EvalLists, Source, config_name
 from data_builders.deepfashion import anno, labels
 from data_builders.deepfashion.labels import Ids, Rows
@@ -15,13 +15,7 @@ from data_builders.records import RawDataset
 DATASET = 'DeepFashion'  # its folder, and its key in meta.json
 OTHER = "; DeepFashion's own Anno/ can take the place of the train lists"
 INSTRUCTIONS = asen_lists.INSTRUCTIONS.format(name='deepfashion', folder=DATASET, other=OTHER)
-__all__ = ['Builder', 'config_name', 'list_files', 'read']  # what prepare.py needs of a builder
-
-
-class Builder(records.RecordsBuilder):
-    """Writes the records of DeepFashion."""
-
-    MANUAL_DOWNLOAD_INSTRUCTIONS = INSTRUCTIONS
+__all__ = ['config_name', 'list_files', 'read']  # what prepare.py needs of a builder
 
 
 def list_files(data: ConfigDict) -> list[Path]:
@@ -32,8 +26,9 @@ def list_files(data: ConfigDict) -> list[Path]:
     if photos and not asen_lists.has_train_lists(data, DATASET):
         train = [names or photos.with_name(anno.NAMES), photos]
     label_files = [path for split in EVAL_SPLITS if (path := _label_file(folder, split)).is_file()]
-    files = [*asen_lists.list_files(data, DATASET, train), *label_files, *filter(None, (names, boxes))]
-    return list(dict.fromkeys(files))
+    return list(
+        dict.fromkeys([*asen_lists.list_files(data, DATASET, train), *label_files, *filter(None, (names, boxes))])
+    )
 
 
 def read(data: ConfigDict) -> RawDataset:

@@ -71,18 +71,15 @@ def _read_photos(source: Source, tables: list[Path]) -> list[Photo]:
 def _read_line(text: str, meta: Meta, where: str) -> tuple[str, int, int]:
     """Path, attribute and value, which is the position of the only `y`; `m` (maybe) counts as `n`."""
     cells = [cell.strip() for cell in text.split(',')]
-    if len(cells) != 3:
-        raise InputError(f'{where}: {len(cells)} cells; expected "path,attribute_labels,nnynn".')
-    name, attribute, letters = cells
+    counts = {f'{name}_labels': len(meta.values[name]) for name in meta.attributes}
+    name, attribute, letters = cells if len(cells) == 3 else ('', '', '')
+    if len(letters) != counts.get(attribute) or set(letters) - set('nmy') or letters.count('y') != 1:
+        known = ', '.join(f'{each} ({count} letters)' for each, count in counts.items())
+        raise InputError(
+            f'{where}: {text[:80]!r}; expected "path,attribute_labels,nnynn" with one of {known}, each n, m or y, and exactly one y.'
+        )
     annotations.check_relative(name, where)
-    known = [f'{each}_labels' for each in meta.attributes]
-    if attribute not in known:
-        raise InputError(f'{where}: unknown attribute {attribute!r}; expected one of {", ".join(known)}.')
-    number = known.index(attribute)
-    count = len(meta.values[meta.attributes[number]])
-    if len(letters) != count or set(letters) - set('nmy') or letters.count('y') != 1:
-        raise InputError(f'{where}: the label is {letters!r}; expected {count} letters n, m or y, with exactly one y.')
-    return name, number, letters.index('y')
+    return name, list(counts).index(attribute), letters.index('y')
 
 
 def _place(folder: Path, table: Path, name: str) -> str:

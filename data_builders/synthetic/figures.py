@@ -118,35 +118,24 @@ def enlarge(shape: np.ndarray) -> np.ndarray:
     return (shape - (0, NECK_BASE)) * FRONT_SCALE + (0, NECK_BASE)
 
 
-def neckline(value: str) -> np.ndarray:
-    """The skin that a neckline leaves bare below the neck, before `enlarge`."""
-    top = NECK_BASE - 0.004
-    match value:
-        case 'Round Neckline':
-            return ellipse(0, top, 0.082, 0.088, 0, 180)
-        case 'Square Neckline':
-            return mirrored((0.09, top + 0.005), (0.09, 0.275))
-        case 'Deep V Neckline':
-            return mirrored((0.075, top), (0.05, 0.24), (0, 0.385))
-        case 'Straight Neck':
-            return mirrored((0.128, 0.188), (0.124, 0.222))
-        case 'Sweat Heart Neck':
-            bust = ellipse(0.055, 0.272, 0.053, 0.05, 360, 195)
-            return mirrored((0.108, top + 0.012), *bust, (0, 0.312))
-    raise ValueError(f'no shape for the neckline {value!r}')
+TOP = NECK_BASE - 0.004
+NECKLINES = {  # the skin that each leaves bare below the neck, before `enlarge`
+    'Round Neckline': ellipse(0, TOP, 0.082, 0.088, 0, 180),
+    'Square Neckline': mirrored((0.09, TOP + 0.005), (0.09, 0.275)),
+    'Deep V Neckline': mirrored((0.075, TOP), (0.05, 0.24), (0, 0.385)),
+    'Straight Neck': mirrored((0.128, 0.188), (0.124, 0.222)),
+    'Sweat Heart Neck': mirrored((0.108, TOP + 0.012), *ellipse(0.055, 0.272, 0.053, 0.05, 360, 195), (0, 0.312)),
+}
+PETER_PAN = ellipse(0.057, 0.206, 0.055, 0.046, -60, 200)
+COLLARS = {  # the right half of each; of a rib collar all
+    'Shirt Collar': np.array([(0.052, 0.15), (0.0, 0.196), (0.05, 0.285), (0.098, 0.19)]),
+    'Peter Pan': np.array([(0.05, 0.166), *PETER_PAN, (0.0, 0.182)]),
+    'Puritan Collar': np.array([(0.05, 0.16), (0.1, 0.176), (0.145, 0.205), (0.14, 0.3), (0.03, 0.335), (0.0, 0.2)]),
+    'Rib Collar': mirrored((0.056, 0.148), (0.064, 0.18), (0.08, 0.214)),
+}
 
 
 def collar(value: str) -> list[np.ndarray]:
     """A collar's parts before `enlarge`, left and right separate so that each gets its own outline."""
-    match value:
-        case 'Shirt Collar':
-            half = np.array([(0.052, 0.15), (0.0, 0.196), (0.05, 0.285), (0.098, 0.19)])
-        case 'Peter Pan':
-            half = np.concatenate([[(0.05, 0.166)], ellipse(0.057, 0.206, 0.055, 0.046, -60, 200), [(0.0, 0.182)]])
-        case 'Puritan Collar':
-            half = np.array([(0.05, 0.16), (0.1, 0.176), (0.145, 0.205), (0.14, 0.3), (0.03, 0.335), (0.0, 0.2)])
-        case 'Rib Collar':
-            return [mirrored((0.056, 0.148), (0.064, 0.18), (0.08, 0.214))]
-        case _:
-            raise ValueError(f'no shape for the collar {value!r}')
-    return [half, half * (-1, 1)]
+    shape = COLLARS[value]
+    return [shape] if value == 'Rib Collar' else [shape, shape * (-1, 1)]

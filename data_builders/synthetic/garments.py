@@ -4,6 +4,7 @@ A label shows only in its own region: pose, scale, place, colors, patterns, back
 independently of it.
 """
 
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -14,30 +15,29 @@ from data_builders.synthetic.figures import Pose
 from data_builders.synthetic.sketch import Color, Sketch
 
 SLEEVE_ENDS = {'Sleeveless': 0.0, 'Short Sleeves': 0.3, '3/4 Sleeves': 0.66, 'Long Sleeves': 0.96}  # of the arm
-NECKLINES = ('Round Neckline', 'Square Neckline', 'Deep V Neckline', 'Straight Neck', 'Sweat Heart Neck')
-COLLARS = ('Shirt Collar', 'Peter Pan', 'Puritan Collar', 'Rib Collar')
 # Hems as a fraction of the leg, from hip to ankle, far enough apart to stay distinct under a jitter of +-JITTER.
-SKIRT_ENDS = {'Short Length': 0.2, 'Knee Length': 0.45, 'Midi Length': 0.7, 'Floor Length': 0.98}
-PANT_ENDS = {'Short Pant': 0.2, 'Mid Length': 0.45, '3/4 Length': 0.7, 'Full Length': 0.96}
-COAT_ENDS = {
-    'High Waist Length': -0.2,
-    'Long Length': 0.13,
-    'Knee Length': 0.42,
-    'Midi Length': 0.7,
-    'Ankle&Floor Length': 0.98,
+HEMS = {
+    'skirt_length': {'Short Length': 0.2, 'Knee Length': 0.45, 'Midi Length': 0.7, 'Floor Length': 0.98},
+    'pant_length': {'Short Pant': 0.2, 'Mid Length': 0.45, '3/4 Length': 0.7, 'Full Length': 0.96},
+    'coat_length': {
+        'High Waist Length': -0.2,
+        'Long Length': 0.13,
+        'Knee Length': 0.42,
+        'Midi Length': 0.7,
+        'Ankle&Floor Length': 0.98,
+    },
 }
-HEMS = {'skirt_length': SKIRT_ENDS, 'pant_length': PANT_ENDS, 'coat_length': COAT_ENDS}
 JITTER = 0.03
 KINDS = {'coat': 0.3, 'trousers': 0.3, 'skirt': 0.2, 'dress': 0.2}  # how often each is drawn
 OUTLINE = (28, 22, 34)
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
-    'skirt_length': tuple(SKIRT_ENDS),
+    'skirt_length': tuple(HEMS['skirt_length']),
     'sleeve_length': tuple(SLEEVE_ENDS),
-    'coat_length': tuple(COAT_ENDS),
-    'pant_length': tuple(PANT_ENDS),
-    'collar_design': COLLARS,
-    'neckline_design': NECKLINES,
+    'coat_length': tuple(HEMS['coat_length']),
+    'pant_length': tuple(HEMS['pant_length']),
+    'collar_design': tuple(figures.COLLARS),
+    'neckline_design': tuple(figures.NECKLINES),
 }
 
 
@@ -47,22 +47,6 @@ class Garment(NamedTuple):
     image: Image.Image
     labels: dict[str, str]
     boxes: dict[str, tuple[float, float, float, float]]
-
-
-class Look(NamedTuple):
-    """Everything that varies independently of the labels."""
-
-    skin: Color
-    hair: Color
-    shoes: Color
-    upper: Color
-    lower: Color
-    collar: Color
-    sleeve_width: float
-    leg_width: float
-    flare: float
-    hair_style: str
-    belted: bool
 
 
 def draw_garment(seed: int, index: int, size: int) -> Garment:
@@ -86,12 +70,12 @@ def draw_labels(rng: np.random.Generator, kind: str) -> dict[str, str]:
     return {name: str(rng.choice(ATTRIBUTES[name])) for name in ('sleeve_length', front, length)}
 
 
-def draw_look(rng: np.random.Generator) -> Look:
-    """Colors that stay apart from their neighbors, and widths."""
+def draw_look(rng: np.random.Generator) -> SimpleNamespace:
+    """Everything that varies independently of the labels: colors that stay apart from their neighbors, and widths."""
     skin = sketch.pick_color(rng, sketch.SKINS)
     upper = sketch.pick_color(rng, sketch.CLOTHS, [skin], 170)
     lower = sketch.pick_color(rng, sketch.CLOTHS, [skin, upper], 170)
-    return Look(
+    return SimpleNamespace(
         skin=skin,
         hair=sketch.pick_color(rng, sketch.HAIRS, [skin], 130),
         shoes=sketch.pick_color(rng, sketch.CLOTHS, [skin, lower], 100),
@@ -106,7 +90,7 @@ def draw_look(rng: np.random.Generator) -> Look:
     )
 
 
-def draw_body(doll: Sketch, pose: Pose, look: Look, ground: Color) -> None:
+def draw_body(doll: Sketch, pose: Pose, look: SimpleNamespace, ground: Color) -> None:
     """What is behind the clothes: hair, a shadow on the floor, bare limbs, shoes and neck."""
     edge = sketch.blend(look.skin, OUTLINE, 0.45)
     doll.fill(figures.ellipse(0, 0.985, 0.24, 0.02), sketch.blend(ground, OUTLINE, 0.3))
@@ -125,7 +109,7 @@ def draw_body(doll: Sketch, pose: Pose, look: Look, ground: Color) -> None:
 
 
 def draw_clothes(
-    doll: Sketch, pose: Pose, look: Look, kind: str, labels: dict[str, str], rng: np.random.Generator
+    doll: Sketch, pose: Pose, look: SimpleNamespace, kind: str, labels: dict[str, str], rng: np.random.Generator
 ) -> None:
     """The garments from the inside out; a coat is worn over full-length trousers, whatever its own length."""
     upper, lower = (sketch.weave(rng, doll.picture.width, color) for color in (look.upper, look.lower))
@@ -137,7 +121,7 @@ def draw_clothes(
     hem = HEMS[length][labels[length]] + jitter[1]
     doll.cloth(figures.sleeves(pose, sleeve_end, look.sleeve_width), upper, upper_edge)
     if kind in ('trousers', 'coat'):
-        end = hem if kind == 'trousers' else PANT_ENDS['Full Length']
+        end = hem if kind == 'trousers' else HEMS['pant_length']['Full Length']
         doll.cloth(figures.trousers(pose, end, look.leg_width), lower, lower_edge)
         doll.line([(0, 0.605), (0, 0.65)], lower_edge, 0.01)
     if kind == 'skirt':
@@ -161,10 +145,10 @@ def draw_opening(doll: Sketch, hem: float, edge: Color) -> None:
         doll.fill(figures.ellipse(0.028, y, 0.011, 0.011), edge)
 
 
-def draw_front(doll: Sketch, look: Look, labels: dict[str, str], edge: Color) -> None:
+def draw_front(doll: Sketch, look: SimpleNamespace, labels: dict[str, str], edge: Color) -> None:
     """The neckline or the collar."""
     if 'neckline_design' in labels:
-        doll.shape(figures.enlarge(figures.neckline(labels['neckline_design'])), look.skin, edge, 0.012)
+        doll.shape(figures.enlarge(figures.NECKLINES[labels['neckline_design']]), look.skin, edge, 0.012)
         doll.fill(figures.mirrored((0.033, 0.14), (0.035, 0.165), (0.052, 0.181)), look.skin)
         return
     collar_edge = sketch.blend(look.collar, OUTLINE, 0.55)
@@ -175,7 +159,7 @@ def draw_front(doll: Sketch, look: Look, labels: dict[str, str], edge: Color) ->
             doll.line(figures.enlarge(np.array([(x, 0.152), (x * 1.3, 0.208)])), collar_edge, 0.006)
 
 
-def draw_head(doll: Sketch, look: Look) -> None:
+def draw_head(doll: Sketch, look: SimpleNamespace) -> None:
     """Face and hair."""
     edge = sketch.blend(look.skin, OUTLINE, 0.45)
     style, hair = look.hair_style, look.hair

@@ -153,5 +153,4 @@ class Sketch:
     def box(self, points, picture_size: int) -> tuple[float, float, float, float]:
         """The box around points of the figure, in pixels of the finished picture and clipped to it."""
         placed = self.place(points) * (picture_size / self.picture.width)
-        low, high = np.clip(placed.min(axis=0), 0, picture_size), np.clip(placed.max(axis=0), 0, picture_size)
-        return float(low[0]), float(low[1]), float(high[0]), float(high[1])
+        return tuple(np.clip([*placed.min(axis=0), *placed.max(axis=0)], 0, picture_size).tolist())

@@ -22,10 +22,6 @@ JPEG_QUALITY = 95
 PHOTOS_PER_PROCESS = 1000  # at least; a process takes about a second to start
 
 
-class Builder(records.RecordsBuilder):
-    """Writes the records of drawn photos."""
-
-
 def list_files(data: ConfigDict) -> list[Path]:
     """The drawing code, which describes the dataset: when it changes the records are rebuilt."""
     del data
@@ -49,10 +45,12 @@ def read(data: ConfigDict) -> RawDataset:
     num_eval = num_photos // EVAL_SHARE
     splits = {'train': photos[: -2 * num_eval], 'valid': photos[-2 * num_eval : -num_eval], 'test': photos[-num_eval:]}
     num_queries = num_eval // QUERY_SHARE
-    queries = {split: records.label_rows(splits[split], range(num_queries)) for split in ('valid', 'test')}
-    candidates = {split: records.label_rows(splits[split], range(num_queries, num_eval)) for split in ('valid', 'test')}
+    lists = {}
+    for split in ('valid', 'test'):
+        lists[f'{split}_query'] = records.label_rows(splits[split], range(num_queries))
+        lists[f'{split}_candidate'] = records.label_rows(splits[split], range(num_queries, num_eval))
     write_catalog(Path(data.dir).expanduser() / 'synthetic' / 'photos', [*splits['valid'], *splits['test']])
-    raw = RawDataset('synthetic', tuple(ATTRIBUTES), ATTRIBUTES, splits, queries, candidates)
+    raw = RawDataset('synthetic', tuple(ATTRIBUTES), ATTRIBUTES, splits, lists)
     return records.choose_attributes(raw, chosen)
 
 

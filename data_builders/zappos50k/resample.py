@@ -150,7 +150,7 @@ def read_table(path: Path, attributes: Sequence[str]) -> Table:
     header = next(lines, (1, []))[1]
     cid, columns, values, notes = _choose_columns(path, header, attributes)
     wanted = [column for chosen in columns.values() for column in chosen]
-    rows, first, packed = {}, {}, []
+    rows, first, words = {}, {}, []
     for line, cells in lines:
         for column in wanted:
             if cells[column] not in ('0', '1'):
@@ -161,15 +161,11 @@ def read_table(path: Path, attributes: Sequence[str]) -> Table:
         if first.setdefault(file, line) != line:
             raise InputError(f'{path}, line {line}: CID {cells[cid]!r} is already on line {first[file]}; {TABLE_HELP}.')
         rows[file] = len(rows)
-        packed.append(''.join([cells[column] for column in wanted]))
-    if not rows:
-        raise InputError(f'{path} has no rows below its first line; {TABLE_HELP}.')
-    bits = np.frombuffer(''.join(packed).encode(), np.uint8).reshape(len(rows), len(wanted)) == ord('1')
-    flags = {}
+        words.append([cells[column] for column in wanted])
+    bits, flags = np.array(words).reshape(len(rows), len(wanted)) == '1', {}
     for name, chosen in columns.items():
         flags[name] = np.zeros((len(rows), len(values[name])), bool)
-        flags[name][:, list(chosen.values())] = bits[:, : len(chosen)]
-        bits = bits[:, len(chosen) :]
+        flags[name][:, list(chosen.values())] = bits[:, [wanted.index(column) for column in chosen]]
     return Table(rows, values, flags, notes)
 
 
@@ -187,9 +183,7 @@ def _choose_columns(
         family = {column: pattern.sub('', text, count=1) for column, text in enumerate(header) if pattern.match(text)}
         if name == 'heel':
             if unknown := [rest for rest in family.values() if _plain(rest) not in bins]:
-                notes.append(
-                    f'{path.name}: {FAMILIES[name]} {", ".join(unknown)} is not a known height; it is left out'
-                )
+                notes.append(f'{path.name}: HeelHeight {", ".join(unknown)} is not a known height; it is left out')
             columns[name] = {column: bins[_plain(rest)] for column, rest in family.items() if rest not in unknown}
             values[name] = HEELS
         else:

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from asen_jax.data.triplets import Labels
 from asen_jax.errors import InputError
-from data_builders import annotations, asen_lists, records
+from data_builders import annotations, asen_lists
 from data_builders.records import SPLITS, RawDataset
 from data_builders.zappos50k import resample
 from data_builders.zappos50k.resample import Lists
@@ -30,12 +30,6 @@ WITHOUT_LISTS = (
     f'{INSTRUCTIONS}; if the triplet lists of CSN are unavailable, --config.data.zappos50k.resample_triplets=True draws others '
     'from meta-data-bin.csv.'
 )
-
-
-class Builder(records.RecordsBuilder):
-    """Writes the records of Zappos50k."""
-
-    MANUAL_DOWNLOAD_INSTRUCTIONS = WITHOUT_LISTS
 
 
 def list_files(data: ConfigDict) -> list[Path]:
@@ -66,7 +60,7 @@ def read(data: ConfigDict) -> RawDataset:
     if not names:
         raise InputError(f'{folder / PHOTOS} contains no .jpg file: {INSTRUCTIONS}.')
     lists = resample.draw_lists(files[0], names, chosen) if resampled else _read_lists(data, len(names))
-    raw = RawDataset('zappos50k', chosen, lists.values, *_take(folder, names, lists), notes=lists.notes)
+    raw = RawDataset('zappos50k', chosen, lists.values, *_take(folder, names, lists), lists.notes)
     train, valid, test = ({photo.image_id for photo in raw.photos[split]} for split in SPLITS)
     if shared := len(train & (valid | test)):  # by path, since a list may repeat one; CSN intends none
         raw = raw._replace(notes=(*raw.notes, f'{shared:,} photos of train are also in valid or test'))
@@ -75,7 +69,8 @@ def read(data: ConfigDict) -> RawDataset:
 
 def read_triplets(path: Path, num_photos: int) -> Int[np.ndarray, 'n 3']:
     """Rows (anchor, positive, negative) from lines `a b c`, which say that a is closer to c than to b."""
-    numbers = annotations.read_numbers(path, '"a b c", three lines of filenames.json counted from 0')
+    expected = '"a b c", three lines of filenames.json counted from 0'
+    numbers = np.array(annotations.read_numbers(path, expected), np.int32)
     for line, column in np.argwhere(numbers >= num_photos)[:1]:
         raise InputError(
             f'{path}, line {line + 1}: index {numbers[line, column]}, but filenames.json ends at {num_photos - 1} '
@@ -96,8 +91,8 @@ def _read_lists(data: ConfigDict, num_photos: int) -> Lists:
     return Lists(dict.fromkeys(_chosen(data), ()), Labels(nothing, nothing, nothing), triplets, tuple(notes))
 
 
-def _take(folder: Path, names: Sequence[str], lists: Lists) -> tuple[dict, dict, dict, dict]:
-    """The photos, queries (none), candidates (none) and triplets of each split: as many triplets as CSN uses, shuffled."""
+def _take(folder: Path, names: Sequence[str], lists: Lists) -> tuple[dict, dict]:
+    """The photos of each split, and its list of triplets: as many triplets as CSN uses, shuffled."""
     everything = asen_lists.make_photos(folder / PHOTOS, names, lists.labels, folder / FILENAMES)
     if not (folder / FILENAMES).is_file():  # found in the folder, so no line lists them
         everything = [photo._replace(where='') for photo in everything]
@@ -109,8 +104,8 @@ def _take(folder: Path, names: Sequence[str], lists: Lists) -> tuple[dict, dict,
         rows = rows[order[: NUM_TRIPLETS[split] * len(lists.triplets[split]) // len(ATTRIBUTES)]]
         mentioned, place = np.unique(rows[:, :3], return_inverse=True)
         photos[split] = [everything[index] for index in mentioned.tolist()]
-        triplets[split] = np.column_stack([place.reshape(-1, 3), rows[:, 3]]).astype(np.int32)
-    return photos, {}, {}, triplets
+        triplets[f'{split}_triplets'] = np.column_stack([place.reshape(-1, 3), rows[:, 3]]).astype(np.int32)
+    return photos, triplets
 
 
 def _chosen(data: ConfigDict) -> tuple[str, ...]:

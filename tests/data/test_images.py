@@ -32,7 +32,7 @@ def test_crop_resizes_the_shorter_side_and_keeps_the_center(photo):
     np.testing.assert_array_equal(images.fit_square(wide, size), expected)
 
 
-@pytest.mark.parametrize('fit', images.FITS)
+@pytest.mark.parametrize('fit', ['crop', 'pad', 'stretch'])
 @pytest.mark.parametrize('shape', [(10, 300), (300, 10), (32, 32), (1, 1)])
 def test_every_fit_makes_a_square_of_any_shape(fit, shape):
     assert images.fit_square(Image.new('RGB', shape), 32, fit).shape == (32, 32, 3)
@@ -54,7 +54,7 @@ def test_a_very_long_photo_is_cut_before_it_is_resized(turned, monkeypatch):
     np.testing.assert_array_equal(images.fit_square(photo, 8), square)
 
 
-@pytest.mark.parametrize('fit', images.FITS)
+@pytest.mark.parametrize('fit', ['crop', 'pad', 'stretch'])
 def test_a_box_moves_with_its_pixels(fit):
     pixels = np.zeros((80, 120, 3), np.uint8)
     pixels[30:50, 50:75] = 255

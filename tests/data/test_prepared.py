@@ -73,7 +73,7 @@ def test_records_without_checksums_count_as_damaged(folder):
     del report['checksum'], report['checksums']
     files.write_json(folder / 'prepare.json', report)
     with pytest.raises(
-        InputError, match=r"1\.0\.0 is damaged \('checksum'\); delete .* and run the same command again"
+        InputError, match=r'1\.0\.0 is damaged \(prepare\.json\); delete .* and run the same command again'
     ):
         prepared.open_records(folder)
 

@@ -113,7 +113,7 @@ def test_attributes_are_chosen_by_names_with_spaces(config):
     config.data.attributes = ('sleeve shape', 'clothes category')
     raw = darn.read(config.data)
     assert raw.attributes == ('clothes category', 'sleeve shape')
-    assert raw.queries['test'].tolist() == [[4, 0, 3], [5, 0, 3], [6, 0, 7], [7, 1, 2]]
+    assert raw.lists['test_query'].tolist() == [[4, 0, 3], [5, 0, 3], [6, 0, 7], [7, 1, 2]]
     config.data.attributes = ('clothes colour',)
     with pytest.raises(InputError, match=r"no attribute 'clothes colour' .*did you mean 'clothes color'"):
         darn.read(config.data)
@@ -131,7 +131,7 @@ def test_an_error_about_a_missing_list_says_what_to_do(config, name):
 @pytest.mark.parametrize(
     ('name', 'line', 'text', 'says'),
     [
-        ('DARN/filenames_test.txt', 3, '../pic/1/a.jpg', 'leaves the folder'),
+        ('DARN/filenames_test.txt', 3, '../pic/1/a.jpg', 'is not the path of a file'),
         ('DARN/label_train.txt', 6, '5 8 17', 'value 17'),
         ('DARN/query_test.txt', 2, '8 0 3', 'index 8'),
         ('DARN/candidate_valid.txt', 3, '2 9 1', 'attribute 9'),

@@ -35,7 +35,7 @@ def test_both_dialects_give_the_same_labels(data, folder, split, write_lines):
         assert [photo.image_id for photo in raw.photos[name]] == tree.NAMES_OF[name]
     dialect = '0, values are numbered' if write_lines is tree.local_lines else "1, values are DeepFashion's ids"
     assert any(note.startswith(f'label_{split}.txt: attributes are counted from {dialect}') for note in raw.notes)
-    assert raw.queries['valid'].tolist() == [[3, 0, 1], [4, 4, 1]] and len(raw.candidates['test']) == 2
+    assert raw.lists['valid_query'].tolist() == [[3, 0, 1], [4, 4, 1]] and len(raw.lists['test_candidate']) == 2
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_prepares_without_the_photos_that_are_missing(data, folder, tmp_path):
     assert content['splits']['valid']['labels'] == sum(map(len, tree.VALID)) - len(tree.VALID[3])
     assert [entry['image_id'] for entry in content['skipped']] == lost
     notes = ' '.join(content['notes'])
-    assert 'valid: 1 queries and 0 candidates' in notes and 'style-related=los angeles (1)' in notes
+    assert 'valid: 1 queries were dropped' in notes and 'style-related=los angeles (1)' in notes
     records = open_records(prepared)
     assert records.dataset == 'deepfashion' and records.values[3] == ('v neck', 'zip up')
     assert read_split(prepared, 'train')[0]['bbox'].tolist() == [2, 0, 11, 16]

@@ -11,10 +11,10 @@ from tests.data_builders.deepfashion_tree import data, folder
 __all__ = ['data', 'folder']  # fixtures
 
 FAULTS = [
-    ('label_valid.txt', '1 0 x', "'1 0 x' is not all whole numbers"),
-    ('label_valid.txt', '1 0', '2 numbers; expected "index attribute value'),
+    ('label_valid.txt', '1 0 x', "'1 0 x'; expected"),
+    ('label_valid.txt', '1 0', "'1 0'; expected \"index attribute value"),
     ('label_valid.txt', '6 0 0', 'index 6, but the last in the list of file names is 5'),
-    ('label_valid.txt', '1 -1 0', "'1 -1 0' is not all whole numbers"),
+    ('label_valid.txt', '1 -1 0', "'1 -1 0'; expected"),
     ('label_valid.txt', '1 0 9999999999', 'numbers of up to 9 digits'),
     ('label_valid.txt', '1 6 0', 'attribute 6, but the last in meta.json is 4'),
     ('label_valid.txt', '1 0 3', 'value 3, but the last of that attribute in meta.json is 2'),
@@ -22,13 +22,13 @@ FAULTS = [
     ('label_test.txt', '1\t5\t0', 'id 0 is under attribute 5 here but under 3 in '),
     ('Anno/list_attr_cloth.txt', 'abstract  6', "'abstract  6'; expected a name and a type 1-5"),
     ('Anno/list_attr_img.txt', 'img/A_Dress/x.jpg 1 0', '2 entries after the path; expected 12'),
-    ('Anno/list_attr_img.txt', 'img/x.jpg' + 11 * ' -1' + ' 2', "entry '2'; expected -1, 0 or 1"),
-    ('Anno/list_attr_img.txt', '../x.jpg' + 12 * ' 1', "'../x.jpg' leaves the folder"),
+    ('Anno/list_attr_img.txt', 'img/x.jpg' + 11 * ' -1' + ' 2', 'in list_attr_cloth.txt, all of them -1, 0 or 1'),
+    ('Anno/list_attr_img.txt', '../x.jpg' + 12 * ' 1', "'../x.jpg' is not the path of a file"),
     ('Anno/list_attr_img.txt', b'img/\xff.jpg' + 12 * b' 1', 'not UTF-8'),
     ('Anno/list_bbox.txt', 'img/x.jpg 1 2 3', 'expected a path and four whole numbers'),
-    ('Anno/list_bbox.txt', 'img/x.jpg 1 2 3 y', "y2 is 'y', not a number"),
-    ('Anno/list_bbox.txt', f'img/x.jpg 1 2 3 {"9" * 400}', 'not a number'),
-    ('Anno/list_bbox.txt', 'img/x.jpg 5 2 4 9', 'the box 5,2,4,9 is empty'),
+    ('Anno/list_bbox.txt', 'img/x.jpg 1 2 3 y', "the box is '1,2,3,y'"),
+    ('Anno/list_bbox.txt', f'img/x.jpg 1 2 3 {"9" * 400}', "the box is '1,2,3,99"),
+    ('Anno/list_bbox.txt', 'img/x.jpg 5 2 4 9', "the box is '5,2,4,9'"),
 ]
 
 
@@ -122,10 +122,10 @@ def test_an_error_names_its_line(data, folder, name, line, says):
 def test_wrong_first_lines_are_reported(data, folder, name):
     (folder / 'filenames_train.txt').unlink()
     for number, line, says in (
-        (1, b'12x', r"line 1: '12x'; expected the number of rows"),
-        (1, b'9' * 5000, r'line 1: .*; expected the number of rows'),
+        (1, b'12x', r"lines 1 and 2: '12x' and .*; expected the number of rows"),
+        (1, b'9' * 5000, r'lines 1 and 2: .*; expected the number of rows'),
         (1, b'100', r'line 1: 100 rows are announced, but \d+ follow'),
-        (2, b'img/A_Dress/x.jpg 1', r"line 2: 'img/A_Dress/x.jpg 1'; expected the names of the columns"),
+        (2, b'img/A_Dress/x.jpg 1', r"lines 1 and 2: .* and 'img/A_Dress/x.jpg 1'; expected"),
     ):
         tree.write_anno(folder / 'Anno')
         lines = (folder / 'Anno' / name).read_bytes().split(b'\r\n')

@@ -101,8 +101,8 @@ def test_reads_the_lists(data):
         ('test/Images/v1.jpg', (1,), (0,)),
         ('test/Images/v2.jpg', (0,), (1,)),
     ]
-    assert raw.queries['valid'].tolist() == [[2, 0, 1]]
-    assert raw.candidates['test'].tolist() == [[1, 1, 2]]
+    assert raw.lists['valid_query'].tolist() == [[2, 0, 1]]
+    assert raw.lists['test_candidate'].tolist() == [[1, 1, 2]]
 
 
 def test_chosen_attributes_need_only_their_own_photos(data, folder):
@@ -110,7 +110,7 @@ def test_chosen_attributes_need_only_their_own_photos(data, folder):
     data.attributes = ('sleeve',)
     raw = check_photos(fashionai.read(data))
     assert [(p.image_id[-5:], p.values) for p in raw.photos['train']] == [('1.jpg', (2,)), ('2.jpg', (1,))]
-    assert len(raw.queries['valid']) == 0
+    assert len(raw.lists['valid_query']) == 0
     assert fashionai.config_name(data) != 'all'
 
 
@@ -154,15 +154,18 @@ def test_train_is_rebuilt_from_the_challenges_tables(data, folder, gone):
 @pytest.mark.parametrize(
     ('line', 'says'),
     [
-        ('Images/a/0.jpg,neck_labels,yy', "the label is 'yy'; expected 2 letters n, m or y, with exactly one y"),
-        ('Images/a/0.jpg,neck_labels,nm', "the label is 'nm'; expected 2 letters"),
-        ('Images/a/0.jpg,neck_labels,nyn', "the label is 'nyn'; expected 2 letters"),
-        ('Images/a/0.jpg,sleeve_labels,xyn', "the label is 'xyn'; expected 3 letters"),
-        ('Images/a/0.jpg,lapel_labels,ny', "'lapel_labels'; expected one of neck_labels, sleeve_labels"),
-        ('Images/a/0.jpg,neck,ny', "unknown attribute 'neck'"),
-        ('Images/a/0.jpg,neck_labels', '2 cells; expected "path,attribute_labels,nnynn"'),
-        ('', '1 cells; expected'),
-        ('../0.jpg,neck_labels,ny', "'../0.jpg' leaves the folder"),
+        ('Images/a/0.jpg,neck_labels,yy', "neck_labels,yy'; expected"),
+        (
+            'Images/a/0.jpg,neck_labels,nm',
+            'neck_labels (2 letters), sleeve_labels (3 letters), each n, m or y, and exactly one y',
+        ),
+        ('Images/a/0.jpg,neck_labels,nyn', "neck_labels,nyn'; expected"),
+        ('Images/a/0.jpg,sleeve_labels,xyn', "sleeve_labels,xyn'; expected"),
+        ('Images/a/0.jpg,lapel_labels,ny', "lapel_labels,ny'; expected"),
+        ('Images/a/0.jpg,neck,ny', "neck,ny'; expected"),
+        ('Images/a/0.jpg,neck_labels', '; expected "path,attribute_labels,nnynn"'),
+        ('', "''; expected"),
+        ('../0.jpg,neck_labels,ny', "'../0.jpg' is not the path of a file"),
         ('Images/a/1.jpg,neck_labels,ny', 'has value 1 of neck, but value 0 on '),
     ],
 )

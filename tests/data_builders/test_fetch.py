@@ -216,25 +216,25 @@ def test_every_way_to_write_the_list_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('line', 'says'),
+    'line',
     [
-        ('1/b', '\'1/b\' is not "ID/NAME URL"'),
-        ('/1/b http://x/b', "'/1/b' is an absolute path"),
-        ('pic/../../b http://x/b', 'leaves the folder'),
-        ('b http://x/b', '\'b\' is not the "ID/NAME" of a photo'),
-        ('1/.b http://x/b', '"ID/NAME"'),
-        ('1/b file:///etc/passwd', "'file:///etc/passwd' is not an HTTP address"),
-        ('1/b x/b.jpg', 'is not an HTTP'),
-        ('1/b http:///b.jpg', 'is not an HTTP'),
-        ('1/b http://[x/b.jpg', 'is not an HTTP'),
+        '1/b',
+        '/1/b http://x/b',
+        'pic/../../b http://x/b',
+        'b http://x/b',
+        '1/.b http://x/b',
+        '1/b file:///etc/passwd',
+        '1/b x/b.jpg',
+        '1/b http:///b.jpg',
+        '1/b http://[x/b.jpg',
     ],
 )
-def test_a_malformed_line_is_reported_before_anything_is_fetched(shop, listed, tmp_path, line, says):
+def test_a_malformed_line_is_reported_before_anything_is_fetched(shop, listed, tmp_path, line):
     urls_file = listed({'1/a': 'photo/a'})
     urls_file.write_text(f'{urls_file.read_text()}{line}\n')
     with pytest.raises(InputError) as caught:
         run(urls_file)
-    assert str(caught.value).startswith(f'{urls_file}, line 2: ') and says in str(caught.value)
+    assert str(caught.value).startswith(f'{urls_file}, line 2: {line!r} is not "ID/NAME URL"')
     assert not shop.asked and not (tmp_path / 'DARN').exists()
 
 

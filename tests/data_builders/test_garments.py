@@ -61,8 +61,8 @@ def test_values_are_uniform_and_independent():
         expected = counts.total() / len(values)
         assert all(abs(counts[value] - expected) < 5 * expected**0.5 for value in values), counts
     pairs = Counter((each['sleeve_length'], each['pant_length']) for each in labels if 'pant_length' in each)
-    expected = pairs.total() / len(garments.SLEEVE_ENDS) / len(garments.PANT_ENDS)
-    assert len(pairs) == len(garments.SLEEVE_ENDS) * len(garments.PANT_ENDS)
+    expected = pairs.total() / len(garments.SLEEVE_ENDS) / len(garments.HEMS['pant_length'])
+    assert len(pairs) == len(garments.SLEEVE_ENDS) * len(garments.HEMS['pant_length'])
     assert all(abs(count - expected) < 5 * expected**0.5 for count in pairs.values())
 
 
@@ -148,7 +148,7 @@ def test_builder_splits_photos_and_lists_every_label_once(data):
     raw = synthetic.read(data)
     assert {split: len(photos) for split, photos in raw.photos.items()} == {'train': 80, 'valid': 10, 'test': 10}
     for split in ('valid', 'test'):
-        lists = raw.queries[split], raw.candidates[split]
+        lists = raw.lists[f'{split}_query'], raw.lists[f'{split}_candidate']
         assert [sorted(set(rows[:, 0].tolist())) for rows in lists] == [[0, 1], [2, 3, 4, 5, 6, 7, 8, 9]]
         assert sorted(map(tuple, np.concatenate(lists).tolist())) == sorted(labels_of(raw.photos[split]))
 

@@ -40,12 +40,11 @@ def make_raw(reads=None, bboxes=None):
         photos['valid'][index] = photos['valid'][index]._replace(read=read, where='list.txt, line 9')
     for index, box in (bboxes or {}).items():
         photos['valid'][index] = photos['valid'][index]._replace(bbox=box, where='list.txt, line 9')
-    queries = {split: np.array([[0, 0, 0], [1, 0, 1], [3, 1, 0]]) for split in ('valid', 'test')}
-    candidates = {
-        split: np.array([[2, 0, 0], [2, 0, 1], [5, 1, 0], [4, 0, 0], [5, 0, 1]]) for split in ('valid', 'test')
-    }
+    queries = np.array([[0, 0, 0], [1, 0, 1], [3, 1, 0]])
+    candidates = np.array([[2, 0, 0], [2, 0, 1], [5, 1, 0], [4, 0, 0], [5, 0, 1]])
+    lists = {'valid_query': queries, 'valid_candidate': candidates, 'test_query': queries, 'test_candidate': candidates}
     values = {'neck': ('a', 'b'), 'hem': ('c',)}
-    return RawDataset('synthetic', ('neck', 'hem'), values, photos, queries, candidates)
+    return RawDataset('synthetic', ('neck', 'hem'), values, photos, lists)
 
 
 @pytest.mark.parametrize(('read', 'kind'), [(missing, 'missing'), (truncated, 'broken')])
@@ -62,17 +61,17 @@ def test_an_unusable_photo_is_an_error(read, kind):
 def test_skipped_photos_are_counted_and_lists_renumbered(read, kind):
     raw = check_photos(make_raw({0: read, 2: read}), **{kind: 'skip'})
     assert [p.image_id for p in raw.photos['valid']] == ['valid/1.png', 'valid/3.png', 'valid/4.png', 'valid/5.png']
-    assert raw.queries['valid'].tolist() == [[0, 0, 1], [1, 1, 0]]
-    assert raw.candidates['valid'].tolist() == [[3, 1, 0], [2, 0, 0], [3, 0, 1]]
+    assert raw.lists['valid_query'].tolist() == [[0, 0, 1], [1, 1, 0]]
+    assert raw.lists['valid_candidate'].tolist() == [[3, 1, 0], [2, 0, 0], [3, 0, 1]]
     assert raw.dropped == {'valid': {'queries': 1, 'candidates': 1}, 'test': {'queries': 0, 'candidates': 0}}
     assert [entry['image_id'] for entry in raw.skipped] == ['valid/0.png', 'valid/2.png']
     assert all(entry['why'].startswith(kind) for entry in raw.skipped)
-    assert raw.queries['test'].tolist() == make_raw().queries['test'].tolist()
+    assert raw.lists['test_query'].tolist() == make_raw().lists['test_query'].tolist()
 
 
 def test_published_triplets_go_with_their_photos():
-    raw = make_raw({2: missing})._replace(triplets={'valid': np.array([[0, 2, 1, 0], [3, 4, 5, 0]])})
-    assert check_photos(raw, missing='skip').triplets['valid'].tolist() == [[2, 3, 4, 0]]
+    raw = make_raw({2: missing})._replace(lists={'valid_triplets': np.array([[0, 2, 1, 0], [3, 4, 5, 0]])})
+    assert check_photos(raw, missing='skip').lists['valid_triplets'].tolist() == [[2, 3, 4, 0]]
 
 
 def test_skipping_every_photo_is_an_error():
@@ -88,7 +87,7 @@ def test_missing_files_are_counted_before_any_photo_is_decoded(tmp_path):
 
     photos = [Photo(f'{i}.png', decoded, (0,), (0,), path=tmp_path / f'{i}.png') for i in range(5)]
     photos[0].path.write_bytes(encode())
-    raw = make_raw()._replace(photos={'train': photos}, queries={}, candidates={})
+    raw = make_raw()._replace(photos={'train': photos}, lists={})
     with pytest.raises(InputError, match=r'1\.png is missing \(4 of 5 photos are\)'):
         check_photos(raw)
 
@@ -119,15 +118,15 @@ def test_choosing_attributes_renumbers_and_leaves_out_other_photos():
     assert [p.image_id for p in raw.photos['train']] == ['train/1.png', 'train/3.png', 'train/5.png']
     assert raw.attributes == ('hem',) and raw.values == {'hem': ('c',)}
     assert all((p.attributes, p.values) == ((0,), (0,)) for p in raw.photos['train'])
-    assert raw.queries['valid'].tolist() == [[1, 0, 0]] and raw.candidates['valid'].tolist() == [[2, 0, 0]]
+    assert raw.lists['valid_query'].tolist() == [[1, 0, 0]] and raw.lists['valid_candidate'].tolist() == [[2, 0, 0]]
     assert '9 photos without a label of hem are left out' in raw.notes
 
 
 def test_triplets_are_the_same_each_time_and_follow_the_labels():
     raw = with_triplets(make_raw())
-    rows = raw.triplets['train']
+    rows = raw.lists['train_triplets']
     assert len(rows) == 10 * len(labels_of(raw.photos['train']).photo)
-    assert np.array_equal(rows, with_triplets(make_raw()).triplets['train'])
+    assert np.array_equal(rows, with_triplets(make_raw()).lists['train_triplets'])
     for anchor, positive, negative, attribute in rows:
         assert attribute == 0 and anchor != positive  # attribute 1 has only one value
         assert anchor % 2 == positive % 2 != negative % 2
@@ -137,4 +136,4 @@ def test_triplets_are_the_same_each_time_and_follow_the_labels():
 def test_a_split_without_triplets_has_none_and_says_so():
     raw = make_raw()
     raw = with_triplets(raw._replace(photos={**raw.photos, 'test': raw.photos['test'][:1]}))
-    assert 'test' not in raw.triplets and any(note.startswith('test: No triplet') for note in raw.notes)
+    assert 'test_triplets' not in raw.lists and any(note.startswith('test: No triplet') for note in raw.notes)

@@ -40,7 +40,9 @@ def test_as_many_triplets_as_csn_uses_in_proportion_to_the_attributes(config, mo
     assert zappos.NUM_TRIPLETS == {'train': 200_000, 'valid': 80_000, 'test': 160_000}  # CSN's defaults
     monkeypatch.setattr(zappos, 'NUM_TRIPLETS', {'train': 50, 'valid': 10, 'test': 1000})
     raw = zappos.read(config.data)
-    assert tree.counts(raw) == [50, 10, 100] and len(np.unique(raw.triplets['train'][:, 3])) == 4  # shuffled, then cut
+    assert (
+        tree.counts(raw) == [50, 10, 100] and len(np.unique(raw.lists['train_triplets'][:, 3])) == 4
+    )  # shuffled, then cut
     config.data.attributes = ('heel', 'class', 'gender')
     raw = zappos.read(config.data)
     assert raw.attributes == ('class', 'gender', 'heel') and tree.counts(raw) == [37, 7, 70]
@@ -74,12 +76,12 @@ def test_unusual_triplets_are_kept_and_counted(config, folder):
 @pytest.mark.parametrize(
     ('name', 'text', 'says'),
     [
-        ('tripletlists/gender_tripletlist_test.txt', '0 1', '2 numbers; expected "a b c"'),
-        ('tripletlists/gender_tripletlist_test.txt', '', '0 numbers'),
-        ('tripletlists/gender_tripletlist_test.txt', '0 1.0 2', r"'0 1\.0 2' is not all whole numbers"),
+        ('tripletlists/gender_tripletlist_test.txt', '0 1', "'0 1'; expected \"a b c"),
+        ('tripletlists/gender_tripletlist_test.txt', '', "''; expected"),
+        ('tripletlists/gender_tripletlist_test.txt', '0 1.0 2', r"'0 1\.0 2'; expected"),
         ('tripletlists/gender_tripletlist_test.txt', '0 1 121', r'index 121, but filenames\.json ends at 120'),
-        ('tripletlists/gender_tripletlist_test.txt', '-1 1 2', "'-1 1 2' is not all whole numbers"),
-        ('filenames.json', '../4.jpg', "'../4.jpg' leaves the folder"),
+        ('tripletlists/gender_tripletlist_test.txt', '-1 1 2', "'-1 1 2'; expected"),
+        ('filenames.json', '../4.jpg', "'../4.jpg' is not the path of a file"),
         ('filenames.json', '', 'is empty, but every line is a photo'),
     ],
 )

@@ -129,7 +129,7 @@ def test_resampling_without_its_files_says_what_to_do(config, folder, table):
     tree.edit(table, 1, table.read_text().split('\n')[0].replace('HeelHeight.', 'Heel height ').replace('...', ' - '))
     assert resample.read_table(table, ('heel',)).flags['heel'].sum() == 5  # another release's punctuation
     tree.write_table(folder, [])
-    with pytest.raises(InputError, match=r'meta-data-bin\.csv has no rows below its first line'):
+    with pytest.raises(InputError, match=r'meta-data-bin\.csv: none of its 0 rows matches'):
         zappos.read(config.data)
     (folder / 'filenames.json').unlink()
     (folder / 'ut-zap50k-images').rename(folder / 'elsewhere')

@@ -85,14 +85,15 @@ def edit(path, line, text):
 def triples(raw):
     """(attribute, anchor, positive, negative) by split, with photos as indices into NAMES."""
     found = {}
-    for split, rows in raw.triplets.items():
+    for split in RANGES:
+        rows = raw.lists[f'{split}_triplets']
         number = [NAMES.index(photo.image_id) for photo in raw.photos[split]]
         found[split] = [(raw.attributes[row[3]], *(number[i] for i in row[:3])) for row in rows.tolist()]
     return found
 
 
 def counts(raw):
-    return [len(raw.triplets[split]) for split in RANGES]
+    return [len(raw.lists[f'{split}_triplets']) for split in RANGES]
 
 
 @pytest.fixture

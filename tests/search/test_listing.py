@@ -103,12 +103,12 @@ def test_nothing_found_says_what_to_give(shop, name, reason):
 @pytest.mark.parametrize(
     ('name', 'content', 'reason'),
     [
-        ('a.csv', b'file,color\na.jpg,red\n', r'a\.csv, line 1: no column is named path; give that name'),
+        ('a.csv', b'file,color\na.jpg,red\n', r'a\.csv, line 1: no column is named path; the first line'),
         ('a.csv', b'color,path\nred,a.jpg\nblue,\n', r'a\.csv, line 3: the path is empty'),
         (
             'a.csv',
             b'path,x1,y2\na.jpg,1,2\n',
-            r'a\.csv, line 1: there is x1, y2 but no y1, x2; a box needs x1, y1, x2, y2',
+            r'a\.csv, line 1: a box needs x1, y1, x2, y2, but there is only x1, y2',
         ),
         ('photo.unknown', b'\x89PNG\r\n\x1a\n\xff', 'neither a photo nor UTF-8 text'),
     ],
