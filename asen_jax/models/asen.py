@@ -108,6 +108,7 @@ ASEN_NAMES = {
     'head.channel.fc2': 'fc2',
     'head.fc': 'feature_fc',
 }
+LINEAR_TABLES = ('head.spatial.attribute_rows.rows', 'head.channel_rows.rows')
 ASEN_V2_NAMES = {
     'trunk': 'backbonenet',
     'conditions': 'attr_embedding',
@@ -122,7 +123,7 @@ NETWORKS = {
     'asen': NetworkKind(
         paper='ASEN: Ma et al., AAAI 2020, arXiv 2002.02814',
         build=single(AsenHead),
-        torch=TorchLayout(lambda options: ASEN_NAMES, recognize_asen, linear_tables=('mask_fc1', 'mask_fc2')),
+        torch=TorchLayout(lambda options: ASEN_NAMES, recognize_asen, linear_tables=LINEAR_TABLES),
     ),
     'asen_v2': NetworkKind(
         paper="ASEN, second version in its authors' repository: Ma et al., AAAI 2020, arXiv 2002.02814",

@@ -23,9 +23,7 @@ EMBED_FC = 'embed_fc'  # the same layer in ASEN's copy of CSN
 def section_masks(num_attributes: int, dim: int, outside: float) -> Float[Array, 'attributes dim']:
     """Disjoint masks: 1 in the attribute's own `dim // num_attributes` channels, `outside` elsewhere."""
     if dim < num_attributes:
-        raise InputError(
-            f'config.model.embed_dim is {dim}, too small to give each of {num_attributes} attributes a section; raise it.'
-        )
+        raise InputError(f'config.model.embed_dim is {dim}, too small for {num_attributes} sections; raise it.')
     owner = np.arange(dim) // (dim // num_attributes)
     return jnp.asarray(np.where(owner == np.arange(num_attributes)[:, None], 1.0, outside), jnp.float32)
 

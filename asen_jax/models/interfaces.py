@@ -88,7 +88,7 @@ class TorchLayout(NamedTuple):
     recognize: Callable[[Mapping[str, np.ndarray]], tuple[dict[str, Any], int] | None]
     # (config.model, number of attributes) -> their tensors that are constants of our network
     constants: Callable[[ConfigDict, int], dict[str, np.ndarray]] = lambda options, num_attributes: {}
-    linear_tables: tuple[str, ...] = ()  # their names of tables stored as linear layers, [dimensions, attributes]
+    linear_tables: tuple[str, ...] = ()  # our tables that they store as linear layers, [dimensions, attributes]
 
 
 class NetworkKind(NamedTuple):
