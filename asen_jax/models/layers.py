@@ -114,9 +114,8 @@ class BatchNorm(nnx.Module):
         self.mean, self.var = nnx.BatchStat(jnp.zeros(dim)), nnx.BatchStat(jnp.ones(dim))
 
     def __call__(self, x: Float[Array, 'n h w c'], roles: Roles) -> Float[Array, 'n h w c']:
-        scale, bias, mean, var = (
-            part[...].reshape(1, 1, 1, -1) for part in (self.scale, self.bias, self.mean, self.var)
-        )
+        parts = self.scale, self.bias, self.mean, self.var
+        scale, bias, mean, var = (part[...].reshape(1, 1, 1, -1) for part in parts)
         if not roles:
             factor = scale * lax.rsqrt(var + self.epsilon)
             return (x * factor + (bias - mean * factor)).astype(x.dtype)
