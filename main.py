@@ -5,9 +5,8 @@ import sys
 from pathlib import Path
 
 HUGE_PAGES = {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}
-STARTED = Path(__file__).resolve() in [
-    Path(each).resolve() for each in sys.orig_argv
-]  # and not by a program such as a notebook
+# and not by a program such as a notebook
+STARTED = Path(__file__).resolve() in [Path(each).resolve() for each in sys.orig_argv]
 if __name__ == '__main__' and STARTED and sys.platform == 'linux' and 'GLIBC_TUNABLES' not in os.environ:
     # XLA allocates gigabytes for each step, and handing them out in pages of 4 KB takes the kernel a fifth of the time.
     # glibc reads its settings only when a program starts, so this one starts again, as the same process.

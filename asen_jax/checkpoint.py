@@ -72,9 +72,8 @@ class Checkpoints:
         Raises NumericsError if an array is not finite.
         """
         step, checksums = meta['step'], {}
-        arrays = {
-            name: tree for name, tree in arrays.items() if jax.tree.leaves(tree)
-        }  # Orbax refuses a tree without any
+        # Orbax refuses a tree without arrays
+        arrays = {name: tree for name, tree in arrays.items() if jax.tree.leaves(tree)}
         for name, tree in arrays.items():
             checksums[name], broken = checksum(tree)
             if broken:
@@ -85,9 +84,7 @@ class Checkpoints:
         with self._writing():
             saved = self.managers[kind].save(step, args=items)
         if not saved:
-            raise InputError(
-                f'{self.root / kind} already has a checkpoint of step {step} or a later one; use another --workdir.'
-            )
+            raise InputError(f'{self.root / kind} already has step {step} or a later one; use another --workdir.')
 
     def wait(self) -> None:
         """Wait until everything saved so far is on disk."""
@@ -111,7 +108,7 @@ class Checkpoints:
             if which in (kind, str(step)):
                 return Place(kind, step)
         found = ', '.join(f'{kind} (step {step})' for kind, step in steps.items())
-        remedy = f'it has {found}: name one with --checkpoint' if found else 'train first, or name another --workdir'
+        remedy = f'it has {found}: name one of these' if found else 'train first, or name another workdir'
         raise InputError(f'{self.root} has no checkpoint {which!r}; {remedy}.')
 
     def read(self, which: str, load: Callable[[Place], Loaded]) -> Loaded:
@@ -172,9 +169,8 @@ class Checkpoints:
                 why = error.strerror or error
             else:  # as when another process has ended
                 raise
-            raise InputError(
-                f'{self.root} cannot be written ({why}); free space or fix its permissions, then run the same command again.'
-            ) from error
+            remedy = 'free space or fix its permissions, then run the same command again'
+            raise InputError(f'{self.root} cannot be written ({why}); {remedy}.') from error
 
     def _restore(self, place: Place, items: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -204,9 +200,7 @@ def identity(meta: Mapping[str, Any]) -> str:
 
 def abstract_like(tree: Any, shardings: Any) -> Any:
     """The shapes and dtypes of `tree` with the given shardings, so that a checkpoint from 8 devices loads on one, and vice versa."""
-    return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree, shardings
-    )
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, shardings)
 
 
 def checksum(tree: Any) -> tuple[str, list[str]]:

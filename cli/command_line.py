@@ -213,10 +213,10 @@ def _apply_workdir(values: flags.FlagValues, workdir: Path) -> None:
             raise ValueError(f'it is {content!r:.40}')
     except FileNotFoundError:
         return
-    except OSError as error:
-        raise InputError(f'{path} cannot be read ({error.strerror}); choose another --workdir.') from error
-    except ValueError as error:
-        raise InputError(f'{path} is not a JSON object ({error}); fix it, or choose another --workdir.') from error
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f'{path} is not a readable JSON object ({error}); fix it, or name another --workdir.'
+        ) from error
     remembered = fields.flatten(content)
     if values['config'].using_default_value:
         known = fields.flatten(config.to_dict())
@@ -225,7 +225,7 @@ def _apply_workdir(values: flags.FlagValues, workdir: Path) -> None:
         try:
             config.update_from_flattened_dict({field: remembered[field] for field in remembered.keys() & known})
         except TypeError as error:
-            raise InputError(f'{path}: {error}; fix it, or choose another --workdir.') from error
+            raise InputError(f'{path}: {error}; fix it, or name another --workdir.') from error
         config.update_from_flattened_dict(config_flags.get_override_values(values['config']))
     for field, value in fields.flatten(json.loads(config.to_json())).items():
         if value != remembered.get(field, value):

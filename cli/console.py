@@ -21,9 +21,8 @@ from cli import command_line
 
 Dispatch = Callable[[command_line.Arguments], None]  # what runs a mode
 
-EXTRAS = dict.fromkeys(('lancedb', 'uvicorn', 'fastapi', 'fastapi_offline', 'limits'), 'search') | {
-    'ray': 'ray'
-}  # packages that only some modes need
+# packages that only some modes need, and the extra that installs each
+EXTRAS = {'ray': 'ray', **dict.fromkeys(('lancedb', 'uvicorn', 'fastapi', 'fastapi_offline', 'limits'), 'search')}
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # full or failing, and often without a file's name
 CLOSED_OUTPUT = 128 + signal.SIGPIPE
 

@@ -57,8 +57,8 @@ WORKDIRS = {
     '--workdir=w': 'w',
 }
 DAMAGED = {
-    '{': 'config.json is not a JSON object (Expecting property name',
-    '[]': 'config.json is not a JSON object (',
+    '{': 'config.json is not a readable JSON object (Expecting property name',
+    '[]': 'config.json is not a readable JSON object (it is []',
     '{"seed": "x"}': "config.json: Could not override field 'seed'",
 }
 OF_ANOTHER_TYPE = {
@@ -162,7 +162,7 @@ def test_a_value_of_another_type_in_a_config_json_is_refused(tmp_path, text, sen
 @pytest.mark.parametrize('text,sentence', DAMAGED.items())
 def test_a_damaged_config_json_is_refused(tmp_path, text, sentence):
     (tmp_path / 'config.json').write_text(text)
-    with pytest.raises(InputError, match=re.escape(sentence) + '.*; fix it, or choose another --workdir'):
+    with pytest.raises(InputError, match=re.escape(sentence) + '.*; fix it, or name another --workdir'):
         parse('--workdir=.')
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from asen_jax.models.attention import ATTRIBUTE_DIM, ChannelAttention, SpatialAttention, SpatialAttentionV2
-from asen_jax.models.interfaces import NetworkKind, Output, Projected, TorchLayout
+from asen_jax.models.interfaces import NetworkKind, Output, TorchLayout
 from asen_jax.models.layers import Numerics, Roles, Table, average_pool, linear, uniform_by_fan_in
 from asen_jax.models.single import single
 
@@ -29,14 +29,12 @@ class AsenHead(nnx.Module):
         self.channel_rows = Table(num_attributes, trunk_dim, **table) if self.channel else None
         self.fc = linear(trunk_dim, options.embed_dim, **make)
 
-    def project(self, x: Float[Array, 'n h w c'], roles: Roles) -> Projected:
-        """The part that is the same for every attribute."""
-        return Projected(x, self.spatial.project(x, roles)) if self.spatial else Projected(average_pool(x))
+    def project(self, x: Float[Array, 'n h w c'], roles: Roles) -> tuple[Array, Array | None]:
+        """The features, and their part of spatial attention; without that, what it would return."""
+        return (x, self.spatial.project(x, roles)) if self.spatial else (average_pool(x), None)
 
-    def __call__(self, projected: Projected, condition: Float[Array, '#n a']) -> Output:
-        pooled, heatmap = projected.features, None
-        if self.spatial and projected.image is not None:
-            pooled, heatmap = self.spatial(projected.features, projected.image, condition)
+    def __call__(self, projected: tuple[Array, Array | None], condition: Float[Array, '#n a']) -> Output:
+        pooled, heatmap = self.spatial(*projected, condition) if self.spatial else projected
         if self.channel and self.channel_rows:
             pooled = self.channel(pooled, nnx.relu(self.channel_rows(condition)))
         return Output(self.fc(pooled), heatmap)
@@ -59,15 +57,13 @@ class AsenV2Head(nnx.Module):
         self.fc = Table(*shape, init=uniform_by_fan_in(hidden), rngs=rngs) if hidden else None
         self.num_attributes, self.precision = num_attributes, numerics.precision
 
-    def project(self, x: Float[Array, 'n h w c'], roles: Roles) -> Projected:
-        """The part that is the same for every attribute."""
-        return Projected(x, self.spatial.project(x, roles)) if self.spatial else Projected(average_pool(x))
+    def project(self, x: Float[Array, 'n h w c'], roles: Roles) -> tuple[Array, Array | None]:
+        """The features, and their part of spatial attention; without that, what it would return."""
+        return (x, self.spatial.project(x, roles)) if self.spatial else (average_pool(x), None)
 
-    def __call__(self, projected: Projected, condition: Float[Array, '#n e']) -> Output:
-        pooled, heatmap = projected.features, None
+    def __call__(self, projected: tuple[Array, Array | None], condition: Float[Array, '#n e']) -> Output:
         embedded = condition[:, :ATTRIBUTE_DIM]
-        if self.spatial and projected.image is not None:
-            pooled, heatmap = self.spatial(projected.features, projected.image, embedded)
+        pooled, heatmap = self.spatial(*projected, embedded) if self.spatial else projected
         if self.channel and self.channel_fc:
             pooled = self.channel(pooled, nnx.relu(self.channel_fc(embedded)))
         if self.hidden_fc and self.fc:
@@ -113,6 +109,7 @@ ASEN_NAMES = {
     'head.channel.fc2': 'fc2',
     'head.fc': 'feature_fc',
 }
+LINEAR_TABLES = ('head.spatial.attribute_rows.rows', 'head.channel_rows.rows')
 ASEN_V2_NAMES = {
     'trunk': 'backbonenet',
     'conditions': 'attr_embedding',
@@ -127,7 +124,7 @@ NETWORKS = {
     'asen': NetworkKind(
         paper='ASEN: Ma et al., AAAI 2020, arXiv 2002.02814',
         build=single(AsenHead),
-        torch=TorchLayout(lambda options: ASEN_NAMES, recognize_asen, linear_tables=('mask_fc1', 'mask_fc2')),
+        torch=TorchLayout(lambda options: ASEN_NAMES, recognize_asen, linear_tables=LINEAR_TABLES),
     ),
     'asen_v2': NetworkKind(
         paper="ASEN, second version in its authors' repository: Ma et al., AAAI 2020, arXiv 2002.02814",

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from asen_jax.errors import InputError
-from asen_jax.models.interfaces import NetworkKind, Output, Projected, TorchLayout
+from asen_jax.models.interfaces import NetworkKind, Output, TorchLayout
 from asen_jax.models.layers import Numerics, Roles, Table, average_pool, linear
 from asen_jax.models.single import single
 
@@ -23,9 +23,7 @@ EMBED_FC = 'embed_fc'  # the same layer in ASEN's copy of CSN
 def section_masks(num_attributes: int, dim: int, outside: float) -> Float[Array, 'attributes dim']:
     """Disjoint masks: 1 in the attribute's own `dim // num_attributes` channels, `outside` elsewhere."""
     if dim < num_attributes:
-        raise InputError(
-            f'config.model.embed_dim is {dim}, too small to give each of {num_attributes} attributes a section; raise it.'
-        )
+        raise InputError(f'config.model.embed_dim is {dim}, too small for {num_attributes} sections; raise it.')
     owner = np.arange(dim) // (dim // num_attributes)
     return jnp.asarray(np.where(owner == np.arange(num_attributes)[:, None], 1.0, outside), jnp.float32)
 
@@ -36,12 +34,12 @@ class TripletHead(nnx.Module):
     def __init__(self, options: ConfigDict, trunk_dim: int, num_attributes: int, numerics: Numerics, rngs: nnx.Rngs):
         self.fc = linear(trunk_dim, options.embed_dim, numerics=numerics, rngs=rngs)
 
-    def project(self, x: Float[Array, 'n h w c'], roles: Roles) -> Projected:
+    def project(self, x: Float[Array, 'n h w c'], roles: Roles) -> Float[Array, 'n d']:
         """fc(average pool), which is the same for every attribute."""
-        return Projected(self.fc(average_pool(x)))
+        return self.fc(average_pool(x))
 
-    def __call__(self, projected: Projected, condition: Float[Array, '#n a']) -> Output:
-        return Output(projected.features)
+    def __call__(self, projected: Float[Array, 'n d'], condition: Float[Array, '#n a']) -> Output:
+        return Output(projected)
 
 
 class CsnHead(TripletHead):
@@ -61,13 +59,13 @@ class CsnHead(TripletHead):
         init, self.embed_dim = starts[options.csn.masks], options.embed_dim
         self.masks = Table(num_attributes, options.embed_dim, init=init, rngs=rngs) if init else None
 
-    def __call__(self, projected: Projected, condition: Float[Array, '#n a']) -> Output:
+    def __call__(self, projected: Float[Array, 'n d'], condition: Float[Array, '#n a']) -> Output:
         if self.masks is None:
             masks = condition @ section_masks(condition.shape[-1], self.embed_dim, outside=0.0)
         else:
             masks = nnx.relu(self.masks(condition))
-        masks = jnp.broadcast_to(masks.astype(projected.features.dtype), projected.features.shape)
-        return Output(projected.features * masks, extras={'unmasked': projected.features, 'mask': masks})
+        masks = jnp.broadcast_to(masks.astype(projected.dtype), projected.shape)
+        return Output(projected * masks, extras={'unmasked': projected, 'mask': masks})
 
 
 def csn_names(options: ConfigDict) -> dict[str, str]:

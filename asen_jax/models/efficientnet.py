@@ -57,7 +57,7 @@ class EfficientNetLite0(nnx.Module):
     def __init__(self, stride: int = 32, all_stages: bool = False, *, numerics: Numerics, rngs: nnx.Rngs):
         make = {'numerics': numerics, 'rngs': rngs}
         self.stride, self.all_stages = stride, all_stages
-        self.stem = Conv(3, STEM_DIM, 3, stride=2, trunk=True, padding='same', **make)
+        self.stem = Conv(3, STEM_DIM, 3, stride=2, trunk=True, padding='SAME', **make)
         self.stem_bn = BatchNorm(STEM_DIM, **NORM)
         dim, blocks, stages = STEM_DIM, [], STAGES + STAGES_OF_STRIDE_32 * (stride == 32)
         for num_blocks, kernel_size, first_stride, expand, stage_dim in stages:

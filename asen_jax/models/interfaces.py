@@ -27,13 +27,6 @@ class Train(NamedTuple):
     remat: bool = False  # gradients compute each block of the trunk a second time instead of keeping what is inside it
 
 
-class Projected(NamedTuple):
-    """The part of a head's computation that is the same under every condition."""
-
-    features: Float[Array, 'n h w c'] | Float[Array, 'n c']  # the trunk's; pooled where no attention needs positions
-    image: Float[Array, 'n h w k'] | None = None  # what spatial attention compares with the condition
-
-
 @runtime_checkable  # the tests check it
 class Conditions(Protocol):
     """A module that makes the condition of every attribute: a vector that tells a head which attribute is meant."""
@@ -45,11 +38,11 @@ class Conditions(Protocol):
 class Head(Protocol):
     """A module that makes embeddings from a trunk's features."""
 
-    def project(self, x: Float[Array, 'n h w c'], roles: Roles) -> Projected:
-        """The part that is the same under every condition."""
+    def project(self, x: Float[Array, 'n h w c'], roles: Roles) -> Any:
+        """The part that is the same under every condition, as the head's call takes it."""
         ...
 
-    def __call__(self, projected: Projected, condition: Float[Array, '#n e']) -> Output:
+    def __call__(self, projected: Any, condition: Float[Array, '#n e']) -> Output:
         """The output under one condition for all photos, or under one for each; the embedding is not yet normalized."""
         ...
 
@@ -95,7 +88,7 @@ class TorchLayout(NamedTuple):
     recognize: Callable[[Mapping[str, np.ndarray]], tuple[dict[str, Any], int] | None]
     # (config.model, number of attributes) -> their tensors that are constants of our network
     constants: Callable[[ConfigDict, int], dict[str, np.ndarray]] = lambda options, num_attributes: {}
-    linear_tables: tuple[str, ...] = ()  # their names of tables stored as linear layers, [dimensions, attributes]
+    linear_tables: tuple[str, ...] = ()  # our tables that they store as linear layers, [dimensions, attributes]
 
 
 class NetworkKind(NamedTuple):

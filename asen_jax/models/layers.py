@@ -46,8 +46,8 @@ def linear(in_dim: int, out_dim: int, *, numerics: Numerics, rngs: nnx.Rngs) -> 
     return nnx.Linear(in_dim, out_dim, kernel_init=init, bias_init=init, rngs=rngs, **numerics._asdict())
 
 
-class Conv(nnx.Module):
-    """A convolution padded by `kernel_size // 2` on both sides, as PyTorch pads, or as TensorFlow does with `padding='same'`.
+class Conv(nnx.Conv):
+    """A convolution padded by `kernel_size // 2` on both sides, as PyTorch pads, or as TensorFlow does with `padding='SAME'`.
 
     A 1x1 kernel is applied as a matrix product, which XLA runs up to five times faster on a CPU than its convolution.
     A convolution of the trunk has no bias and starts from N(0, sqrt(2 / (k*k*out))), as torchvision's ResNet does; others
@@ -62,39 +62,22 @@ class Conv(nnx.Module):
         *,
         stride: int = 1,
         trunk: bool = False,
-        padding: str = 'half',
+        padding: str | None = None,
         numerics: Numerics,
         rngs: nnx.Rngs,
     ):
-        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
-        self.dtype, self.precision = numerics
-        shape = (kernel_size, kernel_size, in_dim, out_dim)
-        if trunk:
-            scale = math.sqrt(2 / (kernel_size**2 * out_dim))
-            self.kernel = nnx.Param(scale * jax.random.normal(rngs.params(), shape))
-            self.bias = None
-        else:
-            init = uniform_by_fan_in(kernel_size**2 * in_dim)
-            self.kernel = nnx.Param(init(rngs.params(), shape))
-            self.bias = nnx.Param(init(rngs.params(), (out_dim,)))
+        area = kernel_size**2
+        init = nnx.initializers.normal(math.sqrt(2 / (area * out_dim))) if trunk else uniform_by_fan_in(area * in_dim)
+        make = {'kernel_init': init, 'bias_init': init, 'use_bias': not trunk, 'rngs': rngs, **numerics._asdict()}
+        super().__init__(in_dim, out_dim, (kernel_size,) * 2, stride, padding=padding or kernel_size // 2, **make)
 
     def __call__(self, x: Float[Array, 'n h w c']) -> Float[Array, 'n h2 w2 d']:
+        if self.kernel_size != (1, 1):
+            return super().__call__(x)
+        x = x.astype(self.dtype)[:, :: self.strides, :: self.strides]
+        rows = x.reshape(-1, x.shape[-1])  # XLA is slower on a CPU if the product has more axes
         kernel = self.kernel[...].astype(self.dtype)
-        x = x.astype(self.dtype)
-        if self.kernel_size == 1:
-            x = x[:, :: self.stride, :: self.stride]
-            rows = x.reshape(-1, x.shape[-1])  # XLA is slower on a CPU if the product has more axes
-            y = jnp.matmul(rows, kernel[0, 0], precision=self.precision).reshape(*x.shape[:-1], -1)
-        else:
-            half = (self.kernel_size // 2,) * 2
-            y = lax.conv_general_dilated(
-                x,
-                kernel,
-                window_strides=(self.stride, self.stride),
-                padding='SAME' if self.padding == 'same' else [half, half],
-                dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-                precision=self.precision,
-            )
+        y = jnp.matmul(rows, kernel[0, 0], precision=self.precision).reshape(*x.shape[:-1], -1)
         if self.bias is None:
             return y
         return (y + self.bias[...].reshape(1, 1, 1, -1)).astype(self.dtype)  # the bias's gradient is a sum in float32
@@ -131,9 +114,8 @@ class BatchNorm(nnx.Module):
         self.mean, self.var = nnx.BatchStat(jnp.zeros(dim)), nnx.BatchStat(jnp.ones(dim))
 
     def __call__(self, x: Float[Array, 'n h w c'], roles: Roles) -> Float[Array, 'n h w c']:
-        scale, bias, mean, var = (
-            part[...].reshape(1, 1, 1, -1) for part in (self.scale, self.bias, self.mean, self.var)
-        )
+        parts = self.scale, self.bias, self.mean, self.var
+        scale, bias, mean, var = (part[...].reshape(1, 1, 1, -1) for part in parts)
         if not roles:
             factor = scale * lax.rsqrt(var + self.epsilon)
             return (x * factor + (bias - mean * factor)).astype(x.dtype)

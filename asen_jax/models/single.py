@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
 from asen_jax.models.conditions import AttributeConditions
-from asen_jax.models.interfaces import Conditions, Head, Output, Projected, Train, Trunk
+from asen_jax.models.interfaces import Conditions, Head, Output, Train, Trunk
 from asen_jax.models.layers import BatchNorm, Numerics, Roles, l2_normalize
 from asen_jax.models.registry import trunk_kind
 
@@ -62,10 +62,7 @@ class SingleNetwork(nnx.Module):
             features = self.feature_bn(features, roles)
         features = self.dropout(features, deterministic=mode is None, rngs=mode.key if mode else None)
         projected = self.head.project(features, roles)
-        return jax.vmap(lambda condition: self._under(projected, condition), in_axes=1, out_axes=1)(conditions)
-
-    def _under(self, projected: Projected, condition: Float[Array, '#n e']) -> Output:
-        output = self.head(projected, condition)
+        output = jax.vmap(lambda each: self.head(projected, each), in_axes=1, out_axes=1)(conditions)
         embedding = output.embedding.astype(jnp.float32)
         return output._replace(embedding=l2_normalize(embedding) if self.unit_length else embedding)
 

@@ -57,6 +57,4 @@ def check_photos(config: ConfigDict, frozen_trunk: bool) -> None:
             f'config.{field}={off}.'
         )
     if precompute and data.cache == 'device':
-        raise InputError(
-            'config.train.precompute_features is True, so steps read features instead of photos; set config.data.cache=disk.'
-        )
+        raise InputError('config.train.precompute_features reads no photos in a step; set config.data.cache=disk.')

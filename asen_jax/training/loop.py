@@ -18,7 +18,7 @@ from asen_jax.checkpoint import ADVICE, Checkpoints
 from asen_jax.data.batches import open_photos, steps_per_epoch, train_batches
 from asen_jax.data.cache import CachedPhotos, put_on_devices
 from asen_jax.data.prepared import Records, choose_image_size, has_targets, read_records
-from asen_jax.errors import InputError, NumericsError
+from asen_jax.errors import NumericsError
 from asen_jax.evaluation import results
 from asen_jax.evaluation.evaluate import evaluate, rank_examples
 from asen_jax.evaluation.figures import draw_rankings
@@ -31,7 +31,7 @@ from asen_jax.training.features import compute_features
 from asen_jax.training.losses import any_needs
 from asen_jax.training.optimizer import make_optimizer, make_schedule
 from asen_jax.training.profiling import Profiler, peak_flops, step_flops
-from asen_jax.training.resume import check_same_run, describe_missing, restore_state
+from asen_jax.training.resume import check_same_run, report_missing, restore_state
 from asen_jax.training.step import TrainState, create_state, make_train_step
 from asen_jax.training.tracking import Meter, Meters, Tracker
 from asen_jax.weights.starting import read_start
@@ -123,13 +123,10 @@ def start(
     else:
         meta = checkpoints.read_meta(kind)
         origin = {name: meta[name] for name in ('imported', 'started_from') if name in meta}
-        state, meters = (
-            restore_state(checkpoints, kind, meta, state, shardings, optimizer),
-            Meters.start(meta.get('meters')),
-        )
+        state = restore_state(checkpoints, kind, meta, state, shardings, optimizer)
+        meters = Meters.start(meta.get('meters'))
         print(f'resuming {workdir} after step {meta["step"]} of {epoch_steps * config.train.num_epochs}')
-        for notice in describe_missing(checkpoints, meta):
-            print(notice)
+        report_missing(checkpoints, meta)
     run = Run(
         config=config,
         records=records,
@@ -165,12 +162,10 @@ def photos_on_devices(run: Run, step: int) -> dict[str, jax.Array]:
 
 def frozen_features(run: Run, state: TrainState) -> np.ndarray | None:
     """With `train.precompute_features` and if epochs remain, the features of the train photos."""
-    config, folder = run.config, run.checkpoints.workdir
+    config, arrays, folder = run.config, (state.params, state.batch_stats), run.checkpoints.workdir
     if not config.train.precompute_features or int(state.step) >= run.epoch_steps * config.train.num_epochs:
         return None
-    return compute_features(
-        config, run.records, run.graphdef, (state.params, state.batch_stats), run.mesh, folder, run.stop
-    )
+    return compute_features(config, run.records, run.graphdef, arrays, run.mesh, folder, run.stop)
 
 
 def train_epoch(
@@ -322,10 +317,6 @@ def evaluate_best(run: Run) -> dict | None:
     if not has_targets(run.records, 'test'):
         print('no test queries: nothing to test')
         return None
-    if 'best' not in run.checkpoints.steps():
-        raise InputError(
-            f'{run.checkpoints.root} has lost its best checkpoint; test the last one with --mode eval --checkpoint=latest.'
-        )
     workdir = run.checkpoints.workdir
     network = load_network(workdir, 'best', run.config.precision, run.mesh)
     return evaluate_network(run.config, network, run.records, workdir, 'test', run.mesh, with_report=True)

@@ -13,9 +13,8 @@ from asen_jax.errors import InputError
 from asen_jax.models.interfaces import Output
 from asen_jax.models.layers import l2_normalize
 
-PAIRWISE_EPSILON = (
-    1e-6  # added to each coordinate of a difference by PyTorch's pairwise_distance; keeps the gradient finite at 0
-)
+# added to each coordinate of a difference by PyTorch's pairwise_distance; keeps the gradient finite at 0
+PAIRWISE_EPSILON = 1e-6
 MASKED_LOGIT = -1e30  # instead of -infinity, whose gradient is NaN where every logit is masked
 
 Metrics = dict[str, Float[Array, '']]
@@ -101,9 +100,8 @@ def _contrastive(output: Output, batch: dict, options: ConfigDict) -> tuple[Floa
     """Every photo of the batch against every other, under each attribute for which it has a label."""
     embedding, labels = output.embedding, batch['labels']
     folded = l2_normalize(embedding.reshape(-1, *embedding.shape[2:]))
-    per_photo = contrastive_loss(
-        folded, labels.reshape(-1, *labels.shape[2:]), batch['photo'].reshape(-1), options.temperature
-    )
+    labels, photo = labels.reshape(-1, *labels.shape[2:]), batch['photo'].reshape(-1)
+    per_photo = contrastive_loss(folded, labels, photo, options.temperature)
     near, far = _similarities(_pick(embedding, batch['attribute'])[:, :, 0])
     return jnp.nanmean(per_photo), {'triplet_accuracy': (near > far).mean()}
 
@@ -137,7 +135,7 @@ def parse_losses(text: str) -> dict[str, float]:
             weights[name] = 0.0
         if name not in LOSSES or not 0 < weights[name] < float('inf'):
             raise InputError(
-                f'config.train.loss has {part!r}; write NAME or NAME:WEIGHT, where NAME is one of {", ".join(LOSSES)}.'
+                f'config.train.loss has {part!r}; write NAME or NAME:WEIGHT, NAME from {", ".join(LOSSES)}.'
             )
     return weights
 
@@ -147,18 +145,14 @@ def check_losses(options: ConfigDict, network: str, extras: tuple[str, ...]) -> 
     for name in parse_losses(options.loss):
         loss = LOSSES[name]
         if options.distance not in loss.distances:
-            raise InputError(
-                f'config.train.loss={name} uses the {loss.distances[0]} distance; set config.train.distance={loss.distances[0]}.'
-            )
+            raise InputError(f'config.train.loss={name} needs config.train.distance={loss.distances[0]}; set it.')
         if loss.whole_batch and options.accumulate_steps > 1:
             raise InputError(
                 f'config.train.accumulate_steps is {options.accumulate_steps}, but config.train.loss={name} compares each photo '
                 'with its whole batch; set config.train.accumulate_steps=1, or config.train.loss=triplet.'
             )
         if missing := [each for each in loss.extras if each not in extras]:
-            raise InputError(
-                f'config.train.loss={name} needs the output {missing[0]!r}, which {network} does not have; leave it out.'
-            )
+            raise InputError(f'config.train.loss={name} needs {missing[0]!r}, which {network} lacks; leave it out.')
 
 
 def any_needs(options: ConfigDict, what: str) -> bool:

@@ -38,11 +38,9 @@ class Groups:
     def split(self, tree: dict) -> tuple[dict, dict]:
         """The part of a tree like the parameters that is trained, and the part that is frozen."""
         flat = flatten_dict(tree)
-        parts = (
-            {path: leaf for path, leaf in flat.items() if bool(self.factors[path]) == kept} for kept in (True, False)
-        )
-        trained, frozen = map(unflatten_dict, parts)
-        return trained, frozen
+        trained = {path: leaf for path, leaf in flat.items() if self.factors[path]}
+        frozen = {path: leaf for path, leaf in flat.items() if path not in trained}
+        return unflatten_dict(trained), unflatten_dict(frozen)
 
     def join(self, trained: dict, frozen: dict) -> dict:
         """The tree whose parts `split` returned."""

@@ -42,19 +42,16 @@ def _check_records(config: ConfigDict, meta: dict, records: Records, workdir: Pa
             f'{", ".join(records.attributes)}; training needs the same attributes in the same order.'
         )
     if meta['fingerprint'] not in (None, records.fingerprint):
-        raise InputError(
-            f'{workdir} was trained on records other than those in {records.directory}; use another --workdir.'
-        )
+        raise InputError(f'{workdir} was not trained on the records in {records.directory}; use another --workdir.')
 
 
-def describe_missing(checkpoints: Checkpoints, meta: dict[str, Any]) -> list[str]:
-    """What the user should know if `latest` or `best` is gone from a run that resumes from the checkpoint with this `meta`."""
-    steps, lost = checkpoints.steps(), []
+def report_missing(checkpoints: Checkpoints, meta: dict[str, Any]) -> None:
+    """Tell the user if `latest` or `best` is gone from a run that resumes from the checkpoint with this `meta`."""
+    steps = checkpoints.steps()
     if 'latest' not in steps:
-        lost.append(f'{checkpoints.root / "latest"} is empty: continuing from the best checkpoint')
+        print(f'{checkpoints.root / "latest"} is empty: continuing from the best checkpoint')
     if meta.get('best') is not None and 'best' not in steps:
-        lost.append(f'{checkpoints.root / "best"} has lost step {meta["best"]}: the best from here on will be kept')
-    return lost
+        print(f'{checkpoints.root / "best"} has lost step {meta["best"]}: the best from here on will be kept')
 
 
 def restore_state(

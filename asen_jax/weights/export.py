@@ -1,7 +1,7 @@
 """Export a checkpoint as a frozen program that runs without this code base, or as a state dict of the PyTorch original."""
 
+import contextlib
 import importlib.metadata
-import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,6 @@ import numpy as np
 from ml_collections import ConfigDict
 from safetensors.numpy import save
 
-from asen_jax.errors import InputError
 from asen_jax.files import write_atomically
 from asen_jax.models.apply import embed_all
 from asen_jax.network import TrainedNetwork, check_finite, load_network
@@ -39,10 +38,8 @@ def export(workdir: Path, which: str, precision: str, output: Path, target: str)
     network = load_network(workdir, which, precision, mesh)
     size = network.meta['config']['data']['image_size']
     check_finite(np.asarray(network.embed_on(mesh)(np.zeros((1, size, size, 3), np.uint8)).embedding))
-    state = _torch_state(network) if target == 'torch' else {}  # refused before anything is written
     card = make_card(network.meta, read_figures(network.meta, Path(workdir)), target)
-    output.mkdir(parents=True, exist_ok=True)
-    written = _write_torch(network, state, output) if state else _write_jax(network, output)
+    written = _write_torch(network, output) if target == 'torch' else _write_jax(network, output)
     return [*written, _write(output / CARD, card.encode())]
 
 
@@ -64,6 +61,7 @@ def _write_jax(network: TrainedNetwork, output: Path) -> list[Path]:
 
 
 def _write(path: Path, content: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with write_atomically(path) as file:
         file.write(content)
     return path
@@ -117,32 +115,20 @@ def describe(network: TrainedNetwork) -> dict:
     }
 
 
-def _torch_state(network: TrainedNetwork) -> dict[str, np.ndarray]:
-    """The state dict of the PyTorch original."""
-    model, count = ConfigDict(network.meta['config']['model']), len(network.meta['attributes'])
-    params, batch_stats = jax.device_get((network.params, network.batch_stats))
-    return to_torch(model, params, batch_stats, count)
-
-
-def _write_torch(network: TrainedNetwork, state: dict[str, np.ndarray], output: Path) -> list[Path]:
+def _write_torch(network: TrainedNetwork, output: Path) -> list[Path]:
     """Write the weights under the original's names and, where torch is installed, the checkpoint that its --resume reads."""
+    model, count = ConfigDict(network.meta['config']['model']), len(network.meta['attributes'])
+    state = to_torch(model, *jax.device_get((network.params, network.batch_stats)), count)
     written = [_write(output / TORCH_WEIGHTS, save(state, {'format': 'pt'}))]
-    if importlib.util.find_spec('torch'):
+    with contextlib.suppress(ImportError):
         written.append(write_torch_checkpoint(output / TORCH_CHECKPOINT, state, float(network.meta['score'] or 0.0)))
     return written
 
 
 def write_torch_checkpoint(path: Path, state: Mapping[str, np.ndarray], score: float) -> Path:
-    """`path`, to which torch.save has written the state dict and what else the original's --resume reads.
+    """`path`, to which torch.save has written the state dict and what else the original's --resume reads."""
+    import torch
 
-    Raises InputError if torch cannot be imported.
-    """
-    try:
-        import torch
-    except ImportError as error:
-        raise InputError(
-            f'{path} needs PyTorch ({error}): pip install torch, or use {TORCH_WEIGHTS}, which has the same weights.'
-        ) from error
     tensors = {name: torch.from_numpy(np.array(array)) for name, array in state.items()}
     with write_atomically(path) as file:
         torch.save({'state_dict': tensors, 'epoch': 0, 'prec': score}, file)

@@ -26,18 +26,12 @@ def import_checkpoint(config: ConfigDict, workdir: Path, file: Path) -> dict:
     config = config.copy_and_resolve_references()
     config.update_from_flattened_dict(fields)
     if not config.data.image_size:
-        raise InputError(
-            'config.data.image_size is 0; name the size that the checkpoint was trained with, such as 224.'
-        )
+        raise InputError('config.data.image_size is 0; name the size that it was trained with, such as 224.')
     names = list(config.data.attributes)
-    if len(set(names)) < len(names):
+    if names and not len(names) == len(set(names)) == num_attributes:
         raise InputError(
-            f'config.data.attributes has duplicate names: {", ".join(names)}; give each attribute its own.'
-        )
-    if names and len(names) != num_attributes:
-        raise InputError(
-            f'config.data.attributes names {len(names)} attributes, but {file} has {num_attributes}; '
-            'name all of them in the order of the checkpoint, or none.'
+            f'config.data.attributes is {",".join(names)}, but {file} has {num_attributes} attributes; '
+            'give each its own name, in the order of the checkpoint, or name none.'
         )
     names = names or unnamed_attributes(num_attributes)
     _, params, batch_stats = build_shapes(config, num_attributes)

@@ -1,12 +1,11 @@
 """The model card of an export, in the format of the Hugging Face Hub: data, recipe, results and limits."""
 
-import functools
 import json
 from pathlib import Path
 
 from asen_jax.checkpoint import identity
 from asen_jax.errors import InputError
-from asen_jax.fields import TABLE, Fixed
+from asen_jax.fields import Fixed, default_config, differences
 from asen_jax.models.registry import network_kind, trunk_kind
 
 DATASETS = {  # name, and the terms that also apply to weights trained on it
@@ -90,13 +89,10 @@ def make_card(meta: dict, figures: list[dict], target: str) -> str:
 
 def _differences(model: dict) -> str:
     """The fields of config.model that determine vectors and are not as published."""
-    changed = []
-    for field in TABLE:
-        group, _, rest = field.name.partition('.')
-        if group == 'model' and field.fixed >= Fixed.VECTORS and rest not in ('name', 'trunk'):
-            value = functools.reduce(lambda tree, part: tree[part], rest.split('.'), model)
-            changed += [f'{rest}={value}'] * (value != field.default)
-    return f'; not as published: {", ".join(changed)}' if changed else ''
+    others = {name: value for name, value in model.items() if name not in ('name', 'trunk')}
+    changed = differences({'model': others}, default_config(), Fixed.VECTORS)
+    listed = ', '.join(f'{name.removeprefix("model.")}={value}' for name, (value, _) in changed.items())
+    return f'; not as published: {listed}' if listed else ''
 
 
 def _recipe(meta: dict) -> str:

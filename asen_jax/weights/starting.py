@@ -18,10 +18,8 @@ from asen_jax.network import load_network
 from asen_jax.weights.model_card import known_dataset
 from asen_jax.weights.torch_names import flatten, unflatten
 
-PER_ATTRIBUTE = (
-    '.rows'  # how the path of a parameter with one row per attribute ends: those of Table and AttributeConditions
-)
-MAX_LISTED = 8  # modules that a message names
+# how the path of a parameter with one row per attribute ends: those of Table and AttributeConditions
+PER_ATTRIBUTE = '.rows'
 
 
 def check_start(config: ConfigDict, checkpoints: Checkpoints, params: dict) -> bool:
@@ -34,19 +32,15 @@ def check_start(config: ConfigDict, checkpoints: Checkpoints, params: dict) -> b
         return False
     folder = _folder(config)
     if folder.resolve() == checkpoints.root.parent:
-        raise InputError(
-            f'config.init.workdir is {folder}, the folder of this run itself; give the new run another --workdir.'
-        )
+        raise InputError(f'config.init.workdir is {folder}, the folder of this run itself; name another --workdir.')
     if checkpoints.kind_to_resume():
         return True
     with Checkpoints(folder, read_only=True) as source:
-        meta = _read_meta(config, source)
+        meta = source.read_meta(config.init.checkpoint)
     theirs = flatten(build_shapes(ConfigDict(meta['config']), len(meta['attributes']))[1])
     matching = _matching(flatten(params), theirs)
     if not matching:
-        raise InputError(
-            f'{folder}, from which this run starts, has no parameter that fits config.model; name another init.workdir.'
-        )
+        raise InputError(f'config.init.workdir is {folder}, where no parameter fits config.model; name another one.')
     return any(path.startswith('trunk.') for path in matching)
 
 
@@ -60,9 +54,7 @@ def read_start(
     for an import.
     """
     folder, mesh = _folder(config), sharding.make_mesh()  # each process needs all of every array
-    with Checkpoints(folder, read_only=True) as source:
-        _read_meta(config, source)
-        network = load_network(source, config.init.checkpoint, None, mesh)
+    network = load_network(folder, config.init.checkpoint, None, mesh)
     meta = network.meta
     known = attribute_names(config, meta, attributes, folder)
     _check_fixed_masks(config, known, attributes)
@@ -82,7 +74,7 @@ def read_start(
     new, left_out = (sum(modules, Counter()) for modules in zip(*(each[1:] for each in started), strict=True))
     for title, modules in (('new, not in that checkpoint', new), ('left out of that checkpoint', left_out)):
         if modules:
-            print(f'{title}: {_list(modules)}')
+            print(f'{title}:', ', '.join(f'{name} ({count} arrays)' for name, count in sorted(modules.items())))
     origin = {'workdir': str(folder), 'step': meta['step'], 'dataset': known_dataset(meta)}
     return unflatten(params, started[0][0]), unflatten(batch_stats, started[1][0]), origin
 
@@ -119,26 +111,8 @@ def _modules(paths: Iterable[str]) -> Counter:
     return Counter('.'.join(path.split('.')[:2]) for path in paths)
 
 
-def _list(modules: Counter) -> str:
-    names = [f'{name} ({count} arrays)' for name, count in sorted(modules.items())]
-    return ', '.join(names[:MAX_LISTED]) + (', …' if len(names) > MAX_LISTED else '')
-
-
 def _folder(config: ConfigDict) -> Path:
     return Path(config.init.workdir).expanduser()
-
-
-def _read_meta(config: ConfigDict, source: Checkpoints) -> dict[str, Any]:
-    """The metadata of the checkpoint that `config.init` names; raises InputError if `source` does not have it."""
-    folder, which, steps = _folder(config), config.init.checkpoint, source.steps()
-    if not steps:
-        raise InputError(
-            f'config.init.workdir is {folder}, which has no checkpoint; name the workdir of a run or of an import.'
-        )
-    if which not in (*steps, *map(str, steps.values())):
-        found = ', '.join(f'{kind} (step {step})' for kind, step in steps.items())
-        raise InputError(f'config.init.checkpoint is {which!r}, but {folder} has only {found}; name one of these.')
-    return source.read_meta(which)
 
 
 def _check_fixed_masks(config: ConfigDict, known: Sequence[str], attributes: Sequence[str]) -> None:

@@ -244,26 +244,21 @@ def _unpickle(stream: io.BytesIO) -> tuple[Any, dict[str, Storage]]:
 def _make_arrays(root: Any, read: Callable[[str], Any], size: int, big_endian: bool) -> dict[str, np.ndarray]:
     """The tensors of a checkpoint's state dict; the file's `size` bounds the memory for all of them."""
     arrays, contents = {}, {}
-    room = 5 * size + (
-        1 << 20
-    )  # the file itself, and four times as much: bfloat16 becomes twice as wide, weights can be tied
+    # the file itself, and four times as much: bfloat16 becomes twice as wide, weights can be tied
+    room = 5 * size + (1 << 20)
     for name, tensor in _find_state_dict(root).items():
         storage, offset, shape, stride = tensor.storage, tensor.offset, tensor.size, tensor.stride
         dtype, stored_dtype = DTYPES[tensor.dtype or storage.dtype], DTYPES[storage.dtype]
         last = offset + sum((length - 1) * step for length, step in zip(shape, stride, strict=True))
         fits = not all(shape) or (last + 1) * dtype.itemsize <= storage.size * stored_dtype.itemsize
         if not _are_counts(offset, *shape, *stride) or not fits:
-            raise RefusedError(
-                f'has {_shown(name)!r}, which extends beyond its storage of {storage.size} numbers; download it again'
-            )
+            raise RefusedError(f'has {_shown(name)!r}, which extends beyond its storage; download it again')
         if storage.key not in contents:
             contents[storage.key] = read(storage.key)
             room -= len(contents[storage.key])
         room -= math.prod(shape) * _widened(dtype).itemsize
         if room < 0:
-            raise RefusedError(
-                f'has {size:,} bytes, but tensors of more than four times that; save them with .contiguous()'
-            )
+            raise RefusedError(f'has {size:,} bytes, but tensors of over four times that; save them .contiguous()')
         start = storage.start * stored_dtype.itemsize + offset * dtype.itemsize
         strides = [step * dtype.itemsize for step in stride]
         array = np.ndarray(shape, dtype, contents[storage.key], start, strides)

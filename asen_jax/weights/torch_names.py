@@ -7,7 +7,6 @@ own modules (`TorchLayout` and `TrunkKind` of models/interfaces.py).
 
 import contextlib
 import re
-from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -75,10 +74,10 @@ def canonical_names(tensors: Mapping[str, np.ndarray], file: str) -> dict[str, n
     names = {name: name.removeprefix('module.') for name in tensors}
     if not all(name.startswith((ROOT, 'choices.')) for name in names.values()):
         names = {name: f'{ROOT}{rest}' for name, rest in names.items()}
-    twice = [name for name, count in Counter(names.values()).items() if count > 1]
-    if twice:
-        raise InputError(f'{file} has the tensor {twice[0]!r} twice, with and without a prefix; keep one of the two.')
-    return {names[name]: array for name, array in tensors.items()}
+    named = {names[name]: array for name, array in tensors.items()}
+    if len(named) < len(tensors):
+        raise InputError(f'{file} has a tensor twice, with and without a prefix; keep one of the two.')
+    return named
 
 
 def recognize(tensors: Mapping[str, np.ndarray], file: str) -> tuple[dict[str, Any], int]:
@@ -86,25 +85,17 @@ def recognize(tensors: Mapping[str, np.ndarray], file: str) -> tuple[dict[str, A
 
     `tensors` have canonical names. Raises InputError, naming `file`, if they belong to none of the networks.
     """
-    inside = {name.removeprefix(ROOT): np.asarray(array) for name, array in tensors.items()}
+    inside = {name.removeprefix(ROOT): array for name, array in tensors.items() if array.size}
     if any(name.startswith('choices.') for name in inside):
-        raise InputError(
-            f'{file} is a checkpoint of ASEN++, which is not implemented yet; import a checkpoint of another network.'
-        )
+        raise InputError(f'{file} is a checkpoint of ASEN++, which is not implemented yet; import another network.')
     for name in NETWORKS:
         layout, found = network_kind(name).torch, None
         with contextlib.suppress(IndexError, ValueError):  # a tensor with such a name, but of another number of axes
             found = layout.recognize(inside) if layout else None
         if found:
-            break
-    else:
-        raise InputError(f'{file} is not a checkpoint of ASEN, ASEN v2 or CSN: it has no table of their attributes.')
-    if empty := [name for name, array in inside.items() if 0 in array.shape]:
-        raise InputError(
-            f'{file} has an empty tensor {empty[0]!r} with shape {inside[empty[0]].shape}; import a complete checkpoint.'
-        )
-    fields, num_attributes = found
-    return {'model.name': name, **_recognize_trunk(inside, file), **fields}, num_attributes
+            fields, num_attributes = found
+            return {'model.name': name, **_recognize_trunk(inside, file), **fields}, num_attributes
+    raise InputError(f'{file} is not a checkpoint of ASEN, ASEN v2 or CSN: it has no table of their attributes.')
 
 
 def _recognize_trunk(tensors: Mapping[str, np.ndarray], file: str) -> dict[str, Any]:
@@ -123,15 +114,14 @@ def fill_from_torch(
 ) -> tuple[dict, dict]:
     """`params` and `batch_stats` (arrays or shapes) with every value taken from the original's `state_dict`.
 
-    Raises InputError naming the first tensor that has no place or the wrong shape, or the first parameter that is missing.
+    Raises InputError naming the first tensor that has no place or does not fit it, or the first parameter that is missing.
     """
     layout = torch_layout(model)
     assert layout, model.name
     constants = [re.escape(ROOT + name) for name in layout.constants(model, num_attributes)]
     names = network_names(model, flatten(params) | flatten(batch_stats))
-    linear_tables = {f'{ROOT}{name}.weight' for name in layout.linear_tables}
     unused = '|'.join([UNUSED, *constants])
-    return _fill(params, batch_stats, state_dict, names, f'the {model.name} network', unused, linear_tables)
+    return _fill(params, batch_stats, state_dict, names, f'the {model.name} network', unused, layout.linear_tables)
 
 
 def fill_trunk(params: dict, batch_stats: dict, tensors: Mapping[str, np.ndarray], trunk: str) -> tuple[dict, dict]:
@@ -154,33 +144,20 @@ def _fill(
     linear_tables: Collection[str] = (),
 ) -> tuple[dict, dict]:
     """Copies of both trees with each tensor in its place; `what` names the network in errors."""
-    targets = flatten(params) | flatten(batch_stats)
-    known, filled = set(names.values()), {}
-    for key in tensors:
-        if key not in known and not re.search(unused, key):
-            raise InputError(
-                f"The checkpoint's tensor {key!r} has no place in {what}; choose the network it was saved from."
-            )
-    missing = sorted(path for path in targets if names.get(path) not in tensors)
-    if missing:
-        others = f' and {len(missing) - 1} more' if len(missing) > 1 else ''
-        raise InputError(
-            f'The checkpoint has no tensor for {missing[0]!r}{others} of {what}; choose the network it was saved from.'
-        )
+    targets, filled = flatten(params) | flatten(batch_stats), {}
+    if extra := [key for key in tensors.keys() - names.values() if not re.search(unused, key)]:
+        raise InputError(f'The tensor {min(extra)!r} has no place in {what}; choose the network it was saved from.')
+    if missing := [path for path in targets if names.get(path) not in tensors]:
+        raise InputError(f'The checkpoint has no tensor for {min(missing)!r} of {what}; choose the network it is from.')
     for path, target in targets.items():
-        key = names[path]
-        array, is_table = np.asarray(tensors[key]), key in linear_tables
-        if _transpose(array, path, is_table).shape != target.shape:
-            wanted = _transpose(np.empty(target.shape, bool), path, is_table, back=True).shape
-            raise InputError(f"The checkpoint's tensor {key!r} is {array.shape}, but {what} has {wanted} there.")
-        if not np.issubdtype(array.dtype, np.floating):
-            raise InputError(f"The checkpoint's tensor {key!r} has dtype {array.dtype}, but {what} has floats there.")
+        array, is_table = np.asarray(tensors[names[path]]), path in linear_tables
         with np.errstate(over='ignore'):
             filled[path] = _transpose(array, path, is_table).astype(np.float32)
-        if not np.isfinite(filled[path]).all():
-            raise InputError(
-                f"The checkpoint's tensor {key!r} has values that are not finite; use an earlier checkpoint."
-            )
+        is_real = np.issubdtype(array.dtype, np.floating) and np.isfinite(filled[path]).all()
+        if filled[path].shape != target.shape or not is_real:
+            wanted = _transpose(np.empty(target.shape, bool), path, is_table, back=True).shape
+            given = f'{array.shape} of {array.dtype}'
+            raise InputError(f'The tensor {names[path]!r} is {given}; {what} has {wanted} finite floats there.')
     return unflatten(params, filled), unflatten(batch_stats, filled)
 
 
@@ -197,10 +174,9 @@ def to_torch(model: ConfigDict, params: dict, batch_stats: dict, num_attributes:
     if lacking := [path for path in arrays if path not in names]:
         raise InputError(f'The PyTorch original of {model.name} lacks {lacking[0]}; export it with --format=jax.')
     state = {ROOT + name: array for name, array in layout.constants(model, num_attributes).items()}
-    linear_tables = {f'{ROOT}{name}.weight' for name in layout.linear_tables}
     for path, array in arrays.items():
-        key = names[path]
-        state[key] = np.ascontiguousarray(_transpose(np.asarray(array), path, key in linear_tables, back=True))
+        key, is_table = names[path], path in layout.linear_tables
+        state[key] = np.ascontiguousarray(_transpose(np.asarray(array), path, is_table, back=True))
         if key.endswith('.running_var'):
             state[key.replace('running_var', 'num_batches_tracked')] = np.zeros((), np.int64)
     if any('.fc_embed.' in key for key in state):

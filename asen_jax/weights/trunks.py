@@ -40,9 +40,11 @@ def find_trunk(config: ConfigDict) -> Path | None:
     if name == 'imagenet':
         return _find_pretrained(config)
     if name.startswith('hf://'):
-        repository, file = _parse_hub_name(name)
+        parts = re.fullmatch(r'hf://([^/]+/[^/]+)(?:/(.+))?', name)
+        if not parts:
+            raise InputError(f'config.init.trunk is {name!r}; write hf://OWNER/NAME or hf://OWNER/NAME/FILE.')
         remedy = 'check the name and the network, or download the file elsewhere and name it'
-        return _fetch(repository, file, name, remedy)
+        return _fetch(parts[1], parts[2] or HUB_FILE, name, remedy)
     path = Path(name).expanduser()
     if not path.is_file():
         raise InputError(
@@ -72,17 +74,7 @@ def _check_name(path: Path) -> None:
         return
     digest = files.sha256(path)
     if not digest.startswith(named[1]):
-        raise InputError(
-            f'{path} is damaged: its SHA-256 starts with {digest[:8]}, but its name says {named[1]}; download it again.'
-        )
-
-
-def _parse_hub_name(name: str) -> tuple[str, str]:
-    """Repository and file of `hf://OWNER/NAME` or `hf://OWNER/NAME/FILE`."""
-    parts = name.removeprefix('hf://').split('/', 2)
-    if len(parts) < 2 or not all(parts):
-        raise InputError(f'config.init.trunk is {name!r}; write hf://OWNER/NAME or hf://OWNER/NAME/FILE.')
-    return '/'.join(parts[:2]), parts[2] if len(parts) == 3 else HUB_FILE
+        raise InputError(f'{path} is damaged: its SHA-256 starts with {digest[:8]}; download it again.')
 
 
 def _fetch(repository: str, file: str, name: str, remedy: str) -> Path:

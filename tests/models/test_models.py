@@ -126,9 +126,7 @@ def test_an_unknown_choice_is_not_taken_for_another(field):
 
 
 def test_every_section_needs_a_channel():
-    with pytest.raises(
-        InputError, match=r'config\.model\.embed_dim is 16, too small to give each of 17 attributes a section'
-    ):
+    with pytest.raises(InputError, match=r'config\.model\.embed_dim is 16, too small for 17 sections'):
         embed_all(*build_model(small('csn', csn__masks='fixed'), 17), jnp.zeros((1, 32, 32, 3), jnp.uint8))
 
 

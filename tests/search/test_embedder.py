@@ -217,7 +217,7 @@ def test_load_finds_checkpoints_and_keeps_the_trained_precision(workdir, network
     assert Embedder.load(workdir, precision='bfloat16').fingerprint != network.fingerprint
     with pytest.raises(InputError, match="no checkpoint 'latest'; it has best"):
         Embedder.load(workdir, 'latest')
-    with pytest.raises(InputError, match='train first, or name another --workdir'):
+    with pytest.raises(InputError, match='train first, or name another workdir'):
         Embedder.load(tmp_path / 'nothing')
     with pytest.raises(InputError, match='batch_size is 0; it must be at least 1'):
         Embedder.load(workdir, batch_size=0)

@@ -97,9 +97,9 @@ def test_three_steps_match_pytorch(case):
 @pytest.mark.parametrize(
     'field,value,match',
     [
-        ('train.loss', 'contrastive', 'contrastive uses the cosine distance'),
-        ('model.name', 'asen', "embedding_norm needs the output 'unmasked', which asen does not have"),
-        ('train.loss', 'triplets', "has 'triplets'; write NAME or NAME:WEIGHT, where NAME is one of triplet,"),
+        ('train.loss', 'contrastive', 'contrastive needs config.train.distance=cosine'),
+        ('model.name', 'asen', "embedding_norm needs 'unmasked', which asen lacks"),
+        ('train.loss', 'triplets', "has 'triplets'; write NAME or NAME:WEIGHT, NAME from triplet,"),
         ('train.loss', 'triplet:0', "has 'triplet:0'; write NAME"),
     ],
 )

@@ -178,7 +178,7 @@ def test_eval_scores_the_checkpoint_as_training_did(unbroken, config, records):
 
 
 def test_a_workdir_without_checkpoint_is_refused(tmp_path):
-    with pytest.raises(InputError, match="no checkpoint 'best'; train first, or name another --workdir"):
+    with pytest.raises(InputError, match="no checkpoint 'best'; train first, or name another workdir"):
         load_network(tmp_path, 'best', None, make_mesh())
 
 
@@ -319,7 +319,7 @@ def test_a_lost_best_checkpoint_is_noticed(config, tmp_path, capsys):
     run(config, tmp_path)
     for folder in (tmp_path / 'checkpoints' / 'best').iterdir():
         shutil.rmtree(folder)
-    with pytest.raises(InputError, match=r'has lost its best checkpoint; test the last one with --mode eval'):
+    with pytest.raises(InputError, match=r"has no checkpoint 'best'; it has latest"):
         run(config, tmp_path)
     config.train.num_epochs = 3
     assert run(config, tmp_path)['checkpoint_step'] == 12

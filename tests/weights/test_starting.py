@@ -163,20 +163,22 @@ def test_another_trunk_comes_from_init_trunk_and_nothing_in_common_is_refused(co
     config.model.resnet.width = 16
     assert not check(config, tmp_path / 'new')  # the table of attributes matches
     config.model.name = 'triplet'
-    says = f'{config.init.workdir}, from which this run starts, has no parameter that fits config.model'
+    says = f'config.init.workdir is {config.init.workdir}, where no parameter fits config.model'
     with pytest.raises(InputError, match=re.escape(says)):
         check(config, tmp_path / 'new')
 
 
 def test_a_missing_workdir_or_checkpoint_is_named(config, tmp_path):
-    with pytest.raises(InputError, match=r'source, which has no checkpoint; name the workdir of a run or of an import'):
+    with pytest.raises(
+        InputError, match=r"source/checkpoints has no checkpoint 'best'; train first, or name another workdir"
+    ):
         check(config, tmp_path / 'new')
     assert not (tmp_path / 'source').exists()
     save_source(config)
     config.init.checkpoint = '5'
     with pytest.raises(
         InputError,
-        match=r"checkpoint is '5', but .*source has only best \(step 4\), latest \(step 6\); name one of these",
+        match=r"source/checkpoints has no checkpoint '5'; it has best \(step 4\), latest \(step 6\): name one of these",
     ):
         check(config, tmp_path / 'new')
 
@@ -184,7 +186,7 @@ def test_a_missing_workdir_or_checkpoint_is_named(config, tmp_path):
 def test_a_run_cannot_start_from_itself(config, tmp_path):
     save_source(config)
     config.init.workdir = str(tmp_path / 'new' / '..' / 'source')
-    with pytest.raises(InputError, match='the folder of this run itself; give the new run another --workdir'):
+    with pytest.raises(InputError, match='the folder of this run itself; name another --workdir'):
         check(config, tmp_path / 'source')
 
 
@@ -222,7 +224,7 @@ def test_training_starts_from_the_source_once(config, records_root, tmp_path, ca
 
 def test_a_wrong_source_is_refused_before_any_photo_is_decoded(config, tmp_path):
     config.init.trunk = 'imagenet'  # is not looked for
-    with pytest.raises(InputError, match='which has no checkpoint'):
+    with pytest.raises(InputError, match="has no checkpoint 'best'"):
         loop.check_config(config, tmp_path / 'new')
     save_source(config)
     assert loop.check_config(config, tmp_path / 'new') == ({}, {})

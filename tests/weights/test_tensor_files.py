@@ -125,7 +125,7 @@ def test_a_storage_of_the_old_format_can_be_a_view(path):
     patched('legacy', path, (b'K\xc8Ntq\nQ', view.replace(b'%c', b'\xb4')))
     assert read_tensors(path)['w'][0, 0] == 17 + 5
     patched('legacy', path, (b'K\xc8Ntq\nQ', view.replace(b'%c', b'\xb3')))
-    assert "'w', which extends beyond its storage of 179 numbers" in refusal(path)
+    assert "'w', which extends beyond its storage" in refusal(path)
     patched('legacy', path, (b'K\xc8Ntq\nQ', view.replace(b'%c', b'\xc4')))
     assert 'in a way that PyTorch never does' in refusal(path)
 

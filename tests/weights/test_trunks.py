@@ -60,11 +60,11 @@ def test_a_file_with_torchvisions_names_fills_only_the_trunk(config, tensors, sh
 WRONG_TENSORS = {
     "has no tensor for 'trunk.layer3.1.conv2.kernel' of the resnet18 trunk": lambda t: t.pop('layer3.1.conv2.weight'),
     "'layer3.9.conv1.weight' has no place": lambda t: t.update({'layer3.9.conv1.weight': np.zeros((3, 3), np.float32)}),
-    "'layer2.0.conv1.weight' is (128, 64, 9), but the resnet18 trunk has (128, 64, 3, 3) there": lambda t: t.update(
-        {'layer2.0.conv1.weight': t['layer2.0.conv1.weight'].reshape(128, 64, 9)}
+    "'layer2.0.conv1.weight' is (128, 64, 9) of float32; the resnet18 trunk has (128, 64, 3, 3) finite floats there": lambda t: (
+        t.update({'layer2.0.conv1.weight': t['layer2.0.conv1.weight'].reshape(128, 64, 9)})
     ),
-    "'conv1.weight' is (3, 64, 7, 7), but the resnet18 trunk has (64, 3, 7, 7) there": lambda t: t.update(
-        {'conv1.weight': t['conv1.weight'].reshape(3, 64, 7, 7)}
+    "'conv1.weight' is (3, 64, 7, 7) of float32; the resnet18 trunk has (64, 3, 7, 7) finite floats there": lambda t: (
+        t.update({'conv1.weight': t['conv1.weight'].reshape(3, 64, 7, 7)})
     ),
 }
 
