@@ -25,7 +25,7 @@ from asen_jax import files
 from asen_jax.data.prepared import READING, REPORT, checksum, checksum_of_report, open_records
 from asen_jax.errors import InputError
 from data_builders.checks import check_photos
-from data_builders.records import FORMAT, RawDataset, RecordsBuilder, with_triplets, write_arrays
+from data_builders.records import FORMAT, RawDataset, with_triplets, write_arrays
 from data_builders.report import describe
 
 REPLACED = 'replaced'  # the old records, between the two moves that replace them
@@ -76,7 +76,7 @@ def build_records(source: Source) -> Path:
         if not _can_reuse(target, module, data)[0]:  # the other process may have built them
             with files.lock(target.parent / READING, busy):
                 raw = with_triplets(check_photos(raw, data.missing, data.broken))
-                built = _write_records(raw, target)
+                built = _write_records(module, raw, target)
                 _write_files(raw, built, _description(module, data))
                 if target.exists():
                     target.rename(target.parent / REPLACED)
@@ -93,11 +93,11 @@ def prepared_path(config: ConfigDict) -> Path:
     """`<data.dir>/<name>/<builder config>/<version>`."""
     module = load_builder(config.data.name)
     root = Path(config.data.dir).expanduser()
-    return root / config.data.name / module.config_name(config.data) / str(RecordsBuilder.VERSION)
+    return root / config.data.name / module.config_name(config.data) / str(module.Builder.VERSION)
 
 
 def load_builder(name: str) -> ModuleType:
-    """The builder's module: `list_files(data)`, `config_name(data)` and `read(data) -> RawDataset`."""
+    """The builder's module: `Builder`, `list_files(data)`, `config_name(data)` and `read(data) -> RawDataset`."""
     return importlib.import_module(f'data_builders.{name}.{name}_dataset_builder')
 
 
@@ -127,15 +127,15 @@ def _can_reuse(target: Path, module: ModuleType, data: ConfigDict) -> tuple[bool
 def _description(module: ModuleType, data: ConfigDict) -> str:
     """A hash of everything that determines the records: lists, options (they are in the config's name), versions."""
     hashes = [[path.name, files.sha256(path)] for path in module.list_files(data)]
-    facts = [data.name, module.config_name(data), str(RecordsBuilder.VERSION), FORMAT, hashes]
+    facts = [data.name, module.config_name(data), str(module.Builder.VERSION), FORMAT, hashes]
     return files.sha256_of_json(facts)
 
 
-def _write_records(raw: RawDataset, target: Path) -> Path:
+def _write_records(module: ModuleType, raw: RawDataset, target: Path) -> Path:
     """Let TFDS write the records below `incomplete`, and return their directory."""
     config = tfds.core.BuilderConfig(name=target.parent.name)
     with _quiet_tfds():
-        builder = RecordsBuilder(raw=raw, data_dir=target.parent / 'incomplete', config=config)
+        builder = module.Builder(raw=raw, data_dir=target.parent / 'incomplete', config=config)
         builder.download_and_prepare(file_format='array_record')
     assert builder.is_prepared()  # TFDS takes an existing empty directory for finished records
     return Path(builder.data_path)

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Int
-from tensorflow_datasets.core import dataset_metadata
 from tqdm import tqdm
 
 from asen_jax import files
@@ -168,7 +167,7 @@ def _describe_left_out(raw: RawDataset, left_out: Sequence[tuple[int, int, int]]
 class RecordsBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     """Writes the records of a source that has been read and checked; `data_builders.prepare` calls it.
 
-    TFDS has one set of features for all splits, none of them optional. So every record has all fields, and those that
+    Every dataset has a subclass `Builder`, which gives the records their name and version. TFDS has one set of features for all splits, none of them optional. So every record has all fields, and those that
     belong to another kind of record are empty: b'' and '', no labels, -1, zeros. Box fields exist only if the source
     has boxes. Read with `decoders={'image': tfds.decode.SkipDecoding()}`, because the lists' b'' cannot be decoded.
     """
@@ -176,7 +175,7 @@ class RecordsBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version('1.0.0')
 
     def __init__(self, *, raw: RawDataset, **kwargs):
-        self._raw, self.name = raw, raw.dataset  # set first: TFDS's constructor calls _info
+        self._raw = raw  # set first: TFDS's constructor calls _info
         features, photos = tfds.features, [photo for many in raw.photos.values() for photo in many]
         self._features = {'image': features.Image(shape=(None, None, 3)), 'image_id': features.Text()}
         self._empty = {'image': b'', 'image_id': ''}
@@ -187,10 +186,6 @@ class RecordsBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
                 self._features[name] = features.Tensor(shape=shape, dtype=dtype)
                 self._empty[name] = np.zeros([length or 0 for length in shape], dtype)
         super().__init__(**kwargs)
-
-    def get_metadata(self) -> dataset_metadata.DatasetMetadata:
-        """The citation and description in the dataset's folder."""
-        return dataset_metadata.load(Path(__file__).with_name(self.name))
 
     def _info(self) -> tfds.core.DatasetInfo:
         raw = self._raw

@@ -15,11 +15,17 @@ from asen_jax.errors import InputError
 from data_builders import records
 from data_builders.annotations import pick_attributes
 from data_builders.catalog.table import RESERVED, product_of, read_labels
-from data_builders.records import SPLITS, Photo, RawDataset
+from data_builders.records import SPLITS, Photo, RawDataset, RecordsBuilder
 
 MIN_VALUES, MAX_VALUES = 2, 100  # of a column that becomes an attribute without being named
 SHARES = {'train': 0.8, 'valid': 0.1, 'test': 0.1}
 QUERY_SHARE = 0.2  # of a split's photos; the published lists have the same ratio
+
+
+class Builder(RecordsBuilder):
+    """Writes the records of a catalog."""
+
+    MANUAL_DOWNLOAD_INSTRUCTIONS = 'A folder of photos with a labels.csv; data_builders/catalog/README.md describes it.'
 
 
 def list_files(data: ConfigDict) -> list[Path]:

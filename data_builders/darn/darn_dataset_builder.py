@@ -6,11 +6,19 @@ from ml_collections import ConfigDict
 
 from data_builders import asen_lists
 from data_builders.asen_lists import config_name
-from data_builders.records import RawDataset
+from data_builders.records import RawDataset, RecordsBuilder
 
 DATASET = 'DARN'  # its folder, and its key in meta.json
 INSTRUCTIONS = asen_lists.INSTRUCTIONS.format(name='darn', folder=DATASET, other='')
-__all__ = ['config_name', 'list_files', 'read']  # what prepare.py needs of a builder
+__all__ = ['Builder', 'config_name', 'list_files', 'read']  # what prepare.py needs of a builder
+
+
+class Builder(RecordsBuilder):
+    """Writes the records of DARN."""
+
+    MANUAL_DOWNLOAD_INSTRUCTIONS = INSTRUCTIONS
+
+
 list_files = partial(asen_lists.list_files, dataset=DATASET)
 
 

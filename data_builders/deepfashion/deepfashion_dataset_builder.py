@@ -10,12 +10,18 @@ from data_builders import annotations, asen_lists
 from data_builders.asen_lists import EVAL_SPLITS, EvalLists, Source, config_name
 from data_builders.deepfashion import anno, labels
 from data_builders.deepfashion.labels import Ids, Rows
-from data_builders.records import RawDataset
+from data_builders.records import RawDataset, RecordsBuilder
 
 DATASET = 'DeepFashion'  # its folder, and its key in meta.json
 OTHER = "; DeepFashion's own Anno/ can take the place of the train lists"
 INSTRUCTIONS = asen_lists.INSTRUCTIONS.format(name='deepfashion', folder=DATASET, other=OTHER)
-__all__ = ['config_name', 'list_files', 'read']  # what prepare.py needs of a builder
+__all__ = ['Builder', 'config_name', 'list_files', 'read']  # what prepare.py needs of a builder
+
+
+class Builder(RecordsBuilder):
+    """Writes the records of DeepFashion."""
+
+    MANUAL_DOWNLOAD_INSTRUCTIONS = INSTRUCTIONS
 
 
 def list_files(data: ConfigDict) -> list[Path]:

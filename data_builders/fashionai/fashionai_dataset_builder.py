@@ -7,12 +7,18 @@ from ml_collections import ConfigDict
 from data_builders import asen_lists
 from data_builders.asen_lists import config_name
 from data_builders.fashionai import challenge
-from data_builders.records import RawDataset
+from data_builders.records import RawDataset, RecordsBuilder
 
 DATASET = 'FashionAI'  # its folder, and its key in meta.json
 OTHER = "; the challenge's own label.csv can take the place of the train lists"
 INSTRUCTIONS = asen_lists.INSTRUCTIONS.format(name='fashionai', folder=DATASET, other=OTHER)
-__all__ = ['config_name', 'list_files', 'read']  # what prepare.py needs of a builder
+__all__ = ['Builder', 'config_name', 'list_files', 'read']  # what prepare.py needs of a builder
+
+
+class Builder(RecordsBuilder):
+    """Writes the records of FashionAI."""
+
+    MANUAL_DOWNLOAD_INSTRUCTIONS = INSTRUCTIONS
 
 
 def list_files(data: ConfigDict) -> list[Path]:

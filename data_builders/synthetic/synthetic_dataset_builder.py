@@ -12,7 +12,7 @@ from tqdm import tqdm
 from asen_jax import files
 from asen_jax.data.workers import map_in_processes
 from data_builders import annotations, asen_lists, records
-from data_builders.records import Photo, RawDataset
+from data_builders.records import Photo, RawDataset, RecordsBuilder
 from data_builders.synthetic.garments import ATTRIBUTES, draw_garment
 
 SEED = 2020  # of the drawings; config.seed must not change records
@@ -20,6 +20,10 @@ EVAL_SHARE = 10  # one photo in ten is in valid, and one in test
 QUERY_SHARE = 5  # one photo in five of valid and test is a query; the others are candidates
 JPEG_QUALITY = 95
 PHOTOS_PER_PROCESS = 1000  # at least; a process takes about a second to start
+
+
+class Builder(RecordsBuilder):
+    """Writes the records of drawn photos."""
 
 
 def list_files(data: ConfigDict) -> list[Path]:

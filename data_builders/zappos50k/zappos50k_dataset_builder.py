@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from asen_jax.data.triplets import Labels
 from asen_jax.errors import InputError
 from data_builders import annotations, asen_lists
-from data_builders.records import SPLITS, RawDataset
+from data_builders.records import SPLITS, RawDataset, RecordsBuilder
 from data_builders.zappos50k import resample
 from data_builders.zappos50k.resample import Lists
 
@@ -30,6 +30,12 @@ WITHOUT_LISTS = (
     f'{INSTRUCTIONS}; if the triplet lists of CSN are unavailable, --config.data.zappos50k.resample_triplets=True draws others '
     'from meta-data-bin.csv.'
 )
+
+
+class Builder(RecordsBuilder):
+    """Writes the records of Zappos50k."""
+
+    MANUAL_DOWNLOAD_INSTRUCTIONS = WITHOUT_LISTS
 
 
 def list_files(data: ConfigDict) -> list[Path]:
