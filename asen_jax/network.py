@@ -65,11 +65,7 @@ def make_embedder(graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh) -> Callable[[
 
     def bind(params: dict, batch_stats: dict) -> Embed:
         params = jax.device_put(params, whole)  # gathered once, not for each batch
-
-        def embed(images):
-            return compiled(params, batch_stats, sharding.put_batch(mesh, images))
-
-        return embed
+        return lambda images: compiled(params, batch_stats, sharding.put_batch(mesh, images))
 
     return bind
 

@@ -214,9 +214,7 @@ def _apply_workdir(values: flags.FlagValues, workdir: Path) -> None:
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:
-        raise InputError(
-            f'{path} is not a readable JSON object ({error}); fix it, or name another --workdir.'
-        ) from error
+        raise InputError(f'{path} is not a JSON object ({error}); fix it, or name another --workdir.') from error
     remembered = fields.flatten(content)
     if values['config'].using_default_value:
         known = fields.flatten(config.to_dict())

@@ -57,8 +57,8 @@ WORKDIRS = {
     '--workdir=w': 'w',
 }
 DAMAGED = {
-    '{': 'config.json is not a readable JSON object (Expecting property name',
-    '[]': 'config.json is not a readable JSON object (it is []',
+    '{': 'config.json is not a JSON object (Expecting property name',
+    '[]': 'config.json is not a JSON object (it is []',
     '{"seed": "x"}': "config.json: Could not override field 'seed'",
 }
 OF_ANOTHER_TYPE = {

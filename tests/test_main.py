@@ -134,7 +134,7 @@ UNUSABLE = {
     '': 'data/meta.json is missing: data_builders/fashionai/README.md says',
     f'{CATALOG[0]} {CATALOG[1]} --config.data.manual_dir=empty': 'empty/labels.csv does not exist',
     f'{" ".join(CATALOG)} --config.data.attributes=colour': "'colour'",
-    '--workdir=file': 'file/config.json is not a readable JSON object ([Errno 20] Not a directory: ',
+    '--workdir=file': 'file/config.json is not a JSON object ([Errno 20] Not a directory: ',
 }
 
 

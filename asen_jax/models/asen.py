@@ -33,7 +33,7 @@ class AsenHead(nnx.Module):
         """The features, and their part of spatial attention; without that, what it would return."""
         return (x, self.spatial.project(x, roles)) if self.spatial else (average_pool(x), None)
 
-    def __call__(self, projected: tuple[Array, Array | None], condition: Float[Array, '#n a']) -> Output:
+    def __call__(self, projected: Any, condition: Float[Array, '#n a']) -> Output:
         pooled, heatmap = self.spatial(*projected, condition) if self.spatial else projected
         if self.channel and self.channel_rows:
             pooled = self.channel(pooled, nnx.relu(self.channel_rows(condition)))
@@ -61,7 +61,7 @@ class AsenV2Head(nnx.Module):
         """The features, and their part of spatial attention; without that, what it would return."""
         return (x, self.spatial.project(x, roles)) if self.spatial else (average_pool(x), None)
 
-    def __call__(self, projected: tuple[Array, Array | None], condition: Float[Array, '#n e']) -> Output:
+    def __call__(self, projected: Any, condition: Float[Array, '#n e']) -> Output:
         embedded = condition[:, :ATTRIBUTE_DIM]
         pooled, heatmap = self.spatial(*projected, embedded) if self.spatial else projected
         if self.channel and self.channel_fc:

@@ -5,6 +5,7 @@ Every network here takes `roles`. Empty, it evaluates with running statistics. I
 `roles` lists the roles in the order in which their statistics enter the running average.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -68,8 +69,18 @@ class Conv(nnx.Conv):
     ):
         area = kernel_size**2
         init = nnx.initializers.normal(math.sqrt(2 / (area * out_dim))) if trunk else uniform_by_fan_in(area * in_dim)
-        make = {'kernel_init': init, 'bias_init': init, 'use_bias': not trunk, 'rngs': rngs, **numerics._asdict()}
-        super().__init__(in_dim, out_dim, (kernel_size,) * 2, stride, padding=padding or kernel_size // 2, **make)
+        super().__init__(
+            in_dim,
+            out_dim,
+            (kernel_size, kernel_size),
+            stride,
+            padding=padding or kernel_size // 2,
+            use_bias=not trunk,
+            kernel_init=init,
+            bias_init=init,
+            rngs=rngs,
+            **numerics._asdict(),
+        )
 
     def __call__(self, x: Float[Array, 'n h w c']) -> Float[Array, 'n h2 w2 d']:
         if self.kernel_size != (1, 1):
@@ -124,15 +135,13 @@ class BatchNorm(nnx.Module):
         var = jnp.maximum(jnp.square(shifted).mean(axis=(0, 2, 3), keepdims=True) - jnp.square(mean), 0)
         count = shifted.size // (len(roles) * x.shape[-1])
         unbiased, middle = var * (count / max(count - 1, 1)), self.mean[...]
+        keep = 1 - self.momentum
         for role in roles:
-            self._update_running(middle + mean[0, role, 0, 0], unbiased[0, role, 0, 0])
+            new = lax.stop_gradient((middle + mean[0, role, 0, 0], unbiased[0, role, 0, 0]))
+            self.mean[...] = keep * self.mean[...] + self.momentum * new[0]
+            self.var[...] = keep * self.var[...] + self.momentum * new[1]
         factor = scale[None] * lax.rsqrt(var + self.epsilon)
         return (shifted * factor + (bias[None] - mean * factor)).astype(x.dtype).reshape(x.shape)
-
-    def _update_running(self, mean: Float[Array, ' c'], var: Float[Array, ' c']) -> None:
-        keep = 1 - self.momentum
-        self.mean[...] = keep * self.mean[...] + self.momentum * lax.stop_gradient(mean)
-        self.var[...] = keep * self.var[...] + self.momentum * lax.stop_gradient(var)
 
 
 def run_block(
@@ -151,10 +160,7 @@ def max_pool(x: Float[Array, 'n h w c']) -> Float[Array, 'n h2 w2 c']:
     lowest = jnp.array(-jnp.inf, x.dtype)
     x = lax.pad(x, lowest, ((0, 0, 0), (1, 1, 0), (1, 1, 0), (0, 0, 0)))
     windows = [x[:, i : i + 2 * height - 1 : 2, j : j + 2 * width - 1 : 2] for i in range(3) for j in range(3)]
-    y = windows[0]
-    for window in windows[1:]:
-        y = jnp.maximum(y, window)
-    return y
+    return functools.reduce(jnp.maximum, windows)
 
 
 def average_pool(x: Float[Array, 'n h w c']) -> Float[Array, 'n c']:

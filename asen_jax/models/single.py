@@ -62,7 +62,10 @@ class SingleNetwork(nnx.Module):
             features = self.feature_bn(features, roles)
         features = self.dropout(features, deterministic=mode is None, rngs=mode.key if mode else None)
         projected = self.head.project(features, roles)
-        output = jax.vmap(lambda each: self.head(projected, each), in_axes=1, out_axes=1)(conditions)
+        return jax.vmap(lambda condition: self._under(projected, condition), in_axes=1, out_axes=1)(conditions)
+
+    def _under(self, projected: Any, condition: Float[Array, '#n e']) -> Output:
+        output = self.head(projected, condition)
         embedding = output.embedding.astype(jnp.float32)
         return output._replace(embedding=l2_normalize(embedding) if self.unit_length else embedding)
 

@@ -40,15 +40,10 @@ def check_config(config: ConfigDict, workdir: Path) -> Trunk:
 def check_photos(config: ConfigDict, frozen_trunk: bool) -> None:
     """Raise InputError if photos cannot be cached, or their features computed once, as `config` asks."""
     data, precompute = config.data, config.train.precompute_features
-    if precompute and not frozen_trunk:
+    if precompute and not (frozen_trunk and config.model.trunk_bn == 'running'):
         raise InputError(
-            'config.train.precompute_features needs a network whose only trunk is frozen; set config.optim.groups=trunk:0, '
-            'or config.train.precompute_features=False.'
-        )
-    if precompute and config.model.trunk_bn != 'running':
-        raise InputError(
-            f'config.model.trunk_bn is {config.model.trunk_bn}, so the features of a photo change with its batch and cannot be '
-            'computed once; set config.model.trunk_bn=running.'
+            'config.train.precompute_features needs a network whose only trunk is frozen, with its batch norm; set '
+            'config.optim.groups=trunk:0 and config.model.trunk_bn=running, or config.train.precompute_features=False.'
         )
     if data.jitter and (precompute or data.cache != 'none'):
         field, off = ('train.precompute_features', 'False') if precompute else ('data.cache', 'none')

@@ -134,9 +134,7 @@ def parse_losses(text: str) -> dict[str, float]:
         except ValueError:
             weights[name] = 0.0
         if name not in LOSSES or not 0 < weights[name] < float('inf'):
-            raise InputError(
-                f'config.train.loss has {part!r}; write NAME or NAME:WEIGHT, NAME from {", ".join(LOSSES)}.'
-            )
+            raise InputError(f'config.train.loss has {part!r}; write NAME or NAME:WEIGHT, from {", ".join(LOSSES)}.')
     return weights
 
 
@@ -147,10 +145,7 @@ def check_losses(options: ConfigDict, network: str, extras: tuple[str, ...]) -> 
         if options.distance not in loss.distances:
             raise InputError(f'config.train.loss={name} needs config.train.distance={loss.distances[0]}; set it.')
         if loss.whole_batch and options.accumulate_steps > 1:
-            raise InputError(
-                f'config.train.accumulate_steps is {options.accumulate_steps}, but config.train.loss={name} compares each photo '
-                'with its whole batch; set config.train.accumulate_steps=1, or config.train.loss=triplet.'
-            )
+            raise InputError(f'config.train.loss={name} needs whole batches; set config.train.accumulate_steps=1.')
         if missing := [each for each in loss.extras if each not in extras]:
             raise InputError(f'config.train.loss={name} needs {missing[0]!r}, which {network} lacks; leave it out.')
 

@@ -31,18 +31,14 @@ def check_same_run(config: ConfigDict, records: Records, workdir: Path, checkpoi
                 f'{workdir} was {made} with config.{field}={before!r}, not {now!r} ({kind} checkpoint); '
                 'use another --workdir, or the same value.'
             )
-        _check_records(config, meta, records, workdir)
-
-
-def _check_records(config: ConfigDict, meta: dict, records: Records, workdir: Path) -> None:
-    known = attribute_names(config, meta, records.attributes, workdir)
-    if list(records.attributes) != known:
-        raise InputError(
-            f'{workdir} has the attributes {", ".join(known)}, in this order, but {records.directory} has '
-            f'{", ".join(records.attributes)}; training needs the same attributes in the same order.'
-        )
-    if meta['fingerprint'] not in (None, records.fingerprint):
-        raise InputError(f'{workdir} was not trained on the records in {records.directory}; use another --workdir.')
+        known = attribute_names(config, meta, records.attributes, workdir)
+        if list(records.attributes) != known:
+            raise InputError(
+                f'{workdir} has the attributes {", ".join(known)}, in this order, but {records.directory} has '
+                f'{", ".join(records.attributes)}; training needs the same attributes in the same order.'
+            )
+        if meta['fingerprint'] not in (None, records.fingerprint):
+            raise InputError(f'{workdir} was trained on records other than {records.directory}; use another --workdir.')
 
 
 def report_missing(checkpoints: Checkpoints, meta: dict[str, Any]) -> None:

@@ -118,7 +118,7 @@ def describe(network: TrainedNetwork) -> dict:
 def _write_torch(network: TrainedNetwork, output: Path) -> list[Path]:
     """Write the weights under the original's names and, where torch is installed, the checkpoint that its --resume reads."""
     model, count = ConfigDict(network.meta['config']['model']), len(network.meta['attributes'])
-    state = to_torch(model, *jax.device_get((network.params, network.batch_stats)), count)
+    state = to_torch(model, jax.device_get(network.params), jax.device_get(network.batch_stats), count)
     written = [_write(output / TORCH_WEIGHTS, save(state, {'format': 'pt'}))]
     with contextlib.suppress(ImportError):
         written.append(write_torch_checkpoint(output / TORCH_CHECKPOINT, state, float(network.meta['score'] or 0.0)))

@@ -49,11 +49,6 @@ def import_checkpoint(config: ConfigDict, workdir: Path, file: Path) -> dict:
         'fingerprint': None,
         'imported': {'file': file.name, 'sha256': files.sha256(file)},
     }
-    _write(config, Path(workdir), params, batch_stats, meta)
-    return meta
-
-
-def _write(config: ConfigDict, workdir: Path, params: dict, batch_stats: dict, meta: dict) -> None:
     arrays = jax.tree.map(jax.numpy.asarray, {'params': params, 'batch_stats': batch_stats})
     with files.lock_workdir(workdir), Checkpoints(workdir) as checkpoints:
         if checkpoints.steps():
@@ -62,6 +57,7 @@ def _write(config: ConfigDict, workdir: Path, params: dict, batch_stats: dict, m
             checkpoints.save(kind, arrays, meta)
         checkpoints.wait()
     files.write_text(workdir / 'config.json', config.to_json(indent=2) + '\n')
+    return meta
 
 
 def summary(meta: dict, workdir: Path) -> str:

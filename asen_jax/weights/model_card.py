@@ -139,8 +139,7 @@ def _table(figures: list[dict]) -> list[str]:
         cells = [result[kind]['overall'] for kind in ('map', 'chance_map', 'triplet_accuracy')]
         shown = ' | '.join('-' if cell is None else f'{100 * cell:.2f}' for cell in cells)
         lines.append(f'| {result["dataset"]} {result["split"]} | {shown} |')
-    lines.append('')
-    lines.append('In percent; chance is what a random ranking scores.')
+    lines += ['', 'In percent; chance is what a random ranking scores.']
     for result in figures:
         lost = result['dropped']
         if lost['queries'] or lost['candidates']:

@@ -57,7 +57,12 @@ def read_start(
     network = load_network(folder, config.init.checkpoint, None, mesh)
     meta = network.meta
     known = attribute_names(config, meta, attributes, folder)
-    _check_fixed_masks(config, known, attributes)
+    fixed = config.model.name == 'csn' and config.model.csn.masks == 'fixed'
+    if fixed and list(known) != list(attributes):  # masks are sections that follow from an attribute's position
+        raise InputError(
+            f'{folder} has fixed masks for the attributes {", ".join(known)}, but the data has '
+            f'{", ".join(attributes)}; fixed masks need the same attributes in the same order to start from.'
+        )
     kept = [name for name in attributes if name in known]
     groups = {
         'kept': kept,
@@ -113,13 +118,3 @@ def _modules(paths: Iterable[str]) -> Counter:
 
 def _folder(config: ConfigDict) -> Path:
     return Path(config.init.workdir).expanduser()
-
-
-def _check_fixed_masks(config: ConfigDict, known: Sequence[str], attributes: Sequence[str]) -> None:
-    """Raise InputError for fixed masks with other attributes: they are sections that follow from an attribute's position."""
-    fixed = config.model.name == 'csn' and config.model.csn.masks == 'fixed'
-    if fixed and list(known) != list(attributes):
-        raise InputError(
-            f'{_folder(config)} has fixed masks for the attributes {", ".join(known)}, but the data has '
-            f'{", ".join(attributes)}; fixed masks need the same attributes in the same order to start from.'
-        )

@@ -38,7 +38,14 @@ def find_trunk(config: ConfigDict) -> Path | None:
     if name == 'none':
         return None
     if name == 'imagenet':
-        return _find_pretrained(config)
+        weights = trunk_kind(trunk).pretrained
+        path = weights.find(config.model)
+        if not path and not weights.hub:
+            raise InputError(
+                f'config.init.trunk is imagenet, but the weights of {trunk} are not installed; {weights.remedy}; '
+                f'{NONE_REMEDY}.'
+            )
+        return path or _fetch(weights.hub, HUB_FILE, name, weights.remedy)
     if name.startswith('hf://'):
         parts = re.fullmatch(r'hf://([^/]+/[^/]+)(?:/(.+))?', name)
         if not parts:
@@ -52,19 +59,6 @@ def find_trunk(config: ConfigDict) -> Path | None:
             'hf://OWNER/NAME, imagenet or none.'
         )
     return path
-
-
-def _find_pretrained(config: ConfigDict) -> Path:
-    """The trunk's own weights on this machine, or else the same from the Hugging Face Hub."""
-    weights = trunk_kind(config.model.trunk).pretrained
-    if path := weights.find(config.model):
-        return path
-    if weights.hub:
-        return _fetch(weights.hub, HUB_FILE, 'imagenet', weights.remedy)
-    raise InputError(
-        f'config.init.trunk is imagenet, but the weights of {config.model.trunk} are not installed; {weights.remedy}; '
-        f'{NONE_REMEDY}.'
-    )
 
 
 def _check_name(path: Path) -> None:

@@ -335,7 +335,7 @@ def test_a_published_recipe_never_starts_from_random_weights_silently(config, tm
 @pytest.mark.parametrize(
     'field,value,match',
     [
-        ('train.accumulate_steps', 2, 'accumulate_steps is 2, but config.train.loss=contrastive compares each photo'),
+        ('train.accumulate_steps', 2, 'loss=contrastive needs whole batches; set config.train.accumulate_steps=1'),
         ('data.num_triplets', 4, 'An epoch has 4 triplets, fewer than config.train.batch_size'),
     ],
 )
