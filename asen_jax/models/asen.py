@@ -29,11 +29,11 @@ class AsenHead(nnx.Module):
         self.channel_rows = Table(num_attributes, trunk_dim, **table) if self.channel else None
         self.fc = linear(trunk_dim, options.embed_dim, **make)
 
-    def project(self, x: Float[Array, 'n h w c'], roles: Roles) -> tuple[Array, Array | None]:
+    def project(self, x: Float[Array, 'n h w c'], roles: Roles) -> tuple[Array, Any]:
         """The features, and their part of spatial attention; without that, what it would return."""
         return (x, self.spatial.project(x, roles)) if self.spatial else (average_pool(x), None)
 
-    def __call__(self, projected: Any, condition: Float[Array, '#n a']) -> Output:
+    def __call__(self, projected: tuple[Array, Any], condition: Float[Array, '#n a']) -> Output:
         pooled, heatmap = self.spatial(*projected, condition) if self.spatial else projected
         if self.channel and self.channel_rows:
             pooled = self.channel(pooled, nnx.relu(self.channel_rows(condition)))
@@ -57,11 +57,11 @@ class AsenV2Head(nnx.Module):
         self.fc = Table(*shape, init=uniform_by_fan_in(hidden), rngs=rngs) if hidden else None
         self.num_attributes, self.precision = num_attributes, numerics.precision
 
-    def project(self, x: Float[Array, 'n h w c'], roles: Roles) -> tuple[Array, Array | None]:
+    def project(self, x: Float[Array, 'n h w c'], roles: Roles) -> tuple[Array, Any]:
         """The features, and their part of spatial attention; without that, what it would return."""
         return (x, self.spatial.project(x, roles)) if self.spatial else (average_pool(x), None)
 
-    def __call__(self, projected: Any, condition: Float[Array, '#n e']) -> Output:
+    def __call__(self, projected: tuple[Array, Any], condition: Float[Array, '#n e']) -> Output:
         embedded = condition[:, :ATTRIBUTE_DIM]
         pooled, heatmap = self.spatial(*projected, embedded) if self.spatial else projected
         if self.channel and self.channel_fc:
