@@ -34,7 +34,8 @@ class AsenHead(nnx.Module):
         return (x, self.spatial.project(x, roles)) if self.spatial else (average_pool(x), None)
 
     def __call__(self, projected: Any, condition: Float[Array, '#n a']) -> Output:
-        pooled, heatmap = self.spatial(*projected, condition) if self.spatial else projected
+        x, image = projected
+        pooled, heatmap = self.spatial(x, image, condition) if self.spatial else projected
         if self.channel and self.channel_rows:
             pooled = self.channel(pooled, nnx.relu(self.channel_rows(condition)))
         return Output(self.fc(pooled), heatmap)
@@ -63,7 +64,8 @@ class AsenV2Head(nnx.Module):
 
     def __call__(self, projected: Any, condition: Float[Array, '#n e']) -> Output:
         embedded, one_hot = condition[:, : -self.num_attributes], condition[:, -self.num_attributes :]
-        pooled, heatmap = self.spatial(*projected, embedded) if self.spatial else projected
+        x, image = projected
+        pooled, heatmap = self.spatial(x, image, embedded) if self.spatial else projected
         if self.channel and self.channel_fc:
             pooled = self.channel(pooled, nnx.relu(self.channel_fc(embedded)))
         if self.hidden_fc and self.fc:
