@@ -30,14 +30,15 @@ def dispatch(arguments: command_line.Arguments) -> None:
         start_devices(arguments)
     match mode:
         case 'train':
-            from asen_jax.training.loop import check_config, train_and_evaluate
+            from asen_jax.training.checks import check_config
+            from asen_jax.training.loop import train_and_evaluate
             from data_builders import prepare, report
 
             source = prepare.read_source(config)
-            trunk = check_config(config, workdir)  # before the photos are decoded, which may take hours
+            trunks = check_config(config, workdir)  # before the photos are decoded, which may take hours
             records = prepare.build_records(source)
             print(report.summary(records), flush=True)
-            train_and_evaluate(config, workdir, records, trunk)
+            train_and_evaluate(config, workdir, records, trunks)
         case 'eval' | 'report':
             from asen_jax.data.prepared import read_records
             from asen_jax.evaluation.run import evaluate_network

@@ -71,7 +71,7 @@ TABLE = (
     # in smaller photos, collars cannot be told apart
     Field('data.synthetic.photo_size', 96, RUN, 'side of a drawn photo, in pixels', (32, 4096)),
     Field('model.name', 'asen', WEIGHTS, 'the network', list(NETWORKS)),
-    Field('model.trunk', 'resnet50', WEIGHTS, 'the trunk; a ResNet up to layer3', list(TRUNKS)),
+    Field('model.trunk', 'resnet50', WEIGHTS, 'the trunk; ResNets end at layer3', list(TRUNKS)),
     Field('model.feature_bn', False, WEIGHTS, "batch norm of the trunk's features before the head"),
     Field('model.dropout', 0.0, RUN, "share of a photo's feature channels that training sets to zero", (0, 0.99)),
     Field('model.embed_dim', 1024, WEIGHTS, 'dimensions of an embedding; in asen_v2 only with projection', (1, 65_536)),

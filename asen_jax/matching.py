@@ -14,7 +14,7 @@ def config_as_trained(meta: dict[str, Any], config: ConfigDict) -> ConfigDict:
     config = config.copy_and_resolve_references()
     for name, (trained, asked) in differences(meta['config'], config, Fixed.VECTORS).items():
         if name != 'data.image_size' or asked:  # 0 asks for the size that training chose
-            print(f'config.{name} is {trained!r}, as in the training of the checkpoint')
+            print(f'config.{name} is {trained!r}, as the checkpoint was trained')
         config.update_from_flattened_dict({name: trained})
     return config
 

@@ -114,7 +114,7 @@ def set_up_output() -> None:
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # XLA reads it when JAX is imported
     os.environ.setdefault('LANCEDB_LOG', 'error')  # it warns of every table that is new
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors='replace')  # Python does the like for stderr
+        sys.stdout.reconfigure(errors='replace')  # Python already does this for stderr
     logging.raiseExceptions = False  # `attempt` and `run` notice a closed output, and say so once
     absl_logging.set_verbosity(absl_logging.FATAL)  # an error is also raised
     logging.getLogger('asyncio').setLevel('CRITICAL')

@@ -167,9 +167,9 @@ def _describe_left_out(raw: RawDataset, left_out: Sequence[tuple[int, int, int]]
 class RecordsBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     """Writes the records of a source that has been read and checked; `data_builders.prepare` calls it.
 
-    Every dataset has a subclass `Builder`, which gives the records their name and version. TFDS has one set of features for all splits, none of them optional. So every record has all fields, and those that
-    belong to another kind of record are empty: b'' and '', no labels, -1, zeros. Box fields exist only if the source
-    has boxes. Read with `decoders={'image': tfds.decode.SkipDecoding()}`, because the lists' b'' cannot be decoded.
+    Every dataset has a subclass `Builder`, which gives the records their name and version. TFDS has one set of features for all
+    splits, none of them optional. So every record has all fields, and those that belong to another kind of record are empty: b''
+    and '', no labels, -1, zeros. Box fields exist only if the source has boxes. Read with `decoders={'image': tfds.decode.SkipDecoding()}`, because the lists' b'' cannot be decoded.
     """
 
     VERSION = tfds.core.Version('1.0.0')
@@ -233,7 +233,7 @@ def _photo_fields(index: int, photo: Photo) -> dict:
 
 
 def _list_fields(_: int, row: Int[np.ndarray, ' fields']) -> dict:
-    """The fields of a list's row, whose own position is in no field: `index` is the photo's."""
+    """The fields of a list's row, whose own position is not stored: `index` is the photo's."""
     return dict(zip(fields_of(row), row.tolist(), strict=True))
 
 

@@ -44,7 +44,7 @@ def map_in_processes(function: Callable[[int], Any], count: int, num_processes: 
             except (EOFError, OSError):
                 raise InputError(
                     'A process that loads or draws photos was killed, perhaps because the memory is full; run the same command '
-                    'again, if it loads photos with a lower --config.data.num_workers.'
+                    'again; if it was loading photos, lower --config.data.num_workers.'
                 ) from None
             if isinstance(result, Exception):
                 raise result

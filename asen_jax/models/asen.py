@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from asen_jax.models.attention import ATTRIBUTE_DIM, ChannelAttention, SpatialAttention, SpatialAttentionV2
+from asen_jax.models.conditions import AttributeConditions
 from asen_jax.models.interfaces import NetworkKind, Output, TorchLayout
 from asen_jax.models.layers import Numerics, Roles, Table, average_pool, linear, uniform_by_fan_in
 from asen_jax.models.single import single
@@ -30,7 +31,7 @@ class AsenHead(nnx.Module):
         self.fc = linear(trunk_dim, options.embed_dim, **make)
 
     def project(self, x: Float[Array, 'n h w c'], roles: Roles) -> tuple[Array, Any]:
-        """The features, and their part of spatial attention; without that, what it would return."""
+        """The features and their projection for spatial attention; without attention, the pooled features and no heatmap."""
         return (x, self.spatial.project(x, roles)) if self.spatial else (average_pool(x), None)
 
     def __call__(self, projected: tuple[Array, Any], condition: Float[Array, '#n a']) -> Output:
@@ -43,8 +44,8 @@ class AsenHead(nnx.Module):
 class AsenV2Head(nnx.Module):
     """channel(spatial(x, E_c), E_c) with one attribute table E and no last layer, so the embedding has the trunk's size.
 
-    The condition is E_c, or [E_c; onehot(c)] with `projection`, which adds what the paper does not have: relu(fc(.)) times the
-    attribute's own matrix, [hidden units, dimensions of the embedding].
+    The condition is E_c, or [E_c; onehot(c)] with `projection`, an addition that is not in the paper: relu(fc(.)) times
+    the attribute's own matrix, [hidden units, dimensions of the embedding].
     """
 
     def __init__(self, options: ConfigDict, trunk_dim: int, num_attributes: int, numerics: Numerics, rngs: nnx.Rngs):
@@ -58,7 +59,7 @@ class AsenV2Head(nnx.Module):
         self.num_attributes, self.precision = num_attributes, numerics.precision
 
     def project(self, x: Float[Array, 'n h w c'], roles: Roles) -> tuple[Array, Any]:
-        """The features, and their part of spatial attention; without that, what it would return."""
+        """The features and their projection for spatial attention; without attention, the pooled features and no heatmap."""
         return (x, self.spatial.project(x, roles)) if self.spatial else (average_pool(x), None)
 
     def __call__(self, projected: tuple[Array, Any], condition: Float[Array, '#n e']) -> Output:
@@ -73,10 +74,11 @@ class AsenV2Head(nnx.Module):
         return Output(pooled, heatmap)
 
 
-def v2_conditions(options: ConfigDict) -> dict[str, Any]:
+def v2_conditions(options: ConfigDict, num_attributes: int, rngs: nnx.Rngs) -> AttributeConditions:
     """The attribute table of ASEN v2, which only its attention reads, and the one-hot vectors that a projection needs."""
     attention = options.asen.spatial_attention or options.asen.channel_attention
-    return {'dim': ATTRIBUTE_DIM if attention else 0, 'one_hot': options.asen_v2.projection > 0}
+    dim, one_hot = ATTRIBUTE_DIM if attention else 0, options.asen_v2.projection > 0
+    return AttributeConditions(num_attributes, dim, one_hot, rngs=rngs)
 
 
 def recognize_asen(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], int] | None:

@@ -101,6 +101,7 @@ NETWORKS = {
         build=single(CsnHead),
         torch=TorchLayout(csn_names, recognize_csn, fixed_masks),
         extras=('unmasked', 'mask'),
+        is_ordered=lambda options: options.csn.masks == 'fixed',
     ),
     'triplet': NetworkKind(
         paper='a plain triplet network, as in Ma et al., AAAI 2020, arXiv 2002.02814',

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Key, UInt8
+from jaxtyping import Array, Float, Key, Shaped, UInt8
 from ml_collections import ConfigDict
 
 from asen_jax.models.layers import Numerics, Roles
@@ -17,7 +17,7 @@ class Output(NamedTuple):
 
     embedding: Float[Array, '*n_k d']
     heatmap: Float[Array, '*n_k h w'] | None = None  # the spatial attention, if there is one
-    extras: dict[str, Float[Array, '*n_k d']] | None = None  # what only some losses need, by name
+    extras: dict[str, Shaped[Array, 'n ...']] | None = None  # what only some losses need, by name
 
 
 class Train(NamedTuple):
@@ -43,7 +43,10 @@ class Head(Protocol):
         ...
 
     def __call__(self, projected: Any, condition: Float[Array, '#n e']) -> Output:
-        """The output under one condition for all photos, or under one for each; the embedding is not yet normalized."""
+        """The output under one condition for all photos, or under one for each; the embedding is not yet normalized.
+
+        It is called once per condition by `jax.vmap`, so batch norm and dropout belong into `project`.
+        """
         ...
 
 
@@ -52,7 +55,6 @@ class Trunk(Protocol):
     """A module that makes features from pixels; with `roles`, it trains (see layers.py)."""
 
     out_dim: int  # channels of the features
-    stride: int  # pixels between two features
 
     def normalize(self, images: UInt8[Array, 'n h w 3']) -> Float[Array, 'n h w 3']:
         """The pixels as the trunk expects them."""
@@ -98,6 +100,10 @@ class NetworkKind(NamedTuple):
     build: Callable[[ConfigDict, int, Numerics, nnx.Rngs], Network]  # of config.model and the number of attributes
     torch: TorchLayout | None = None
     extras: tuple[str, ...] = ()  # names in `Output.extras`
+    # config.model -> {name of a module of the network: the trunk that it is}, for their pretrained weights
+    trunks: Callable[[ConfigDict], Mapping[str, str]] = lambda options: {'trunk': options.trunk}
+    # config.model -> whether what the network computes depends on the attributes' order, beyond rows that are matched by name
+    is_ordered: Callable[[ConfigDict], bool] = lambda options: False
 
 
 class Pretrained(NamedTuple):

@@ -1,6 +1,6 @@
 """Layers with PyTorch's semantics: initializers, padding, and batch-norm statistics.
 
-Every network here takes `roles`. Empty, it evaluates with running statistics. In training the first axis holds
+Layers and trunks take `roles`. Empty, they evaluate with running statistics. In training the first axis holds
 [batch, len(roles)] folded together (anchor, positive, negative); batch statistics are computed for each role on its own, and
 `roles` lists the roles in the order in which their statistics enter the running average.
 """

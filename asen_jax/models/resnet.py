@@ -86,7 +86,7 @@ class ResNet(nnx.Module):
                 dim = stage_dim * block.expansion
             stages.append(nnx.List(blocks))
         self.layer1, self.layer2, self.layer3 = stages
-        self.out_dim, self.stride = dim, 16
+        self.out_dim = dim
 
     def normalize(self, images: UInt8[Array, 'n h w 3']) -> Float[Array, 'n h w 3']:
         """(pixel / 255 - mean) / std with ImageNet's channel statistics, in float32."""

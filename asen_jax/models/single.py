@@ -18,6 +18,7 @@ TOGETHER: Roles = (0,)  # the three roles as one batch
 ASEN_ROLES: Roles = (0, 2, 1)  # the original passes anchor, negative, positive; our axis is anchor, positive, negative
 
 BuildHead = Callable[[ConfigDict, int, int, Numerics, nnx.Rngs], Head]  # of config.model, trunk_dim, num_attributes
+BuildConditions = Callable[[ConfigDict, int, nnx.Rngs], Conditions]  # of config.model, num_attributes
 
 
 class SingleNetwork(nnx.Module):
@@ -70,14 +71,19 @@ class SingleNetwork(nnx.Module):
         return output._replace(embedding=l2_normalize(embedding) if self.unit_length else embedding)
 
 
+def one_hot_conditions(options: ConfigDict, num_attributes: int, rngs: nnx.Rngs) -> Conditions:
+    """Conditions without parameters."""
+    return AttributeConditions(num_attributes, rngs=rngs)
+
+
 def single(
-    build_head: BuildHead, conditions_of: Callable[[ConfigDict], dict[str, Any]] = lambda options: {}
+    build_head: BuildHead, build_conditions: BuildConditions = one_hot_conditions
 ) -> Callable[[ConfigDict, int, Numerics, nnx.Rngs], SingleNetwork]:
-    """What builds a network with the head of `build_head`; `conditions_of(config.model)` are options of `AttributeConditions`."""
+    """What builds a network with such a head and such conditions."""
 
     def build(options: ConfigDict, num_attributes: int, numerics: Numerics, rngs: nnx.Rngs) -> SingleNetwork:
         trunk = trunk_kind(options.trunk).build(options, numerics, rngs)
-        conditions = AttributeConditions(num_attributes, **conditions_of(options), rngs=rngs)
+        conditions = build_conditions(options, num_attributes, rngs)
         roles = ASEN_ROLES if options.bn_per_role else TOGETHER
         return SingleNetwork(
             trunk,

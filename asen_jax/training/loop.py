@@ -26,7 +26,7 @@ from asen_jax.evaluation.run import evaluate_network
 from asen_jax.models.build import build_model
 from asen_jax.network import Embed, load_network, make_embedder
 from asen_jax.signals import StopRequest, stopped
-from asen_jax.training.checks import Trunk, check_config
+from asen_jax.training.checks import Trunks, check_config
 from asen_jax.training.features import compute_features
 from asen_jax.training.losses import any_needs
 from asen_jax.training.optimizer import make_optimizer, make_schedule
@@ -57,21 +57,21 @@ class Run(NamedTuple):
 
 
 def train_and_evaluate(
-    config: ConfigDict, workdir: Path, records_directory: Path, trunk: Trunk | None = None
+    config: ConfigDict, workdir: Path, records_directory: Path, trunks: Trunks | None = None
 ) -> dict | None:
     """Train on prepared records, or resume `workdir`; returns the best checkpoint's test figures, if there is a test split.
 
-    `trunk` is what `check_config` returned for this config and workdir; without it, that check runs here.
+    `trunks` is what `check_config` returned for this config and workdir; without it, that check runs here.
     """
-    if trunk is None:
-        trunk = check_config(config, workdir)
+    if trunks is None:
+        trunks = check_config(config, workdir)
     workdir = Path(workdir)
     only_run = files.lock_workdir(workdir) if processes.is_writer() else contextlib.nullcontext()
     with read_records(records_directory) as records, only_run:
         sized = with_image_size(config, records)
         with StopRequest() as stop, Checkpoints(workdir) as checkpoints:
             check_same_run(sized, records, workdir, checkpoints)
-            run, state, meters = start(sized, records, checkpoints, stop, trunk)
+            run, state, meters = start(sized, records, checkpoints, stop, trunks)
             if processes.is_writer():
                 files.write_text(workdir / 'config.json', config.to_json(indent=2) + '\n')  # as the user wrote it
             for split in (name for name in PHOTO_SPLITS if name in records.splits):
@@ -105,13 +105,13 @@ def with_image_size(config: ConfigDict, records: Records) -> ConfigDict:
 
 
 def start(
-    config: ConfigDict, records: Records, checkpoints: Checkpoints, stop: StopRequest, trunk: Trunk
+    config: ConfigDict, records: Records, checkpoints: Checkpoints, stop: StopRequest, trunks: Trunks
 ) -> tuple[Run, TrainState, Meters]:
     """Build the network, the step and the state: fresh, or from the newest checkpoint."""
     mesh, workdir, writes = sharding.make_mesh(config.mesh.model), checkpoints.workdir, processes.is_writer()
     epoch_steps = steps_per_epoch(records, config)
     graphdef, params, batch_stats = build_model(config, len(records.attributes))
-    params, batch_stats = params | trunk[0], batch_stats | trunk[1]
+    params, batch_stats = params | trunks[0], batch_stats | trunks[1]
     optimizer = make_optimizer(config, make_schedule(config, epoch_steps), params)
     kind, origin, meters = checkpoints.kind_to_resume(), {}, Meters.start()
     if kind is None and config.init.workdir:

@@ -139,15 +139,21 @@ def parse_losses(text: str) -> dict[str, float]:
 
 
 def check_losses(options: ConfigDict, network: str, extras: tuple[str, ...]) -> None:
-    """Raise InputError if a loss of `options`, config.train, does not go with the others or with the network and its `extras`."""
+    """Raise InputError if a loss does not fit the other fields of `options`, config.train, or the network and its `extras`."""
     for name in parse_losses(options.loss):
         loss = LOSSES[name]
         if options.distance not in loss.distances:
-            raise InputError(f'config.train.loss={name} needs config.train.distance={loss.distances[0]}; set it.')
+            raise InputError(
+                f'The loss {name} (config.train.loss) needs config.train.distance={loss.distances[0]}; set it.'
+            )
         if loss.whole_batch and options.accumulate_steps > 1:
-            raise InputError(f'config.train.loss={name} needs whole batches; set config.train.accumulate_steps=1.')
+            raise InputError(
+                f'The loss {name} (config.train.loss) needs whole batches; set config.train.accumulate_steps=1.'
+            )
         if missing := [each for each in loss.extras if each not in extras]:
-            raise InputError(f'config.train.loss={name} needs {missing[0]!r}, which {network} lacks; leave it out.')
+            raise InputError(
+                f'The loss {name} needs {missing[0]!r}, which {network} lacks; remove it from config.train.loss.'
+            )
 
 
 def any_needs(options: ConfigDict, what: str) -> bool:

@@ -29,6 +29,8 @@ class Groups:
             )
             self.factors[path] = factor
             unmatched.pop(group, None)
+        if not any(self.factors.values()):
+            raise InputError(f'config.optim.groups={",".join(groups)} freezes every parameter; leave some to train.')
         for group in unmatched:
             parts = ', '.join(dict.fromkeys(str(path[0]) for path in self.factors))
             raise InputError(

@@ -70,4 +70,4 @@ def summary(meta: dict, workdir: Path) -> str:
             'their names are unknown: import again, into another --workdir, with --config.data.attributes=NAME,NAME,... '
             'in the order of the checkpoint'
         )
-    return '\n'.join([*lines, f'wrote {workdir}, from which --mode eval, embed, export and train can continue'])
+    return '\n'.join([*lines, f'wrote {workdir}, which --mode eval, embed, export and train can use'])

@@ -14,6 +14,7 @@ from asen_jax.checkpoint import Checkpoints
 from asen_jax.errors import InputError
 from asen_jax.matching import attribute_names
 from asen_jax.models.build import build_shapes
+from asen_jax.models.registry import network_kind
 from asen_jax.network import load_network
 from asen_jax.weights.model_card import known_dataset
 from asen_jax.weights.torch_names import flatten, unflatten
@@ -22,26 +23,26 @@ from asen_jax.weights.torch_names import flatten, unflatten
 PER_ATTRIBUTE = '.rows'
 
 
-def check_start(config: ConfigDict, checkpoints: Checkpoints, params: dict) -> bool:
-    """Whether a new run takes its trunk from `config.init.workdir`, and not from `config.init.trunk`.
+def check_start(config: ConfigDict, checkpoints: Checkpoints, params: dict) -> set[str]:
+    """The modules of the network of which a new run takes parameters from `config.init.workdir`.
 
     `params` are the network's, or their shapes. Raises InputError if the run with these `checkpoints` cannot start from that
     workdir. Needs no data. When a run resumes, its source is not read, and may be gone.
     """
     if not config.init.workdir:
-        return False
+        return set()
     folder = _folder(config)
     if folder.resolve() == checkpoints.root.parent:
         raise InputError(f'config.init.workdir is {folder}, the folder of this run itself; name another --workdir.')
     if checkpoints.kind_to_resume():
-        return True
+        return set(params)
     with Checkpoints(folder, read_only=True) as source:
         meta = source.read_meta(config.init.checkpoint)
     theirs = flatten(build_shapes(ConfigDict(meta['config']), len(meta['attributes']))[1])
     matching = _matching(flatten(params), theirs)
     if not matching:
         raise InputError(f'config.init.workdir is {folder}, where no parameter fits config.model; name another one.')
-    return any(path.startswith('trunk.') for path in matching)
+    return {path.partition('.')[0] for path in matching}
 
 
 def read_start(
@@ -57,11 +58,10 @@ def read_start(
     network = load_network(folder, config.init.checkpoint, None, mesh)
     meta = network.meta
     known = attribute_names(config, meta, attributes, folder)
-    fixed = config.model.name == 'csn' and config.model.csn.masks == 'fixed'
-    if fixed and list(known) != list(attributes):  # masks are sections that follow from an attribute's position
+    if network_kind(config.model.name).is_ordered(config.model) and list(known) != list(attributes):
         raise InputError(
-            f'{folder} has fixed masks for the attributes {", ".join(known)}, but the data has '
-            f'{", ".join(attributes)}; fixed masks need the same attributes in the same order to start from.'
+            f'{folder} was trained on the attributes {", ".join(known)}, but the data has {", ".join(attributes)}; this network '
+            'needs the same attributes in the same order to start from.'
         )
     kept = [name for name in attributes if name in known]
     groups = {

@@ -47,14 +47,14 @@ def network_names(model: ConfigDict, paths: Mapping[str, Any]) -> Names:
     for path in paths:
         module, _, leaf = path.rpartition('.')
         if path.startswith('trunk.') and 'trunk' in names:
-            found[path] = f'{ROOT}{names["trunk"]}.{_trunk_name(model.trunk, path)}'
+            found[path] = f'{ROOT}{names["trunk"]}.{_trunk_name(model.trunk, path.removeprefix("trunk."))}'
         elif module in names:
             found[path] = f'{ROOT}{names[module]}.{LEAVES.get(leaf, leaf)}'
     return found
 
 
 def _trunk_name(trunk: str, path: str) -> str:
-    *modules, leaf = path.removeprefix('trunk.').split('.')
+    *modules, leaf = path.split('.')
     theirs = trunk_kind(trunk).torch_names
     return '.'.join([*(theirs.get(module, module) for module in modules), LEAVES.get(leaf, leaf)])
 
@@ -125,13 +125,14 @@ def fill_from_torch(
 
 
 def fill_trunk(params: dict, batch_stats: dict, tensors: Mapping[str, np.ndarray], trunk: str) -> tuple[dict, dict]:
-    """({'trunk': parameters}, {'trunk': batch statistics}) from `tensors` with the names of their PyTorch implementation.
+    """A trunk's parameters and batch statistics from `tensors` with the names of their PyTorch implementation.
 
     The classifier and the layers beyond the trunk's last features are not used. Raises InputError as `fill_from_torch` does.
     """
-    parts = {'trunk': params['trunk']}, {'trunk': batch_stats.get('trunk', {})}
-    names = {path: _trunk_name(trunk, path) for path in flatten(parts[0]) | flatten(parts[1])}
-    return _fill(*parts, tensors, names, f'the {trunk} trunk', f'{UNUSED}|^({trunk_kind(trunk).torch_unused})')
+    names = {path: _trunk_name(trunk, path) for path in flatten(params) | flatten(batch_stats)}
+    return _fill(
+        params, batch_stats, tensors, names, f'the {trunk} trunk', f'{UNUSED}|^({trunk_kind(trunk).torch_unused})'
+    )
 
 
 def _fill(

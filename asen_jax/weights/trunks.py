@@ -1,13 +1,14 @@
-"""Load the trunk that `config.init.trunk` names: its pretrained weights, a file, or a Hugging Face repository."""
+"""Load the trunks that `config.init.trunk` names: its pretrained weights, a file, or a Hugging Face repository."""
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from asen_jax import files
 from asen_jax.errors import InputError
-from asen_jax.models.registry import trunk_kind
+from asen_jax.models.registry import network_kind, trunk_kind
 from asen_jax.weights.tensor_files import read_tensors
 from asen_jax.weights.torch_names import fill_trunk
 
@@ -15,26 +16,33 @@ HUB_FILE = 'model.safetensors'
 NONE_REMEDY = '--config.init.trunk=none starts from random weights, which do not reach the results of the papers'
 
 
-def read_trunk(config: ConfigDict, params: dict, batch_stats: dict) -> tuple[dict, dict]:
-    """The trunk of `config.init.trunk` as ({'trunk': parameters}, {'trunk': batch statistics}); ({}, {}) for 'none'.
+def read_trunks(
+    config: ConfigDict, params: dict, batch_stats: dict, without: Collection[str] = ()
+) -> tuple[dict, dict]:
+    """Parameters and batch statistics of the network's trunks from `config.init.trunk`, by module, but for those in `without`.
 
-    `params` and `batch_stats` are the network's arrays or their shapes. Raises InputError if the file is missing or damaged,
-    or if its tensors do not match those of `config.model.trunk`.
+    `params` and `batch_stats` are the network's arrays or their shapes. Both trees are empty for 'none'. Raises InputError if a file is
+    missing or damaged, or if its tensors do not match those of the trunk.
     """
-    path = find_trunk(config)
-    if path is None:
-        return {}, {}
-    _check_name(path)
-    tensors = read_tensors(path)
-    try:
-        return fill_trunk(params, batch_stats, tensors, config.model.trunk)
-    except InputError as error:
-        raise InputError(f'{path}: {error}') from error
+    found: tuple[dict, dict] = {}, {}
+    for module, trunk in network_kind(config.model.name).trunks(config.model).items():
+        path = None if module in without else find_trunk(config, trunk)
+        if path is None:
+            continue
+        _check_name(path)
+        tensors = read_tensors(path)
+        try:
+            filled = fill_trunk(params[module], batch_stats.get(module, {}), tensors, trunk)
+        except InputError as error:
+            raise InputError(f'{path}: {error}') from error
+        for tree, part in zip(found, filled, strict=True):
+            tree |= {module: part} if part else {}
+    return found
 
 
-def find_trunk(config: ConfigDict) -> Path | None:
-    """The file that `config.init.trunk` names, downloaded first if it is on the Hugging Face Hub; None for 'none'."""
-    name, trunk = config.init.trunk, config.model.trunk
+def find_trunk(config: ConfigDict, trunk: str) -> Path | None:
+    """The file that `config.init.trunk` names for `trunk`, downloaded first if it is on the Hugging Face Hub; None for 'none'."""
+    name = config.init.trunk
     if name == 'none':
         return None
     if name == 'imagenet':

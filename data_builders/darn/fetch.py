@@ -27,7 +27,7 @@ from asen_jax.data.images import decode
 from asen_jax.errors import InputError
 from data_builders import annotations
 
-USER_AGENT = 'asen_jax/0.1 (research; fetches the photos of the published DARN list)'
+USER_AGENT = 'asen_jax (research; fetches the photos of the published DARN list)'
 MAX_BYTES, MAX_REDIRECTS = 20_000_000, 5  # per photo
 BODY_TIMEOUTS = 3  # how many timeouts a photo may take in all: each part that arrives restarts the timeout
 MAX_RETRY_AFTER = 60.0  # seconds; a host that asks for a longer wait is abandoned

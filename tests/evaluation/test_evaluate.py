@@ -22,8 +22,8 @@ from asen_jax.network import TrainedNetwork, make_embedder
 @pytest.fixture
 def embed(records, config):
     """An untrained network on one device."""
-    structure, params, batch_stats = build_model(config, len(records.attributes))
-    return make_embedder(structure, sharding.make_mesh(devices=jax.devices()[:1]))(params, batch_stats)
+    graphdef, params, batch_stats = build_model(config, len(records.attributes))
+    return make_embedder(graphdef, sharding.make_mesh(devices=jax.devices()[:1]))(params, batch_stats)
 
 
 def test_figures_do_not_depend_on_the_batch_size(records, config, embed):
@@ -56,10 +56,10 @@ def test_map_is_that_of_all_vectors_ranked_at_once(records, config, embed):
 
 def evaluate_untrained(config, records, workdir, **meta):
     """`evaluate_network` of an untrained network, whose checkpoint has this `meta` besides what it must have."""
-    structure, params, batch_stats = build_model(config, len(records.attributes))
+    graphdef, params, batch_stats = build_model(config, len(records.attributes))
     needed = {'step': 1, 'config': json.loads(config.to_json()), 'attributes': list(records.attributes)}
     needed['checksums'] = {'params': 'abc'}
-    network = TrainedNetwork(structure, params, batch_stats, needed | meta)
+    network = TrainedNetwork(graphdef, params, batch_stats, needed | meta)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     return evaluate_network(config, network, records, workdir, 'test', mesh)
 

@@ -16,7 +16,7 @@ from asen_jax.models.layers import numerics
 from asen_jax.models.registry import trunk_kind
 from asen_jax.weights.tensor_files import read_tensors
 from asen_jax.weights.torch_names import fill_trunk, flatten
-from asen_jax.weights.trunks import find_trunk, read_trunk
+from asen_jax.weights.trunks import find_trunk, read_trunks
 from configs import common
 from tests.conftest import ROOT
 from tests.golden import recipe
@@ -125,7 +125,7 @@ def test_the_features_of_all_stages_are_averaged_to_the_stride_of_the_last(strid
 def test_every_stage_matches_pytorch_with_the_imagenet_weights():
     """The figures are those of benchmarks/torch_efficientnet.py; if this fails, fix the port, not the figures."""
     graphdef, *shapes = build_shapes(lite0(32), 2)
-    trunk = read_trunk(lite0(32), *shapes)
+    trunk = read_trunks(lite0(32), *shapes)
 
     @jax.jit
     def run(trunk, images):
@@ -153,7 +153,7 @@ def stages(graphdef, params, stats, images):
 
 @pytest.fixture(scope='module')
 def imagenet():
-    return read_tensors(find_trunk(lite0(32)))
+    return read_tensors(find_trunk(lite0(32), 'efficientnet_lite0'))
 
 
 BEYOND_STRIDE_16 = ('_blocks.11.', '_blocks.12.', '_blocks.13.', '_blocks.14.', '_blocks.15.', '_conv_head.', '_bn1.')
@@ -162,7 +162,7 @@ BEYOND_STRIDE_16 = ('_blocks.11.', '_blocks.12.', '_blocks.13.', '_blocks.14.', 
 @pytest.mark.parametrize('stride,unused', [(32, ()), (16, BEYOND_STRIDE_16)])
 def test_every_tensor_of_imagenet_is_used_but_for_classifier_and_counters(imagenet, stride, unused):
     shapes = build_shapes(lite0(stride), 2)[1:]
-    params, stats = fill_trunk(*shapes, imagenet, 'efficientnet_lite0')
+    params, stats = fill_trunk(*(shape['trunk'] for shape in shapes), imagenet, 'efficientnet_lite0')
     used = [name for name in imagenet if not name.startswith(('_fc.', *unused))]
     num_counters = sum(name.endswith('num_batches_tracked') for name in used)
     assert len(flatten(params)) + len(flatten(stats)) == len(used) - num_counters
@@ -174,7 +174,7 @@ def test_tensors_of_another_efficientnet_are_refused(imagenet):
     with pytest.raises(
         InputError, match=r"'_blocks\.3\._se_reduce\.bias' has no place in the efficientnet_lite0 trunk"
     ):
-        fill_trunk(*shapes, {**imagenet, **squeeze}, 'efficientnet_lite0')
+        fill_trunk(*(shape['trunk'] for shape in shapes), {**imagenet, **squeeze}, 'efficientnet_lite0')
     rest = {name: array for name, array in imagenet.items() if name != '_blocks.10._bn1.bias'}
-    with pytest.raises(InputError, match=r"has no tensor for 'trunk\.blocks\.10\.depthwise_bn\.bias'"):
-        fill_trunk(*shapes, rest, 'efficientnet_lite0')
+    with pytest.raises(InputError, match=r"has no tensor for 'blocks\.10\.depthwise_bn\.bias'"):
+        fill_trunk(*(shape['trunk'] for shape in shapes), rest, 'efficientnet_lite0')

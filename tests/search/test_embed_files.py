@@ -80,7 +80,7 @@ def test_the_mode_writes_what_numpy_would_of_the_embedders_vectors(network, work
     np.savez(tmp_path / 'numpy.npz', **arrays)
     assert output.read_bytes() == (tmp_path / 'numpy.npz').read_bytes()
     *notices, summary, last = capsys.readouterr().out.splitlines()
-    assert 'config.data.image_size is 32, as in the training of the checkpoint' in notices
+    assert 'config.data.image_size is 32, as the checkpoint was trained' in notices
     assert summary.startswith('11 photos under 3 attributes, 32 numbers each; 11 photos in ')
     assert last == f'wrote {output}'
     assert main.run([*command, '--checkpoint=latest']) == 2

@@ -6,8 +6,10 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
+from asen_jax.errors import InputError
 from asen_jax.models.apply import embed_all
 from asen_jax.models.build import build_model
 from asen_jax.models.conditions import AttributeConditions
@@ -15,6 +17,7 @@ from asen_jax.models.interfaces import Network, NetworkKind, Output
 from asen_jax.models.layers import Conv, Table, average_pool, l2_normalize
 from asen_jax.models.registry import NETWORKS
 from asen_jax.sharding import make_mesh
+from asen_jax.training.checks import check_config
 from asen_jax.training.losses import LOSSES, Loss
 from configs import synthetic
 from tests.conftest import make_step
@@ -43,14 +46,21 @@ def alignment(output, batch, options):
     return apart, {'apart': apart.max()}
 
 
-def test_two_branches_train_with_a_loss_of_their_own(monkeypatch):
+@pytest.fixture
+def config(monkeypatch):
+    """A config of this network and its loss, which are registered."""
     module = types.ModuleType('asen_jax.models.two_branches')
-    module.NETWORKS = {'two': NetworkKind('no paper', TwoBranches, extras=('whole', 'center'))}
+    kind = NetworkKind('no paper', TwoBranches, extras=('whole', 'center'), trunks=lambda options: {})
+    module.NETWORKS = {'two': kind}
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(NETWORKS, 'two', 'two_branches')
     monkeypatch.setitem(LOSSES, 'alignment', Loss(alignment, extras=('whole', 'center')))
     config = synthetic.get_config()
     config.model.name, config.train.loss, config.optim.groups = 'two', 'triplet,alignment:0.1', ('convs/1:0.1',)
+    return config
+
+
+def test_two_branches_train_with_a_loss_of_their_own(config):
     graphdef, params, stats = build_model(config, 3)
     assert isinstance(nnx.merge(graphdef, params, stats), Network)
     step, state = make_step(config, graphdef, params, stats, make_mesh(devices=jax.devices()[:1]), 10)
@@ -61,3 +71,11 @@ def test_two_branches_train_with_a_loss_of_their_own(monkeypatch):
     assert {'apart', 'triplet_accuracy', 'gradient_norm'} <= metrics.keys()
     output = embed_all(graphdef, state.params, state.batch_stats, jnp.asarray(photos[:, 0]))
     assert output.embedding.shape == (4, 3, 16) and output.heatmap is None
+
+
+def test_a_network_without_a_single_trunk_is_checked_like_any_other(config, tmp_path):
+    config.init.trunk = 'imagenet'  # of which it has no use
+    assert check_config(config, tmp_path) == ({}, {})
+    config.train.precompute_features = True
+    with pytest.raises(InputError, match='needs a network with a single trunk that is frozen'):
+        check_config(config, tmp_path)

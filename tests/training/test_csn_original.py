@@ -97,7 +97,7 @@ def test_three_steps_match_pytorch(case):
 @pytest.mark.parametrize(
     'field,value,match',
     [
-        ('train.loss', 'contrastive', 'contrastive needs config.train.distance=cosine'),
+        ('train.loss', 'contrastive', 'contrastive .* needs config.train.distance=cosine'),
         ('model.name', 'asen', "embedding_norm needs 'unmasked', which asen lacks"),
         ('train.loss', 'triplets', "has 'triplets'; write NAME or NAME:WEIGHT, from triplet,"),
         ('train.loss', 'triplet:0', "has 'triplet:0'; write NAME"),

@@ -23,7 +23,7 @@ from asen_jax.weights import importing, torch_names
 from asen_jax.weights.export import export, write_torch_checkpoint
 from asen_jax.weights.model_card import make_card
 from asen_jax.weights.tensor_files import read_tensors
-from asen_jax.weights.trunks import read_trunk
+from asen_jax.weights.trunks import read_trunks
 from configs import fashionai
 from data_builders.prepare import prepare
 from data_builders.synthetic.garments import ATTRIBUTES
@@ -342,7 +342,7 @@ def test_efficientnet_is_exported_for_jax_alone(tmp_path):
     ours = {'efficientnet.stride': 32, 'efficientnet.all_stages': True, 'feature_bn': True, 'asen_v2.projection': 24}
     config, meta = trained('efficientnet_lite0', 'imagenet', {'embed_dim': 16, **ours})
     graphdef, *shapes = build_shapes(config, 3)
-    trunk, rng = read_trunk(config, *shapes), np.random.default_rng(0)
+    trunk, rng = read_trunks(config, *shapes), np.random.default_rng(0)
     heads = jax.tree.map(lambda shape: rng.normal(scale=0.1, size=shape.shape).astype(np.float32), shapes)
     params, stats = (head | pretrained for head, pretrained in zip(heads, trunk, strict=True))
     stats = jax.tree.map(np.abs, stats)  # variances

@@ -49,7 +49,7 @@ def shapes(config):
 def test_a_file_with_torchvisions_names_fills_only_the_trunk(config, tensors, shapes):
     save_file(tensors, 't.safetensors')
     config.init.trunk = 't.safetensors'
-    params, stats = trunks.read_trunk(config, *shapes)
+    params, stats = trunks.read_trunks(config, *shapes)
     np.testing.assert_array_equal(params['trunk']['conv1']['kernel'], tensors['conv1.weight'].transpose(2, 3, 1, 0))
     flat = torch_names.flatten(params['trunk']) | torch_names.flatten(stats['trunk'])
     np.testing.assert_array_equal(flat['layer3.1.bn2.var'], tensors['layer3.1.bn2.running_var'])
@@ -58,7 +58,7 @@ def test_a_file_with_torchvisions_names_fills_only_the_trunk(config, tensors, sh
 
 
 WRONG_TENSORS = {
-    "has no tensor for 'trunk.layer3.1.conv2.kernel' of the resnet18 trunk": lambda t: t.pop('layer3.1.conv2.weight'),
+    "has no tensor for 'layer3.1.conv2.kernel' of the resnet18 trunk": lambda t: t.pop('layer3.1.conv2.weight'),
     "'layer3.9.conv1.weight' has no place": lambda t: t.update({'layer3.9.conv1.weight': np.zeros((3, 3), np.float32)}),
     "'layer2.0.conv1.weight' is (128, 64, 9) of float32; the resnet18 trunk has (128, 64, 3, 3) finite floats there": lambda t: (
         t.update({'layer2.0.conv1.weight': t['layer2.0.conv1.weight'].reshape(128, 64, 9)})
@@ -75,7 +75,7 @@ def test_a_wrong_tensor_is_refused_by_name(config, tensors, shapes, says):
     save_file(tensors, 't.safetensors')
     config.init.trunk = 't.safetensors'
     with pytest.raises(InputError, match=re.escape(says)) as caught:
-        trunks.read_trunk(config, *shapes)
+        trunks.read_trunks(config, *shapes)
     assert str(caught.value).startswith('t.safetensors: ')
 
 
@@ -100,30 +100,30 @@ def test_the_file_of_imagenet_has_to_match_the_digest_in_its_name(config, tensor
     path = resnet.FOLDER / 'resnet18-f37072fd.pth'
     save_file(tensors, path)
     with pytest.raises(InputError, match=r'f37072fd\.pth is damaged: its SHA-256 starts with .*; download it again'):
-        trunks.read_trunk(config, *shapes)
+        trunks.read_trunks(config, *shapes)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
     monkeypatch.setitem(resnet.FILES, 'resnet18', (f'resnet18-{digest}.pth',))
     path.rename(path.with_name(f'resnet18-{digest}.pth'))
-    params, _ = trunks.read_trunk(config, *shapes)
+    params, _ = trunks.read_trunks(config, *shapes)
     np.testing.assert_array_equal(params['trunk']['bn1']['bias'], tensors['bn1.bias'])
 
 
 def test_eight_digits_in_a_name_are_a_date(config, tensors, shapes):
     config.init.trunk = 'resnet18-20240115.pth'
     save_file(tensors, config.init.trunk)
-    params, _ = trunks.read_trunk(config, *shapes)
+    params, _ = trunks.read_trunks(config, *shapes)
     np.testing.assert_array_equal(params['trunk']['bn1']['bias'], tensors['bn1.bias'])
 
 
 def test_other_names(config, shapes):
     config.init.trunk = 'none'
-    assert trunks.read_trunk(config, *shapes) == ({}, {})
+    assert trunks.read_trunks(config, *shapes) == ({}, {})
     config.init.trunk = 'weights/none.pth'
     with pytest.raises(InputError, match=r"config\.init\.trunk is 'weights/none\.pth', but that file does not exist"):
-        trunks.read_trunk(config, *shapes)
+        trunks.read_trunks(config, *shapes)
     config.init.trunk = 'hf://timm'
     with pytest.raises(InputError, match='write hf://OWNER/NAME'):
-        trunks.read_trunk(config, *shapes)
+        trunks.read_trunks(config, *shapes)
 
 
 @pytest.mark.parametrize('name', ['imagenet', 'hf://timm/resnet18.tv_in1k'])
@@ -138,11 +138,11 @@ def test_a_repository_of_hugging_face_is_downloaded(config, tensors, shapes, mon
         return 'cached.safetensors'
 
     monkeypatch.setitem(sys.modules, 'huggingface_hub', types.SimpleNamespace(hf_hub_download=download))
-    params, _ = trunks.read_trunk(config, *shapes)
+    params, _ = trunks.read_trunks(config, *shapes)
     np.testing.assert_array_equal(params['trunk']['bn1']['bias'], tensors['bn1.bias'])
     config.init.trunk = 'hf://timm/resnet18.tv_in1k/pytorch_model.bin'
     with pytest.raises(
         InputError, match=r'could not be downloaded \(No route to host\); check the name and the network'
     ):
-        trunks.read_trunk(config, *shapes)
+        trunks.read_trunks(config, *shapes)
     assert requests == [('timm/resnet18.tv_in1k', 'model.safetensors'), ('timm/resnet18.tv_in1k', 'pytorch_model.bin')]
