@@ -102,7 +102,7 @@ def evaluate(config: ConfigDict, records: Records, split: str, embed: Embed, ste
     if config.eval.cross_attribute and len(query):
         queried = {name: each.attribute for name, each in by_attribute.items() if len(each.query)}
         cross = {
-            name: [rank(own, other, 0).rankings.ap.mean() for other in queried.values() if other != own]
+            name: np.array([rank(own, other, 0).rankings.ap.mean() for other in queried.values() if other != own])
             for name, own in queried.items()
         }
         result['selectivity'] = _selectivity(cross, result)
@@ -115,34 +115,25 @@ def evaluate(config: ConfigDict, records: Records, split: str, embed: Embed, ste
 def rank_examples(config: ConfigDict, records: Records, embed: Embed, evaluation: Evaluation) -> list[Ranking]:
     """The first query of each attribute: where the network looks in it, and the nearest candidates."""
     options, split, rankings = LoadOptions.from_config(config), evaluation.result['split'], []
-    embed_photo = photo_embedder(config, records, split, embed)
     for name, ranked in list(evaluation.by_attribute.items())[:MAX_EXAMPLES]:
         index, attribute, value = ranked.query[0].tolist()
-        photo = embed_photo(index)
-        ranking = Ranking(
-            title=f'{name}: {records.values[attribute][value]}',
-            query=photo.square,
-            heatmap=None if photo.heatmaps is None else photo.heatmaps[attribute],
-            nearest=[options.read_square(records, split, found) for found in ranked.nearest(0, NUM_NEAREST)],
-            relevant=ranked.rankings.relevant[0, :NUM_NEAREST].tolist(),
-        )
-        rankings.append(ranking)
+        photo = embed_photo(config, records, split, embed, index)
+        heatmap = None if photo.heatmaps is None else photo.heatmaps[attribute]
+        nearest = [options.read_square(records, split, found) for found in ranked.nearest(0, NUM_NEAREST)]
+        title, relevant = f'{name}: {records.values[attribute][value]}', ranked.rankings.relevant[0, :NUM_NEAREST]
+        rankings.append(Ranking(title, photo.square, heatmap, nearest, relevant.tolist()))
     return rankings
 
 
-def photo_embedder(config: ConfigDict, records: Records, split: str, embed: Embed) -> Callable[[int], EmbeddedPhoto]:
-    """A function that embeds one photo, by its position in the split."""
+def embed_photo(config: ConfigDict, records: Records, split: str, embed: Embed, index: int) -> EmbeddedPhoto:
+    """One photo, by its position in the split."""
     options = LoadOptions.from_config(config)
     # evaluation has already compiled this batch size
     batch = np.zeros((eval_batch_size(records, split, config), options.size, options.size, 3), np.uint8)
-
-    def embed_photo(index: int) -> EmbeddedPhoto:
-        batch[0] = options.read_square(records, split, index)
-        output = embed(batch)
-        heatmaps = None if output.heatmap is None else np.asarray(output.heatmap)[0]
-        return EmbeddedPhoto(batch[0].copy(), np.asarray(output.embedding)[0], heatmaps)
-
-    return embed_photo
+    batch[0] = options.read_square(records, split, index)
+    output = embed(batch)
+    heatmaps = None if output.heatmap is None else np.asarray(output.heatmap)[0]
+    return EmbeddedPhoto(batch[0].copy(), np.asarray(output.embedding)[0], heatmaps)
 
 
 def _embed_wanted(
@@ -171,19 +162,16 @@ def _triplet_accuracy(records: Records, triplets: Int[np.ndarray, 'triplets 4'],
     return {'overall': summary['overall'], 'per_attribute': summary['per_attribute']}
 
 
-def _selectivity(cross: dict[str, list], result: dict) -> dict:
+def _selectivity(cross: dict[str, np.ndarray], result: dict) -> dict:
     """How specific vectors are to their own attribute: (own - cross) / (own - chance).
 
     `cross` has the MAP of each attribute's queries by the vectors of each other attribute; own and chance are plain means over
     the attributes, and so is the mean of `cross`.
     """
-    means = {name: float(np.mean(figures)) for name, figures in cross.items() if figures}
-    if not means:
-        return {'cross_map': None, 'per_attribute': {}, 'ratio': None}
-    own, chance = result['map']['macro'], result['chance_map']['macro']
-    mean = float(np.mean(list(means.values())))
-    ratio = (own - mean) / (own - chance) if own != chance else None
-    return {'cross_map': mean, 'per_attribute': means, 'ratio': ratio}
+    means = metrics.summarize(cross)
+    mean, own, chance = means['macro'], result['map']['macro'], result['chance_map']['macro']
+    ratio = None if mean is None or own == chance else (own - mean) / (own - chance)
+    return {'cross_map': mean, 'per_attribute': means['per_attribute'], 'ratio': ratio}
 
 
 def _attention(records: Records, vectors: Vectors) -> dict:

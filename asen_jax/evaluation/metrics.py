@@ -5,7 +5,7 @@ ranked once, and is relevant to a query for any of its values.
 """
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -157,9 +157,8 @@ def chance_average_precision(
     total = len(candidate_values)
     if total == 0:
         return np.zeros(len(query_values))
-    values, counts = np.unique(candidate_values, return_counts=True)  # a photo has each of its values once
-    count_of = dict(zip(values.tolist(), counts.tolist(), strict=True))
-    relevant = np.array([count_of.get(value, 0) for value in query_values.tolist()], np.float64)
+    count_of = Counter(candidate_values.ravel().tolist())  # a photo has each of its values once
+    relevant = np.array([count_of[value] for value in query_values.tolist()], np.float64)
     harmonic = np.sum(1 / np.arange(1, total + 1))
     # the sum of (k-1)/k is N - H_N; with one candidate the second term is empty
     later = (relevant - 1) * (total - harmonic) / (total - 1) if total > 1 else 0.0

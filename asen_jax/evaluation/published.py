@@ -17,9 +17,8 @@ class Published(NamedTuple):
     recipe: str  # what --config names; empty if there is none
     figure: str
     source: str  # a key of SOURCES
-    plain: str = (
-        ''  # what was published, if that is the plain mean over attributes; `figure` then follows from their figures
-    )
+    # what was published, if that is the plain mean over attributes; `figure` then follows from their figures
+    plain: str = ''
 
     def __str__(self) -> str:
         plain = f' (published as {self.plain}, the plain mean over attributes)' if self.plain else ''

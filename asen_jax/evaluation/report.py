@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from bokeh.embed import components
-from bokeh.models import ColumnDataSource, FactorRange, HoverTool, LinearColorMapper
+from bokeh.models import ColumnDataSource, HoverTool
 from bokeh.palettes import Category10, Category20, Viridis256
 from bokeh.plotting import figure
 from bokeh.resources import Resources
+from bokeh.transform import linear_cmap
 from jaxtyping import Float
 from jinja2 import Environment, PackageLoader
 from ml_collections import ConfigDict
@@ -21,7 +22,7 @@ from PIL import Image
 
 from asen_jax.data.prepared import LoadOptions, Records
 from asen_jax.evaluation import metrics
-from asen_jax.evaluation.evaluate import AttributeRankings, EmbeddedPhoto, Evaluation, photo_embedder
+from asen_jax.evaluation.evaluate import AttributeRankings, EmbeddedPhoto, Evaluation, embed_photo
 from asen_jax.evaluation.figures import overlay_heatmap
 from asen_jax.evaluation.published import PUBLISHED, SOURCES
 from asen_jax.evaluation.results import read_metrics
@@ -63,6 +64,7 @@ def make_report(
     """The page `report.html` for an evaluation in `workdir`; `embed` is the network that was evaluated, `meta` its metadata."""
     result, by_attribute, vectors = evaluation
     options, split = LoadOptions.from_config(config), result['split']
+    embed_one = functools.partial(embed_photo, config, records, split, embed)
 
     @functools.cache
     def show(index: int) -> str:
@@ -89,7 +91,7 @@ def make_report(
             name: (sheet.examples[::-1][:NUM_EXAMPLES], sheet.examples[:NUM_EXAMPLES]) for name, sheet in sheets.items()
         },
         curves=list(curves),
-        side_by_side=compare_attributes(evaluation, sheets, photo_embedder(config, records, split, embed)),
+        side_by_side=compare_attributes(evaluation, sheets, embed_one),
         show=show,
         charts=pieces,
         bokeh=Resources(mode='inline', components=['bokeh']).render(),
@@ -127,7 +129,7 @@ def data_uri(image: Image.Image) -> str:
 
 
 def compare_attributes(
-    evaluation: Evaluation, sheets: Mapping[str, Sheet], embed_photo: Callable[[int], EmbeddedPhoto]
+    evaluation: Evaluation, sheets: Mapping[str, Sheet], embed_one: Callable[[int], EmbeddedPhoto]
 ) -> list[dict[str, Any]]:
     """One photo under each attribute: where the network looks, and the nearest candidates.
 
@@ -137,7 +139,7 @@ def compare_attributes(
     if not first:
         return []
     index = first[len(first) // 2].query
-    photo, distance, rows = embed_photo(index), evaluation.vectors.distance, []
+    photo, distance, rows = embed_one(index), evaluation.vectors.distance, []
     for name, ranked in evaluation.by_attribute.items():
         others = ranked.candidates.photos != index
         photos, values = ranked.candidates.photos[others], ranked.candidates.values[others]
@@ -160,7 +162,7 @@ def draw_bars(result: dict) -> figure:
             'chance': [100 * result['chance_map']['per_attribute'][name] for name in names],
         }
     )
-    plot = new_figure(y_range=FactorRange(factors=names[::-1]), height=60 + 34 * len(names), x_range=(0, 100))
+    plot = new_figure(y_range=names[::-1], height=60 + 34 * len(names), x_range=(0, 100))
     plot.hbar('attribute', right='map', height=0.62, color=BLUE, source=source, legend_label='MAP')
     plot.hbar('attribute', right='chance', height=0.62, color=GRAY, source=source, legend_label='random ranking')
     plot.add_tools(HoverTool(tooltips=[('', '@attribute'), ('MAP', '@map{0.00}'), ('random', '@chance{0.00}')]))
@@ -176,9 +178,8 @@ def draw_curves(workdir: Path) -> dict[str, figure]:
     fractions = [name for name in names if name.endswith(FRACTIONS)]
     charts = {}
     for title, drawn in {'percent': fractions, **{name: [name] for name in names if name not in fractions}}.items():
-        plot, factor = (
-            (new_figure(height=280, y_range=(0, 100)), 100) if drawn is fractions else (new_figure(height=180), 1)
-        )
+        options, factor = ({'height': 280, 'y_range': (0, 100)}, 100) if drawn is fractions else ({'height': 180}, 1)
+        plot = new_figure(**options)
         for name, color in zip(drawn, itertools.cycle(Category10[10]), strict=False):
             points = {line['step']: factor * line[name] for line in lines if name in line}
             curve = {'x': list(points), 'y': list(points.values())}
@@ -193,21 +194,14 @@ def draw_curves(workdir: Path) -> dict[str, figure]:
 def draw_confusion(sheet: Sheet) -> figure:
     """Which values the nearest candidates have, for each value of the query."""
     names = sheet.names
-    cells = [(row, column) for row in range(len(names)) for column in range(len(names))]
-    source = ColumnDataSource(
-        {
-            'query': [names[row] for row, _ in cells],
-            'found': [names[column] for _, column in cells],
-            'share': [100 * float(sheet.confusion[cell]) for cell in cells],
-        }
-    )
-    mapper = LinearColorMapper(palette=Viridis256, low=0, high=100)
-    plot = new_figure(
-        x_range=FactorRange(factors=names), y_range=FactorRange(factors=names[::-1]), height=160 + 22 * len(names)
-    )
-    plot.rect(
-        'found', 'query', 1, 1, source=source, fill_color={'field': 'share', 'transform': mapper}, line_color=None
-    )
+    source = {
+        'query': [name for name in names for _ in names],
+        'found': names * len(names),
+        'share': (100 * sheet.confusion).ravel().tolist(),
+    }
+    plot = new_figure(x_range=names, y_range=names[::-1], height=160 + 22 * len(names))
+    color = linear_cmap('share', Viridis256, 0, 100)
+    plot.rect('found', 'query', 1, 1, source=source, fill_color=color, line_color=None)
     plot.add_tools(HoverTool(tooltips='@query: @share{0}% of the nearest are @found'))
     plot.xaxis.major_label_orientation = 0.9
     plot.xaxis.axis_label, plot.yaxis.axis_label = 'value of the nearest', 'value of the query'
@@ -231,16 +225,14 @@ def draw_map(
     points = project(vectors.of(photos[shown], ranked.attribute))
     names = [values[value] for value in ranked.candidates.values[shown, 0].tolist()]
     colors = dict(zip(colored, Category20[20], strict=False))
-    source = ColumnDataSource(
-        {
-            'x': points[:, 0],
-            'y': points[:, 1],
-            'value': names,
-            'group': [name if name in colors else OTHER for name in names],
-            'color': [colors.get(name, GRAY) for name in names],
-            'photo': [show(index) for index in photos[shown].tolist()],
-        }
-    )
+    source = {
+        'x': points[:, 0],
+        'y': points[:, 1],
+        'value': names,
+        'group': [name if name in colors else OTHER for name in names],
+        'color': [colors.get(name, GRAY) for name in names],
+        'photo': [show(index) for index in photos[shown].tolist()],
+    }
     plot = new_figure(height=420)
     plot.scatter('x', 'y', color='color', size=9, alpha=0.8, source=source, legend_group='group')
     plot.add_tools(HoverTool(tooltips=f'<img src="@photo" width="{PHOTO_SIDE}" alt=""><br>@value'))

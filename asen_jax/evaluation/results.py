@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 KS = (1, 5, 10)  # of recall@k and precision@k
+KINDS = ('map', 'chance_map', 'triplet_accuracy')  # of figures in a result, each overall and by attribute
 
 
 def score(result: dict) -> float:
@@ -15,12 +16,7 @@ def score(result: dict) -> float:
 
 def headline(result: dict) -> dict[str, float]:
     """The figures of an evaluation that go into metrics.jsonl."""
-    split = result['split']
-    figures = {
-        f'{split}_map': result['map']['overall'],
-        f'{split}_chance_map': result['chance_map']['overall'],
-        f'{split}_triplet_accuracy': result['triplet_accuracy']['overall'],
-    }
+    figures = {f'{result["split"]}_{kind}': result[kind]['overall'] for kind in KINDS}
     return {name: figure for name, figure in figures.items() if figure is not None}
 
 
@@ -37,19 +33,15 @@ def read_metrics(path: Path) -> list[dict[str, int | float]]:
 
 def format_table(result: dict) -> str:
     """The result as a table, in percent."""
-
-    def line(name: str, pick) -> str:
-        cells = [pick(result[kind]) for kind in ('map', 'chance_map', 'triplet_accuracy')]
-        return f'{name:<24}' + ''.join(f'{_percent(cell):>10}' for cell in cells)
-
     lines = [
         f'{result["dataset"]} {result["split"]}, step {result["checkpoint_step"]}: '
         f'{result["num_queries"]:,} queries, {result["num_candidates"]:,} candidates',
         f'{"":<24}{"MAP":>10}{"chance":>10}{"triplets":>10}',
     ]
     names = dict.fromkeys([*result['map']['per_attribute'], *result['triplet_accuracy']['per_attribute']])
-    lines += [line(name, lambda figures, name=name: figures['per_attribute'].get(name)) for name in names]
-    lines.append(line('overall', lambda figures: figures['overall']))
+    rows = [(name, [result[kind]['per_attribute'].get(name) for kind in KINDS]) for name in names]
+    rows.append(('overall', [result[kind]['overall'] for kind in KINDS]))
+    lines += [f'{name:<24}' + ''.join(f'{_percent(figure):>10}' for figure in figures) for name, figures in rows]
     return '\n'.join(lines + _remarks(result))
 
 

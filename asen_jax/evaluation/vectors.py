@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 from tqdm import tqdm
 
 from asen_jax import processes
@@ -79,11 +79,5 @@ def score_attention(
 def product_on_device(candidates: Float[np.ndarray, 'candidates dim']) -> Product:
     """The dot products of queries with `candidates`, which stay on the first device of this process, in full float32."""
     on_device = jax.device_put(candidates, jax.local_devices()[0])
-    return lambda queries: np.asarray(_multiply(queries, on_device))
-
-
-@jax.jit
-def _multiply(
-    queries: Float[Array, 'queries dim'], candidates: Float[Array, 'candidates dim']
-) -> Float[Array, 'queries candidates']:
-    return jnp.matmul(queries, candidates.T, precision=jax.lax.Precision.HIGHEST)
+    precision = jax.lax.Precision.HIGHEST
+    return lambda queries: np.asarray(jnp.einsum('qd,cd->qc', queries, on_device, precision=precision))
