@@ -194,7 +194,7 @@ def draw_curves(workdir: Path) -> dict[str, figure]:
 def draw_confusion(sheet: Sheet) -> figure:
     """Which values the nearest candidates have, for each value of the query."""
     names = sheet.names
-    source = {
+    source: dict[str, Any] = {
         'query': [name for name in names for _ in names],
         'found': names * len(names),
         'share': (100 * sheet.confusion).ravel().tolist(),
@@ -225,7 +225,7 @@ def draw_map(
     points = project(vectors.of(photos[shown], ranked.attribute))
     names = [values[value] for value in ranked.candidates.values[shown, 0].tolist()]
     colors = dict(zip(colored, Category20[20], strict=False))
-    source = {
+    source: dict[str, Any] = {
         'x': points[:, 0],
         'y': points[:, 1],
         'value': names,

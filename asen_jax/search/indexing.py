@@ -18,7 +18,7 @@ from asen_jax.errors import InputError
 from asen_jax.search.engine import Engine, embed_here
 from asen_jax.search.gallery import ID, SOURCE, STATE, THUMBNAIL, Gallery, path_conditions, photo_id
 from asen_jax.search.listing import TAB, ListedPhoto, absolute, list_photos, photo_state, slices, write_skipped
-from asen_jax.search.location import file_of, is_gallery, locate, locked, writing
+from asen_jax.search.location import changing, file_of, is_gallery, locate
 
 COMMIT_SIZE = 1024  # photos per commit; each commit makes a file, which `tidy` merges
 SKIPPED = 'skipped.txt'
@@ -49,19 +49,6 @@ class Changes(NamedTuple):
         return '\n'.join(lines)
 
 
-class Listed(NamedTuple):
-    """A photo of the list, as the gallery should know it."""
-
-    photo: ListedPhoto
-    state: str | None  # changes if the file or the box does; None if there is no such file
-    source: str
-
-    def describe(self, columns: Sequence[str]) -> dict[str, str | None]:
-        """The row without vectors and thumbnail; `columns` are those of all CSVs."""
-        cells = {name: self.photo.metadata.get(name) for name in columns}
-        return {SOURCE: self.source, STATE: self.state, **cells}
-
-
 def index_photos(
     embedder: Embedder,
     images: str | os.PathLike,
@@ -80,15 +67,16 @@ def index_photos(
     folder = locate(folder)
     photos, left_out = list_photos(images, with_boxes=embedder.crop_to_bbox)
     listed, skipped = _by_path(photos, images, folder)
-    columns = sorted({name for each in listed.values() for name in each.photo.metadata})
+    columns = sorted({name for photo in listed.values() for name in photo.metadata})
     for name in columns:
         if name == 'score' or name.startswith(('gallery_', '_')) or '.' in name or '`' in name:
             raise InputError(f'{images} has a column {name!r}, a name that galleries cannot use; rename it.')
-    with locked(folder), writing(folder):
+    with changing(folder):
         gallery = _open_or_create(embedder, folder)
         if new := [name for name in columns if name not in gallery.metadata_columns]:
             gallery.table.add_columns(dict.fromkeys(new, 'cast(null as string)'))
-        changes = _synchronize(gallery, embed or functools.partial(embed_here, embedder), listed, skipped, strict)
+        embed = embed or functools.partial(embed_here, embedder)
+        changes = _synchronize(gallery, embed, absolute(images), listed, skipped, strict)
         tidy(gallery)
         write_skipped(file_of(folder, SKIPPED), [f'{path}{TAB}{why}' for path, why in changes.skipped.items()])
     if not changes.total:
@@ -99,22 +87,23 @@ def index_photos(
 
 def _by_path(
     photos: Sequence[ListedPhoto], images: str | os.PathLike, folder: Path | str
-) -> tuple[dict[str, Listed], dict[str, str]]:
+) -> tuple[dict[str, ListedPhoto], dict[str, str]]:
     """The `photos` of `images` by absolute path, without those in `folder`; and why others cannot be in a gallery."""
-    source, sheet = absolute(images), absolute(file_of(folder, 'search.jpg'))
+    sheet = absolute(file_of(folder, 'search.jpg'))
     listed, skipped = {}, {}
     for photo in photos:
         path = absolute(photo.path)
+        photo = photo._replace(path=path)
         if path == sheet or (isinstance(folder, Path) and path.startswith(f'{absolute(folder)}{os.sep}')):
             continue  # a contact sheet
-        if path in listed and listed[path].photo != photo._replace(path=path):
+        if path in listed and listed[path] != photo:
             raise InputError(f'{images} lists {path} twice; keep one line of it.')
         try:
             path.encode()
         except UnicodeEncodeError:
             skipped[path] = 'its name is not UTF-8; rename it'
             continue
-        listed[path] = Listed(photo._replace(path=path), photo_state(path, photo.box), source)
+        listed[path] = photo
     return listed, skipped
 
 
@@ -141,24 +130,28 @@ def _open_or_create(embedder: Embedder, folder: Path | str) -> Gallery:
 
 
 def _synchronize(
-    gallery: Gallery, embed: Engine, listed: Mapping[str, Listed], skipped: dict[str, str], strict: bool
+    gallery: Gallery, embed: Engine, source: str, listed: dict[str, ListedPhoto], skipped: dict[str, str], strict: bool
 ) -> Changes:
-    """Delete, add, and update rows until the gallery's rows of this list are `listed`; completes `skipped`."""
+    """Delete, add, and update rows until the gallery's rows of the list `source` are `listed`; completes `skipped`."""
     known, columns = read_known(gallery), gallery.metadata_columns
-    skipped |= {path: 'cannot be read (No such file or directory)' for path, each in listed.items() if not each.state}
-    usable = {path: each for path, each in listed.items() if each.state}
-    source = next((each.source for each in listed.values()), None)
+    states = {path: photo_state(path, photo.box) for path, photo in listed.items()}
+    skipped |= {path: 'cannot be read (No such file or directory)' for path, state in states.items() if not state}
+
+    def describe(path: str) -> dict[str, str | None]:
+        """The row without path, vectors, and thumbnail."""
+        return {SOURCE: source, STATE: states[path], **{name: listed[path].metadata.get(name) for name in columns}}
+
     gone = [path for path, (listed_in, *_) in known.items() if listed_in == source and path not in listed]
-    changed = [path for path, each in usable.items() if known.get(path) != tuple(each.describe(columns).values())]
-    relabeled = [path for path in changed if path in known and known[path][1] == usable[path].state]
-    outdated = [path for path in changed if path not in known or known[path][1] != usable[path].state]
+    changed = [path for path, state in states.items() if state and known.get(path) != tuple(describe(path).values())]
+    relabeled = [path for path in changed if path in known and known[path][1] == states[path]]
+    outdated = [path for path in changed if path not in known or known[path][1] != states[path]]
     _refuse(skipped, strict)
     _delete(gallery, gone)
     for some in slices(relabeled, COMMIT_SIZE):
-        merge(gallery, [{'path': path, **usable[path].describe(columns)} for path in some])
+        merge(gallery, [{'path': path, **describe(path)} for path in some])
     unreadable: dict[str, str] = {}
     with tqdm(total=len(outdated), desc='index', unit='photo', disable=None) as bar:
-        outcomes = embed([usable[path].photo for path in outdated])
+        outcomes = embed([listed[path] for path in outdated])
         while some := list(itertools.islice(outcomes, COMMIT_SIZE)):
             broken = {path: result.why for path, result in some if result.why is not None}
             _refuse(broken, strict)
@@ -170,7 +163,7 @@ def _synchronize(
                     ID: photo_id(path),
                     THUMBNAIL: result.extra,
                     **dict(zip(gallery.vector_columns, result.vectors, strict=True)),
-                    **usable[path].describe(columns),
+                    **describe(path),
                 }
                 for path, result in some
                 if result.vectors is not None
@@ -190,7 +183,7 @@ def _refuse(skipped: Mapping[str, str], strict: bool) -> None:
 
 
 def read_known(gallery: Gallery) -> dict[str, tuple[str | None, ...]]:
-    """What the gallery knows of each photo, in the order of `Listed.describe`: source, state, and the CSV's columns.
+    """What the gallery knows of each photo: the list that named it, its state, and the CSV's columns.
 
     Equal cells are one object, so that a million photos take less than half a gigabyte.
     """

@@ -19,6 +19,9 @@ from asen_jax.files import write_atomically
 ACCEPTED = (
     'a photo, a folder, a pattern in quotes, a text file with one path per line, or a CSV with a column named path'
 )
+SUFFIXES = {
+    suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS
+}  # of photos, in lower case
 # lists, and the vectors that --mode embed writes, are not counted among the files that a folder has besides photos
 EXPECTED_SUFFIXES = {'.csv', '.txt', '.npz'}
 TAB = '\t'  # between a skipped photo's path and the reason
@@ -32,17 +35,10 @@ class ListedPhoto(NamedTuple):
     metadata: Mapping[str, str] = MappingProxyType({})  # the other columns of a CSV, without empty cells
 
 
-class Listing(NamedTuple):
-    """The photos that `--images` names."""
+def list_photos(images: str | os.PathLike, with_boxes: bool = False) -> tuple[list[ListedPhoto], str]:
+    """The photos that `images` names, and a line about files that were left out, or ''; raises InputError without photos.
 
-    photos: list[ListedPhoto]
-    left_out: str = ''  # a line that counts a folder's files by suffix, if that is not of a photo
-
-
-def list_photos(images: str | os.PathLike, with_boxes: bool = False) -> Listing:
-    """The photos that `images` names; raises InputError if there are none.
-
-    - A folder: all files below it with a photo's suffix, sorted, without hidden ones; others are counted.
+    - A folder: all files below it with a photo's suffix, sorted, without hidden ones; the line counts others by suffix.
     - A pattern: all files that match it, sorted.
     - A text file, or the column `path` of a CSV: as listed, relative to the list's folder.
     - A photo: itself.
@@ -51,13 +47,12 @@ def list_photos(images: str | os.PathLike, with_boxes: bool = False) -> Listing:
     that was trained on them; a notice says if there are none.
     """
     path, left_out = Path(images).expanduser(), ''
-    suffixes = readable_suffixes()
     if path.is_dir():
-        photos, left_out = _walk(path, suffixes)
+        photos, left_out = _walk(path)
     elif not path.exists():  # Path.glob would match hidden files
         names = sorted(name for name in glob.glob(str(path), recursive=True) if Path(name).is_file())  # noqa: PTH207
         photos = [ListedPhoto(name) for name in names]
-    elif path.suffix.lower() in suffixes:
+    elif path.suffix.lower() in SUFFIXES:
         photos = [ListedPhoto(str(path))]
     else:
         if not path.is_file():  # reading a pipe or a device may never end
@@ -71,7 +66,7 @@ def list_photos(images: str | os.PathLike, with_boxes: bool = False) -> Listing:
         raise InputError(f'{images} {fault}; --images takes {ACCEPTED}.')
     if with_boxes and not any(photo.box for photo in photos):
         print(f'{images} has no boxes: photos are used whole (this matters only if the training photos had boxes)')
-    return Listing(photos, left_out)
+    return photos, left_out
 
 
 def write_skipped(path: Path, lines: Sequence[str]) -> None:
@@ -108,12 +103,7 @@ def photo_state(path: str, box: Box | None) -> str | None:
     return state and f'{state} {box}'
 
 
-def readable_suffixes() -> set[str]:
-    """The suffixes of photos, in lower case with their dot."""
-    return {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
-
-
-def _walk(folder: Path, suffixes: set[str]) -> Listing:
+def _walk(folder: Path) -> tuple[list[ListedPhoto], str]:
     """The photos below `folder`, outside of galleries' tables. Links are followed, but each real folder is visited once, so that a loop of links ends."""
 
     def fail(error: OSError):
@@ -129,13 +119,13 @@ def _walk(folder: Path, suffixes: set[str]) -> Listing:
         folders[:] = sorted(name for name in folders if not name.startswith('.') and not name.endswith('.lance'))
         for name in files:
             suffix = Path(name).suffix.lower()
-            if suffix in suffixes and not name.startswith('.'):
+            if suffix in SUFFIXES and not name.startswith('.'):
                 paths.append(str(Path(root, name)))
             elif suffix not in EXPECTED_SUFFIXES and not name.startswith('.'):
                 others[suffix or 'none'] += 1
     counts = ', '.join(f'{suffix} {count:,}' for suffix, count in others.most_common())
     left_out = f'left out files whose suffix is not that of a photo ({counts})' if others else ''
-    return Listing([ListedPhoto(path) for path in sorted(paths)], left_out)
+    return [ListedPhoto(path) for path in sorted(paths)], left_out
 
 
 def _read_list(path: Path) -> list[ListedPhoto]:

@@ -59,30 +59,24 @@ def is_gallery(folder: Path | str) -> bool:
 
 
 @contextlib.contextmanager
-def locked(folder: Path | str) -> Iterator[None]:
-    """Hold the lock of the gallery's folder, which is created; object storage has none."""
-    if isinstance(folder, str):
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with lock(folder / '.lock', f'Another process is changing {folder}; wait for it.'):
-        yield
+def changing(folder: Path | str) -> Iterator[None]:
+    """Hold the lock of the gallery's folder, which is created; object storage has none.
 
-
-@contextlib.contextmanager
-def writing(folder: Path | str) -> Iterator[None]:
-    """Turn LanceDB's errors during a change, as on a full disk, into ours."""
-    try:
-        yield
-    except (OSError, RuntimeError, ValueError) as error:
-        if not re.search('LanceError|namespace', str(error)):
-            raise
+    LanceDB's errors during the change, as on a full disk, become ours.
+    """
+    with contextlib.ExitStack() as stack:
         if isinstance(folder, Path):
-            raise InputError(
-                f'{folder} cannot be written ({first_line(error)}); free space or fix its permissions, then run the same '
-                'command again.'
-            ) from error
-        raise damage(folder, error) from error
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(lock(folder / '.lock', f'Another process is changing {folder}; wait for it.'))
+        try:
+            yield
+        except (OSError, RuntimeError, ValueError) as error:
+            if not re.search('LanceError|namespace', str(error)):
+                raise
+            if isinstance(folder, str):
+                raise damage(folder, error) from error
+            fault = f'{folder} cannot be written ({first_line(error)})'
+            raise InputError(f'{fault}; free space or fix its permissions, then run the same command again.') from error
 
 
 def drop_torn_versions(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """`--mode serve`: a web page over a gallery, with a JSON API beside it."""
 
+import functools
 import ipaddress
 import logging
 import os
@@ -134,12 +135,21 @@ def create_app(finder: Finder, hosts: list[str]) -> FastAPI:
         responses={400: {'model': Problem, 'description': 'The request cannot be answered'}},
     )
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
-    app.middleware('http')(limit_rate())
     app.mount('/page', StaticFiles(directory=PAGE), name='page')
-    busy = CapacityLimiter(AT_ONCE)
+    limiter, rate = FixedWindowRateLimiter(MemoryStorage()), RateLimitItemPerMinute(SEARCHES_PER_MINUTE)
+    run = functools.partial(to_thread.run_sync, limiter=CapacityLimiter(AT_ONCE))
 
-    async def run(work: Callable[..., Any], *args: Any) -> Any:
-        return await to_thread.run_sync(work, *args, limiter=busy)
+    @app.middleware('http')
+    async def limit(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
+        """Refuse a client's searches above SEARCHES_PER_MINUTE with status 429, and add HEADERS."""
+        client = request.client.host if request.client else ''
+        if request.url.path.endswith(('/embed', '/search', '/similar')) and not limiter.hit(rate, client):
+            message = f'More than {SEARCHES_PER_MINUTE} searches in a minute; wait a moment.'
+            response: Response = JSONResponse({'detail': message}, 429, headers={'Retry-After': '60'})
+        else:
+            response = await answer(request)
+        response.headers.update(HEADERS)
+        return response
 
     @app.exception_handler(InputError)
     async def refuse(request: Request, error: InputError) -> JSONResponse:
@@ -202,20 +212,3 @@ def or_404(answer: Any) -> Any:
     if answer is None:
         raise HTTPException(404, 'The gallery has no photo with this id.')
     return answer
-
-
-def limit_rate() -> Callable[[Request, Callable[[Request], Awaitable[Response]]], Awaitable[Response]]:
-    """Middleware that refuses a client's searches above SEARCHES_PER_MINUTE with status 429, and adds HEADERS."""
-    limiter, rate = FixedWindowRateLimiter(MemoryStorage()), RateLimitItemPerMinute(SEARCHES_PER_MINUTE)
-
-    async def limit(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
-        client = request.client.host if request.client else ''
-        if request.url.path.endswith(('/embed', '/search', '/similar')) and not limiter.hit(rate, client):
-            message = f'More than {SEARCHES_PER_MINUTE} searches in a minute; wait a moment.'
-            response: Response = JSONResponse({'detail': message}, 429, headers={'Retry-After': '60'})
-        else:
-            response = await answer(request)
-        response.headers.update(HEADERS)
-        return response
-
-    return limit

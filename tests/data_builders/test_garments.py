@@ -135,7 +135,7 @@ def test_builder_reads_every_photo_with_its_labels_and_boxes(data, drawn):
 def test_photos_of_valid_and_test_are_written_as_a_catalog(data, tmp_path):
     raw = synthetic.read(data)
     expected = {photo.image_id: photo for split in ('valid', 'test') for photo in raw.photos[split]}
-    listed = list_photos(tmp_path / 'synthetic/photos/labels.csv').photos
+    listed = list_photos(tmp_path / 'synthetic/photos/labels.csv')[0]
     assert [Path(photo.path).name for photo in listed] == list(expected)
     for photo in listed:
         original = expected[Path(photo.path).name]

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from asen_jax.errors import InputError
-from asen_jax.search.listing import list_photos, readable_suffixes
+from asen_jax.search.listing import SUFFIXES, list_photos
 
 NAMES = ('2.jpg', 'a b.PNG', 'deep/er/1.webp', 'deep/3.jpeg', 'ärmel.gif')
 
@@ -21,7 +21,7 @@ def shop(tmp_path):
 
 
 def paths(images):
-    return [photo.path for photo in list_photos(images).photos]
+    return [photo.path for photo in list_photos(images)[0]]
 
 
 def expected(folder):
@@ -66,17 +66,17 @@ def test_files_that_are_left_out_by_their_suffix_are_counted(shop):
     for name in ('1.HEIC', 'deep/2.heic', 'noname', 'photos.lance/data/1.lance', 'v.npz', '.DS_Store'):
         (shop / name).parent.mkdir(parents=True, exist_ok=True)
         (shop / name).touch()
-    left_out = list_photos(shop).left_out
+    left_out = list_photos(shop)[1]
     assert left_out.startswith('left out files whose suffix is not that of a photo (.heic 2, ')
     assert all(f'{suffix} 1' in left_out for suffix in ('.mpg', '.h5', 'none'))
-    assert list_photos(shop / 'deep/er').left_out == list_photos(shop / '2.jpg').left_out == ''
+    assert list_photos(shop / 'deep/er')[1] == list_photos(shop / '2.jpg')[1] == ''
 
 
 def test_boxes_of_a_table_are_0_based_and_half_open(shop):
     table = shop / 'labels.csv'
     table.write_text('x1,y1,path,x2,y2\n1,2.5,2.jpg,10,20\n,,a b.PNG,,\n')
-    assert [photo.box for photo in list_photos(table, with_boxes=True).photos] == [(0, 1.5, 10, 20), None]
-    assert [photo.box for photo in list_photos(table).photos] == [None] * 2
+    assert [photo.box for photo in list_photos(table, with_boxes=True)[0]] == [(0, 1.5, 10, 20), None]
+    assert [photo.box for photo in list_photos(table)[0]] == [None] * 2
 
 
 @pytest.mark.parametrize(
@@ -120,5 +120,5 @@ def test_an_unreadable_list_is_named_with_its_line(shop, name, content, reason):
 
 
 def test_suffixes_are_those_of_photos():
-    assert {'.jpg', '.jpeg', '.png', '.webp', '.gif', '.bmp', '.tif', '.tiff'} <= readable_suffixes()
-    assert not {'.pdf', '.eps', '.h5', '.mpg', '.txt', '.csv', '.npz', ''} & readable_suffixes()
+    assert {'.jpg', '.jpeg', '.png', '.webp', '.gif', '.bmp', '.tif', '.tiff'} <= SUFFIXES
+    assert not {'.pdf', '.eps', '.h5', '.mpg', '.txt', '.csv', '.npz', ''} & SUFFIXES
