@@ -77,11 +77,8 @@ def open_photos(
     photos = Photos(records, split, config)
     if config.data.cache == 'none':
         return photos
-
-    def load() -> Generator[dict[str, np.ndarray]]:
-        return load_batches(grain.MapDataset.source(photos).batch(config.eval.batch_size), config.data.num_workers)
-
-    return open_cache(records, split, photos.options, load, stop)
+    dataset = grain.MapDataset.source(photos).batch(config.eval.batch_size)
+    return open_cache(records, split, photos.options, load_batches(dataset, photos, config), stop)
 
 
 class TripletSource:
@@ -210,7 +207,7 @@ def train_batches(
     rows = sharding.local_rows(config.train.batch_size)
     source = TripletSource(records, config, rows, features, with_labels)
     dataset = grain.MapDataset.source(source).batch(len(rows), drop_remainder=True)[start_step:]
-    return load_batches(dataset, _num_workers(source.photos, config))
+    return load_batches(dataset, source.photos, config)
 
 
 def eval_batch_size(records: Records, split: str, config: ConfigDict) -> int:
@@ -251,18 +248,18 @@ def eval_batches(
     """Batches `image` uint8 [N, size, size, 3], `index`, `mask` (and `boxes` where there are any) of the photos `indices`."""
     source = EvalSource(records, split, indices, config)
     dataset = grain.MapDataset.source(source).batch(source.batch_size)
-    return load_batches(dataset, _num_workers(source.photos, config))
+    return load_batches(dataset, source.photos, config)
 
 
-def _num_workers(photos: Photos | CachedPhotos | None, config: ConfigDict) -> int:
-    """None for arrays in memory or mapped, which are read faster than another process could hand them over."""
-    return config.data.num_workers if isinstance(photos, Photos) else 0
+def load_batches(
+    dataset: grain.MapDataset, photos: Photos | CachedPhotos | None, config: ConfigDict
+) -> Generator[dict[str, np.ndarray]]:
+    """The batches of a dataset of `photos`, loaded ahead by `data.num_workers` processes or, with 0, by threads of this one.
 
-
-def load_batches(dataset: grain.MapDataset, num_workers: int) -> Generator[dict[str, np.ndarray]]:
-    """The batches of a dataset, loaded ahead by `num_workers` processes or, with 0, by threads of this one."""
-    if num_workers:
-        yield from map_in_processes(dataset.__getitem__, len(dataset), num_workers)
+    Without photos to decode, also by threads: arrays in memory or mapped are read faster than a process could hand them over.
+    """
+    if config.data.num_workers and isinstance(photos, Photos):
+        yield from map_in_processes(dataset.__getitem__, len(dataset), config.data.num_workers)
         return
     options = grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=READ_AHEAD)
     iterator = iter(dataset.to_iter_dataset(options))

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import os
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +49,10 @@ def open_cache(
     records: Records,
     split: str,
     options: LoadOptions,
-    load: Callable[[], Generator[dict[str, np.ndarray]]],
+    batches: Generator[dict[str, np.ndarray]],
     stop: StopRequest | None = None,
 ) -> CachedPhotos:
-    """The cache of a split, filled first from the batches of `load` unless it exists; other processes wait meanwhile.
+    """The cache of a split, filled first from `batches` of its photos unless it exists; other processes wait meanwhile.
 
     Raises InputError if it cannot be written, and StoppedError after a signal that `stop` received.
     """
@@ -61,11 +61,10 @@ def open_cache(
         try:
             path.parent.mkdir(exist_ok=True)
             busy = f'Another process is filling {path.parent}; waiting for it.'
-            with files.lock(path.parent / '.lock', busy, wait=True), contextlib.suppress(StoppedError):
+            lock = files.lock(path.parent / '.lock', busy, wait=True)
+            with lock, contextlib.suppress(StoppedError), contextlib.closing(batches):
                 if not path.exists():
-                    with contextlib.closing(load()) as batches:
-                        shape = (records.splits[split], options.size, options.size, 3)
-                        _fill(path, shape, batches, f'cache {split}', stop)
+                    _fill(path, (records.splits[split], options.size, options.size, 3), batches, f'cache {split}', stop)
         except OSError as error:
             if not str(error.filename).startswith(str(path.parent)):  # the records, perhaps
                 raise
@@ -90,11 +89,7 @@ def _boxes_path(path: Path) -> Path:
 
 
 def _fill(
-    path: Path,
-    shape: tuple[int, ...],
-    batches: Generator[dict[str, np.ndarray]],
-    title: str,
-    stop: StopRequest | None,
+    path: Path, shape: tuple[int, ...], batches: Iterable[dict[str, np.ndarray]], title: str, stop: StopRequest | None
 ) -> None:
     """Write the photos of `batches`; `path` appears last, so that it stands for a complete cache."""
     for left in path.parent.glob('.*.tmp'):  # by a process that was killed
