@@ -13,6 +13,7 @@ COMPILED = tempfile.TemporaryDirectory(prefix='compiled-')  # the same small pro
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', COMPILED.name)
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 
+import gc
 import signal
 from pathlib import Path
 
@@ -31,9 +32,18 @@ from configs import synthetic
 from data_builders import prepare
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+gc.set_threshold(
+    50_000, 20, 100
+)  # tracing makes many objects; looking for garbage among them takes a tenth of the time
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it, here and in processes that tests start
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_finish(session):
+    """Leave the objects of all imported modules out of every search for garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 def read_split(directory, split):
