@@ -38,6 +38,12 @@ gc.set_threshold(
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it, here and in processes that tests start
 
 ROOT = Path(__file__).resolve().parent.parent
+SLOW = ('test_loop', 'test_parity', 'test_import_export', 'test_step', 'test_models', 'test_main', 'test_starting')
+
+
+def pytest_collection_modifyitems(items):
+    """Start with the files that take longest, so that no worker is left alone with one of them at the end."""
+    items.sort(key=lambda item: SLOW.index(item.path.stem) if item.path.stem in SLOW else len(SLOW))
 
 
 def pytest_collection_finish(session):
